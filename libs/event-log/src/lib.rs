@@ -1,0 +1,269 @@
+//! The log: append, read, transform atomically; on Apache Kafka, or embedded in the process.
+//!
+//! ```text
+//!             ┌──────────── Log ────────────┐
+//!  bridge ──► │ Appender   append → durable │
+//!  stages ◄─► │ Processor  batch → commit   │   Processor = Consumer of the source log
+//!  reads  ◄── │ Reader     range → batches  │             + Transactor of the target log
+//!             └─────────────────────────────┘
+//! ```
+//!
+//! This crate knows topics, partitions, offsets and bytes. It does not know what a reading is.
+//!
+//! Both backends keep the same promises, and one conformance suite (`tests/conformance.rs`) holds them to it:
+//!
+//! - An offset that was acknowledged stays, in order, until retention removes it.
+//! - [`Processor::commit`] makes outputs and positions visible together or not at all.
+//! - A reader sees committed records only.
+//! - A position that retention has passed is an [`Error::OutOfRange`], never a silent jump.
+
+mod args;
+mod batch;
+pub mod catalogue;
+mod embedded;
+mod error;
+mod kafka;
+mod processor;
+
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use args::{KafkaOption, LogArgs, LogUrl};
+pub use batch::{Batch, Headers, Outputs, Record, RecordRef};
+pub use error::{BoxError, Error};
+pub use processor::{Event, Outcome, Processor, ProcessorOptions};
+
+/// Opens the log at `url`.
+///
+/// Opening the same embedded directory again in one process gives the same log; opening it in another process is
+/// [`Error::InUse`]. A Kafka log is returned without waiting for a broker: the first operation that needs one says
+/// what it is waiting for.
+pub fn open(url: &LogUrl, kafka_options: &[KafkaOption]) -> Result<Arc<dyn Log>, Error> {
+    match url {
+        LogUrl::Kafka { .. } => kafka::open(url, kafka_options),
+        LogUrl::Directory(path) => embedded::open(path),
+    }
+}
+
+/// A log: topics of partitions of records.
+pub trait Log: Send + Sync + Debug {
+    /// Where this log is.
+    fn url(&self) -> &LogUrl;
+
+    /// Creates the topic if it does not exist. A topic that exists with another partition count or clean-up policy
+    /// is [`Error::TopicDiffers`]; other differences are left as they are.
+    fn ensure_topic(&self, spec: &TopicSpec) -> Result<(), Error>;
+
+    /// The topic as it is now. [`Error::UnknownTopic`] if there is none.
+    fn describe(&self, topic: &str) -> Result<TopicDescription, Error>;
+
+    /// The committed positions of `group`, one per partition of `topic`; `None` where it has committed nothing.
+    fn committed(&self, group: &str, topic: &str) -> Result<Vec<Option<u64>>, Error>;
+
+    /// An appender that calls `on_completion` with every token exactly once, from a thread of its own.
+    ///
+    /// `on_completion` must not block: everybody's acknowledgements wait behind it.
+    fn appender(self: Arc<Self>, on_completion: OnCompletion) -> Result<Arc<dyn Appender>, Error>;
+
+    /// Reads the given ranges, committed records only.
+    fn reader(self: Arc<Self>, ranges: Vec<Range>) -> Result<Box<dyn Reader>, Error>;
+
+    /// The reading half of a [`Processor`]; use [`Processor::new`].
+    fn consumer(self: Arc<Self>, options: &ProcessorOptions) -> Result<Box<dyn Consumer>, Error>;
+
+    /// The committing half of a [`Processor`]; use [`Processor::new`].
+    fn transactor(self: Arc<Self>, options: &ProcessorOptions) -> Result<Box<dyn Transactor>, Error>;
+}
+
+/// Appends single records and reports when they are durable.
+pub trait Appender: Send + Sync {
+    /// Queues one record for the partition that its key belongs to ([`partition_for_key`]).
+    ///
+    /// Never blocks. [`AppendError::Full`] means that the bounded queue is full: try again after a completion.
+    /// Records of one key that one thread appends keep their order.
+    fn append(&self, topic: &Arc<str>, record: &Record<'_>, token: u64) -> Result<(), AppendError>;
+
+    /// Waits until every queued record has completed, at most `timeout`. Returns whether all have.
+    fn flush(&self, timeout: Duration) -> bool;
+}
+
+/// Why a record was not queued. Nothing was appended, and its token will not come back.
+#[derive(Debug, thiserror::Error)]
+pub enum AppendError {
+    /// The queue is at its bound.
+    #[error("the append queue is full")]
+    Full,
+    /// The record can never be appended (unknown topic, too large), or the log has failed for good.
+    #[error(transparent)]
+    Refused(#[from] Error),
+}
+
+/// What became of one appended record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Completion {
+    /// The token that came with the record.
+    pub token: u64,
+    /// Whether the record is durable. `false`: it may or may not be in the log; do not acknowledge it.
+    pub durable: bool,
+}
+
+/// Receives completions, many at a time.
+pub type OnCompletion = Box<dyn Fn(&[Completion]) + Send + Sync>;
+
+/// Reads ranges of partitions in offset order.
+pub trait Reader: Send {
+    /// The next records of one partition, at most `max_records`; [`Read::Idle`] after `timeout` without any.
+    fn next(&mut self, max_records: usize, timeout: Duration) -> Result<Read, Error>;
+}
+
+/// What a [`Reader`] found.
+#[derive(Debug)]
+pub enum Read {
+    /// Records of one partition.
+    Batch(Batch),
+    /// Nothing within the time-out; more may come.
+    Idle,
+    /// Every range has been read to its end.
+    End,
+}
+
+/// The reading half of a [`Processor`]: the partitions that this instance holds in its group.
+pub trait Consumer: Send {
+    /// The next event. After `Assigned` nothing comes from those partitions before [`Consumer::seek`].
+    fn poll(&mut self, max_records: usize, timeout: Duration) -> Result<Event, Error>;
+    /// Goes on from these positions.
+    fn seek(&mut self, positions: &[Position]) -> Result<(), Error>;
+    /// What a [`Transactor`] of the same log needs to fence an instance that has lost its partitions.
+    fn membership(&self) -> Membership;
+}
+
+/// The committing half of a [`Processor`].
+pub trait Transactor: Send {
+    /// The committed positions of the group, in the order asked for.
+    fn committed(&mut self, partitions: &[TopicPartition]) -> Result<Vec<Option<u64>>, Error>;
+    /// Makes `outputs` and `positions` durable and visible together.
+    ///
+    /// `Ok(true)`: committed. `Ok(false)`: not committed, or unknown; the transactor has recovered, and
+    /// [`Transactor::committed`] tells what holds.
+    fn commit(&mut self, outputs: &Outputs, positions: &[Position], membership: &Membership) -> Result<bool, Error>;
+}
+
+/// A consumer's place in its group, as its backend knows it.
+#[derive(Default)]
+pub struct Membership(pub(crate) Option<rdkafka::consumer::ConsumerGroupMetadata>);
+
+/// One partition of one topic.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TopicPartition {
+    /// The topic.
+    pub topic: Arc<str>,
+    /// The partition, from 0.
+    pub partition: u32,
+}
+
+/// The offset of the next record to be processed in a partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Position {
+    /// The topic.
+    pub topic: Arc<str>,
+    /// The partition, from 0.
+    pub partition: u32,
+    /// The next offset.
+    pub offset: u64,
+}
+
+/// A part of a partition to be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Range {
+    /// The topic.
+    pub topic: Arc<str>,
+    /// The partition, from 0.
+    pub partition: u32,
+    /// The first offset.
+    pub start: u64,
+    /// The offset after the last, or `None` to follow the partition as it grows.
+    pub end: Option<u64>,
+}
+
+/// What a topic should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicSpec {
+    /// The name.
+    pub name: Arc<str>,
+    /// How many partitions.
+    pub partitions: u32,
+    /// Remove what is older than this; `None` keeps everything.
+    pub retention: Option<Duration>,
+    /// Keep the last record of each key instead of all.
+    pub compacted: bool,
+}
+
+/// What a topic is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicDescription {
+    /// Its identity: another one after the topic was deleted and created again.
+    pub id: String,
+    /// Its partitions, in order.
+    pub partitions: Vec<PartitionDescription>,
+    /// Whether it is compacted.
+    pub compacted: bool,
+}
+
+/// The bounds of a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PartitionDescription {
+    /// The first offset that can still be read.
+    pub first: u64,
+    /// The offset that the next committed record will have at the earliest.
+    pub next: u64,
+}
+
+/// The partition of a key: Kafka's default partitioner (murmur2), on both backends.
+///
+/// Source: `org.apache.kafka.common.utils.Utils.murmur2` and `BuiltInPartitioner.partitionForKey`.
+pub fn partition_for_key(key: &[u8], partitions: u32) -> u32 {
+    (murmur2(key) & 0x7fff_ffff) % partitions
+}
+
+fn murmur2(data: &[u8]) -> u32 {
+    const M: u32 = 0x5bd1_e995;
+    const SEED: u32 = 0x9747_b28c;
+    let mut h = SEED ^ data.len() as u32;
+    let mut chunks = data.chunks_exact(4);
+    for chunk in &mut chunks {
+        let mut k = u32::from_le_bytes([chunk[0], chunk[1], chunk[2], chunk[3]]).wrapping_mul(M);
+        k ^= k >> 24;
+        h = h.wrapping_mul(M) ^ k.wrapping_mul(M);
+    }
+    let rest = chunks.remainder();
+    if !rest.is_empty() {
+        for (i, byte) in rest.iter().enumerate() {
+            h ^= u32::from(*byte) << (8 * i);
+        }
+        h = h.wrapping_mul(M);
+    }
+    h ^= h >> 13;
+    h = h.wrapping_mul(M);
+    h ^ (h >> 15)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn partitions_agree_with_kafka() {
+        // Expected hashes: Apache Kafka's own UtilsTest.testMurmur2.
+        for (key, hash) in [
+            ("21", -973_932_308i32),
+            ("foobar", -790_332_482),
+            ("a-little-bit-long-string", -985_981_536),
+            ("a-little-bit-longer-string", -1_486_304_829),
+            ("lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8", -58_897_971),
+            ("abc", 479_470_107),
+        ] {
+            assert_eq!(murmur2(key.as_bytes()) as i32, hash, "{key}");
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! Read, transform, commit: a [`Consumer`] of the source log and a [`Transactor`] of the target log as one thing.
+//!
+//! The committed positions live in the target log, beside the outputs they belong to, so that both are one
+//! transaction also where source and target are two logs (the replicator).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::{Batch, Consumer, Error, Log, Outputs, Position, TopicPartition, Transactor};
+
+/// Who processes what.
+#[derive(Debug, Clone)]
+pub struct ProcessorOptions {
+    /// The consumer group: instances of one group share the partitions.
+    pub group: String,
+    /// The name of this instance within the group; stays the same over a restart.
+    pub instance: String,
+    /// The topics of the source log.
+    pub topics: Vec<Arc<str>>,
+}
+
+/// What happened to a processor.
+#[derive(Debug)]
+pub enum Event {
+    /// This instance now holds these partitions, and goes on from these positions.
+    Assigned(Vec<Position>),
+    /// This instance no longer holds these partitions. What was not committed will be processed by another.
+    Revoked(Vec<TopicPartition>),
+    /// Records of one partition, following the last ones.
+    Batch(Batch),
+    /// Nothing within the time-out.
+    Idle,
+}
+
+/// What became of a commit.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Outputs and positions are durable and visible.
+    Committed,
+    /// Neither is, or an earlier, unknown outcome turned out to be a commit: the processor goes on from these
+    /// positions, and the caller rebuilds what it derived from later records.
+    RolledBack(Vec<Position>),
+}
+
+/// Reads from one log, and commits outputs and positions to the same or another log.
+pub struct Processor {
+    consumer: Box<dyn Consumer>,
+    transactor: Box<dyn Transactor>,
+    source: Arc<dyn Log>,
+    held: HashMap<TopicPartition, u64>,
+}
+
+impl Processor {
+    /// Joins the group on `source`; outputs and positions go to `target`.
+    pub fn new(source: Arc<dyn Log>, target: Arc<dyn Log>, options: &ProcessorOptions) -> Result<Self, Error> {
+        // The transactor first: it fences an earlier instance of this name before partitions come.
+        let transactor = target.transactor(options)?;
+        let consumer = source.clone().consumer(options)?;
+        Ok(Self { consumer, transactor, source, held: HashMap::new() })
+    }
+
+    /// The next event, at most `timeout` later. Batches have at most `max_records` records.
+    pub fn next(&mut self, max_records: usize, timeout: Duration) -> Result<Event, Error> {
+        let event = self.consumer.poll(max_records, timeout)?;
+        match &event {
+            Event::Assigned(assigned) => {
+                let partitions: Vec<_> = assigned
+                    .iter()
+                    .map(|p| TopicPartition { topic: p.topic.clone(), partition: p.partition })
+                    .collect();
+                let positions = self.resume(&partitions)?;
+                return Ok(Event::Assigned(positions));
+            }
+            Event::Revoked(revoked) => {
+                for partition in revoked {
+                    self.held.remove(partition);
+                }
+            }
+            Event::Batch(_) | Event::Idle => {}
+        }
+        Ok(event)
+    }
+
+    /// Commits `outputs`, and `positions` as processed.
+    pub fn commit(&mut self, outputs: &Outputs, positions: &[Position]) -> Result<Outcome, Error> {
+        let membership = self.consumer.membership();
+        if self.transactor.commit(outputs, positions, &membership)? {
+            for p in positions {
+                self.held.insert(TopicPartition { topic: p.topic.clone(), partition: p.partition }, p.offset);
+            }
+            return Ok(Outcome::Committed);
+        }
+        let mut held: Vec<_> = self.held.keys().cloned().collect();
+        held.sort();
+        Ok(Outcome::RolledBack(self.resume(&held)?))
+    }
+
+    /// Goes on from the committed positions, or from the first offset where nothing was committed.
+    fn resume(&mut self, partitions: &[TopicPartition]) -> Result<Vec<Position>, Error> {
+        let committed = self.transactor.committed(partitions)?;
+        let mut positions = Vec::with_capacity(partitions.len());
+        for (partition, committed) in partitions.iter().zip(committed) {
+            let offset = match committed {
+                Some(offset) => offset,
+                None => self.source.describe(&partition.topic)?.partitions[partition.partition as usize].first,
+            };
+            self.held.insert(partition.clone(), offset);
+            positions.push(Position { topic: partition.topic.clone(), partition: partition.partition, offset });
+        }
+        self.consumer.seek(&positions)?;
+        Ok(positions)
+    }
+}
