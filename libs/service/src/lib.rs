@@ -1,1 +1,182 @@
-//! Placeholder.
+//! What every process of carstream does alike: settings, logging, admin port, signals, exit codes.
+//!
+//! ```text
+//! main ─► parse settings ─► logging ─► run(args, shutdown) ─► drained ─► exit 0
+//!            │ bad: 64                    ▲           │ failed: 1
+//!            ▼                 SIGTERM/Ctrl-C; a second one exits at once
+//! ```
+//!
+//! What a stage does is the stage's own; nothing here knows a topic or a reading.
+
+mod admin;
+mod waiting;
+
+use std::fmt;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use tokio_util::sync::CancellationToken;
+
+pub use admin::{AdminError, with_admin};
+pub use waiting::{Waiting, retry_until};
+
+/// Exit code for settings that cannot work, as in BSD's `sysexits.h` (EX_USAGE).
+pub const EXIT_CONFIG: u8 = 64;
+
+/// The exit code after a second signal: 128 + SIGINT, as shells report it.
+const EXIT_SECOND_SIGNAL: i32 = 130;
+
+/// Settings that every process has.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct ServiceArgs {
+    /// How much to log (on standard error).
+    #[arg(long, env = "CARSTREAM_LOG_LEVEL", value_enum, default_value_t, global = true)]
+    pub log_level: LogLevel,
+    /// Serve /metrics, /livez and /readyz at this address; nothing is served without it.
+    #[arg(long, env = "CARSTREAM_ADMIN", value_name = "HOST:PORT", global = true)]
+    pub admin: Option<SocketAddr>,
+}
+
+/// How much to log.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogLevel {
+    /// A human must act.
+    Error,
+    /// Something is not as it should be, and was dealt with.
+    Warn,
+    /// What the process is doing.
+    #[default]
+    Info,
+    /// For finding faults.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+impl From<LogLevel> for tracing::Level {
+    fn from(level: LogLevel) -> Self {
+        match level {
+            LogLevel::Error => Self::ERROR,
+            LogLevel::Warn => Self::WARN,
+            LogLevel::Info => Self::INFO,
+            LogLevel::Debug => Self::DEBUG,
+            LogLevel::Trace => Self::TRACE,
+        }
+    }
+}
+
+/// Settings that cannot work. All problems are reported together; the process exits with [`EXIT_CONFIG`].
+#[derive(Debug)]
+pub struct ConfigError(pub Vec<String>);
+
+impl ConfigError {
+    /// `Ok` if there are no problems.
+    pub fn check(problems: Vec<String>) -> Result<(), Self> {
+        if problems.is_empty() { Ok(()) } else { Err(Self(problems)) }
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join("; "))
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// The whole `main` of a binary: parses `A`, sets up logging, runs, drains at SIGINT or SIGTERM.
+///
+/// Exit codes: 0 clean, 1 failure, 64 bad configuration. A second signal exits at once with 130.
+pub fn main<A, F, Fut>(run: F) -> ExitCode
+where
+    A: clap::Parser + AsRef<ServiceArgs>,
+    F: FnOnce(A, CancellationToken) -> Fut,
+    Fut: Future<Output = anyhow::Result<()>>,
+{
+    let args = match A::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            // Printing fails only if standard error is gone; the exit code still tells.
+            let _ = error.print();
+            return match error.kind() {
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
+                _ => ExitCode::from(EXIT_CONFIG),
+            };
+        }
+    };
+    init_logging(args.as_ref().log_level);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: cannot start the runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let result = runtime.block_on(async {
+        let shutdown = CancellationToken::new();
+        tokio::spawn(cancel_on_signal(shutdown.clone()));
+        run(args, shutdown).await
+    });
+    // A blocking task that outlived the drain must not keep the process.
+    runtime.shutdown_background();
+    exit_code(result)
+}
+
+/// Logs to standard error at `level`. A second call has no effect.
+pub fn init_logging(level: LogLevel) {
+    use std::io::IsTerminal;
+    let _ = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::from(level))
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .try_init();
+}
+
+fn exit_code(result: anyhow::Result<()>) -> ExitCode {
+    let Err(error) = result else { return ExitCode::SUCCESS };
+    if let Some(ConfigError(problems)) = error.downcast_ref() {
+        for problem in problems {
+            eprintln!("error: {problem}");
+        }
+        return ExitCode::from(EXIT_CONFIG);
+    }
+    eprintln!("error: {error:#}");
+    ExitCode::FAILURE
+}
+
+async fn cancel_on_signal(shutdown: CancellationToken) {
+    signal().await;
+    tracing::info!("stopping: finishing what was accepted; a second signal exits at once");
+    shutdown.cancel();
+    signal().await;
+    std::process::exit(EXIT_SECOND_SIGNAL);
+}
+
+#[cfg(unix)]
+async fn signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    match signal(SignalKind::terminate()) {
+        Ok(mut terminate) => {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = tokio::signal::ctrl_c() => {}
+            }
+        }
+        Err(_) => interrupt().await,
+    }
+}
+
+#[cfg(not(unix))]
+async fn signal() {
+    interrupt().await;
+}
+
+async fn interrupt() {
+    if tokio::signal::ctrl_c().await.is_err() {
+        // Without signals the process ends by being killed, which it withstands.
+        std::future::pending::<()>().await;
+    }
+}

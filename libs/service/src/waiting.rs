@@ -1,0 +1,99 @@
+//! Saying in one line what a process waits for.
+
+use std::error::Error;
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+
+/// Often enough to see that the process is alive, rare enough to keep the log readable.
+const REPEAT_AFTER_S: u64 = 10;
+
+/// A missing part is back soon after it starts.
+const RETRY_AFTER_MS: u64 = 250;
+
+/// Something that is not there yet. Says so at once, then every ten seconds.
+#[derive(Debug)]
+pub struct Waiting {
+    what: String,
+    said: Option<Instant>,
+}
+
+impl Waiting {
+    /// Waits for `what`, as in "topic telemetry.raw in kafka://localhost:9092".
+    pub fn new(what: impl Into<String>) -> Self {
+        Self { what: what.into(), said: None }
+    }
+
+    /// Says what is waited for and why, unless that was said a moment ago.
+    pub fn note(&mut self, cause: &dyn Error) {
+        if self.said.is_some_and(|said| said.elapsed() < Duration::from_secs(REPEAT_AFTER_S)) {
+            return;
+        }
+        tracing::info!("waiting for {}: {}", self.what, chain(cause));
+        self.said = Some(Instant::now());
+    }
+
+    /// Says that the waiting is over, if it was ever said that it began.
+    pub fn over(&mut self) {
+        if self.said.take().is_some() {
+            tracing::info!("{} is there", self.what);
+        }
+    }
+}
+
+/// Calls `attempt` until it succeeds, its error `is_final`, or shutdown. Blocking. `Ok(None)`: shut down.
+pub fn retry_until<T, E: Error>(
+    shutdown: &CancellationToken,
+    what: impl Into<String>,
+    is_final: impl Fn(&E) -> bool,
+    mut attempt: impl FnMut() -> Result<T, E>,
+) -> Result<Option<T>, E> {
+    let mut waiting = Waiting::new(what);
+    while !shutdown.is_cancelled() {
+        match attempt() {
+            Ok(value) => {
+                waiting.over();
+                return Ok(Some(value));
+            }
+            Err(error) if is_final(&error) => return Err(error),
+            Err(error) => waiting.note(&error),
+        }
+        std::thread::sleep(Duration::from_millis(RETRY_AFTER_MS));
+    }
+    Ok(None)
+}
+
+/// An error with its causes, in one line.
+fn chain(error: &dyn Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        line.push_str(": ");
+        line.push_str(&error.to_string());
+        cause = error.source();
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retries_until_it_succeeds_or_is_final() {
+        let shutdown = CancellationToken::new();
+        let mut attempts = 0;
+        let got = retry_until(&shutdown, "the third attempt", |e: &std::io::Error| e.raw_os_error().is_some(), || {
+            attempts += 1;
+            if attempts < 3 { Err(std::io::Error::other("not yet")) } else { Ok(attempts) }
+        });
+        assert_eq!(got.ok(), Some(Some(3)));
+        let refused = retry_until(&shutdown, "nothing", |_: &std::io::Error| true, || {
+            Err::<(), _>(std::io::Error::other("never"))
+        });
+        assert_eq!(refused.map_err(|e| e.to_string()), Err("never".to_owned()));
+        shutdown.cancel();
+        let stopped = retry_until(&shutdown, "nothing", |_: &std::io::Error| false, || Ok(()));
+        assert_eq!(stopped.ok(), Some(None));
+    }
+}
