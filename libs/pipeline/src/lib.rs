@@ -1,1 +1,272 @@
-//! Placeholder.
+//! The loop of a stage: read, transform, commit.
+//!
+//! ```text
+//!            ┌────────────────────── one transaction ──────────────────────┐
+//!  source ──►│ batches ─► Transform::apply ─► Emit (outputs, dead letters) │──► target
+//!            │                                 + positions                 │
+//!            └─────────────────────────────────────────────────────────────┘
+//!  assigned, or rolled back:  reset ─► replay up to the committed position, emitting nothing
+//! ```
+//!
+//! The preprocessor, the replicator and the scorer share this one loop. It owns reading, transactions, commits and
+//! recovery; a [`Transform`] is a pure synchronous function from batch to batch and does none of these.
+
+mod emit;
+mod metrics;
+mod table;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use event_log::{
+    Batch, Error, Event, Log, Outcome, Position, Processor, ProcessorOptions, Range, Read, TopicPartition,
+};
+use tokio_util::sync::CancellationToken;
+
+pub use emit::{DeadLetterHeader, Emit};
+pub use metrics::Metrics;
+use table::Table;
+
+/// How long one wait for records lasts, and so how late a shutdown may be noticed.
+const POLL_MS: u64 = 50;
+
+/// Records per read while state is rebuilt: large, since nothing waits for a commit.
+const REPLAY_RECORDS: usize = 8192;
+
+/// What a stage makes of records. Pure and synchronous; all I/O is the loop's.
+pub trait Transform: Send {
+    /// Forgets the state of a partition: it was assigned, revoked, or its last batches were rolled back.
+    fn reset(&mut self, _topic: &Arc<str>, _partition: u32) {}
+
+    /// Whether what lies before the committed position is replayed after a reset.
+    fn is_stateful(&self) -> bool {
+        false
+    }
+
+    /// Rebuilds state from records that were processed before. Emits nothing.
+    fn replay(&mut self, _batch: &Batch) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    /// Takes rows of a reference table, up to the table's end as of the transaction that follows.
+    fn table(&mut self, _batch: &Batch) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    /// Turns the records of one partition into outputs and dead letters.
+    ///
+    /// An error stops the stage: a record that cannot be used is a dead letter, not an error.
+    fn apply(&mut self, batch: &Batch, emit: &mut Emit) -> anyhow::Result<()>;
+}
+
+/// Where a stage reads and writes.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The log to read.
+    pub source: Arc<dyn Log>,
+    /// The log that gets outputs and positions.
+    pub target: Arc<dyn Log>,
+    /// The consumer group.
+    pub group: String,
+    /// The name of this instance within the group.
+    pub instance: String,
+    /// The topics to read.
+    pub topics: Vec<Arc<str>>,
+    /// Reference tables in the source log.
+    pub tables: Vec<Arc<str>>,
+    /// The topics of the target log that the transform emits to.
+    pub outputs: Vec<Arc<str>>,
+    /// Where dead letters go, in the target log; a stage without it can use every record.
+    pub dead_letter: Option<Arc<str>>,
+    /// Commit at the latest after this many records.
+    pub max_records: usize,
+    /// Commit at the latest this long after the first record.
+    pub max_wait: Duration,
+}
+
+/// Runs the loop until shutdown. Blocking.
+///
+/// At shutdown the open transaction is committed. A log that does not answer is waited for: everything since the
+/// last commit is given up and done again. What ends the loop: a transform's error, being fenced, a position that
+/// the log no longer holds.
+pub fn run(
+    options: Options,
+    transform: &mut dyn Transform,
+    metrics: &Metrics,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<()> {
+    let what = format!("topics {} in {}", options.topics.join(", "), options.source.url());
+    while !shutdown.is_cancelled() {
+        let opened = service::retry_until(shutdown, what.as_str(), |e| !is_waitable(e), || Stage::open(&options))
+            .with_context(|| format!("cannot read {what}"))?;
+        let Some(mut stage) = opened else { break };
+        match stage.run(transform, metrics, shutdown) {
+            Ok(()) => break,
+            Err(error) if error.downcast_ref::<Error>().is_some_and(Error::is_retriable) => {
+                tracing::warn!("starting over from the last commit: {error:#}");
+                metrics.restarts.inc();
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Whether the other part may only not be there yet.
+fn is_waitable(error: &Error) -> bool {
+    error.is_retriable() || matches!(error, Error::UnknownTopic { .. })
+}
+
+struct Stage<'o> {
+    options: &'o Options,
+    processor: Processor,
+    tables: Vec<Table>,
+    emit: Emit,
+    pending: BTreeMap<TopicPartition, u64>,
+    records: usize,
+    since: Instant,
+}
+
+impl<'o> Stage<'o> {
+    fn open(options: &'o Options) -> Result<Self, Error> {
+        let processor_options = ProcessorOptions {
+            group: options.group.clone(),
+            instance: options.instance.clone(),
+            topics: options.topics.clone(),
+        };
+        for topic in options.topics.iter().chain(&options.tables) {
+            options.source.describe(topic)?;
+        }
+        let emit = Emit::new(options.target.as_ref(), &options.outputs, options.dead_letter.as_ref())?;
+        let processor = Processor::new(options.source.clone(), options.target.clone(), &processor_options)?;
+        let tables = options.tables.iter().map(|topic| Table::new(options.source.clone(), topic.clone())).collect();
+        Ok(Self { options, processor, tables, emit, pending: BTreeMap::new(), records: 0, since: Instant::now() })
+    }
+
+    fn run(
+        &mut self,
+        transform: &mut dyn Transform,
+        metrics: &Metrics,
+        shutdown: &CancellationToken,
+    ) -> anyhow::Result<()> {
+        loop {
+            let idle = self.pending.is_empty();
+            if shutdown.is_cancelled() {
+                return self.commit(transform, metrics);
+            }
+            let left = self.options.max_wait.saturating_sub(self.since.elapsed());
+            if !idle && (left.is_zero() || self.records >= self.options.max_records) {
+                self.commit(transform, metrics)?;
+                continue;
+            }
+            let timeout = if idle { Duration::from_millis(POLL_MS) } else { left };
+            let room = self.options.max_records - self.records;
+            match self.processor.next(room, timeout)? {
+                Event::Batch(batch) => self.apply(&batch, transform, metrics)?,
+                Event::Assigned(positions) => {
+                    // What is pending belongs to other partitions; after this their state may be rebuilt too.
+                    self.commit(transform, metrics)?;
+                    self.rebuild(&positions, transform, metrics)?;
+                }
+                Event::Revoked(partitions) => {
+                    // What is pending may belong to them: the commit is refused if it does, and rolled back.
+                    self.commit(transform, metrics)?;
+                    for p in &partitions {
+                        transform.reset(&p.topic, p.partition);
+                    }
+                }
+                Event::Idle => {}
+            }
+        }
+    }
+
+    fn apply(&mut self, batch: &Batch, transform: &mut dyn Transform, metrics: &Metrics) -> anyhow::Result<()> {
+        let Some(next) = batch.next_offset() else { return Ok(()) };
+        if self.pending.is_empty() {
+            self.since = Instant::now();
+            for table in &mut self.tables {
+                table.read_to_end(transform)?;
+            }
+        }
+        let began = Instant::now();
+        self.emit.begin(batch);
+        transform.apply(batch, &mut self.emit).with_context(|| {
+            let (topic, partition) = (batch.topic(), batch.partition());
+            format!("cannot process {topic}/{partition} before offset {next}")
+        })?;
+        metrics.transform_seconds.observe(began.elapsed().as_secs_f64());
+        let partition = TopicPartition { topic: batch.topic().clone(), partition: batch.partition() };
+        self.pending.insert(partition, next);
+        self.records += batch.len();
+        Ok(())
+    }
+
+    fn commit(&mut self, transform: &mut dyn Transform, metrics: &Metrics) -> anyhow::Result<()> {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        let positions: Vec<_> = std::mem::take(&mut self.pending)
+            .into_iter()
+            .map(|(p, offset)| Position { topic: p.topic, partition: p.partition, offset })
+            .collect();
+        let records = std::mem::take(&mut self.records);
+        let emitted = self.emit.take();
+        let began = Instant::now();
+        match self.processor.commit(&emitted.outputs, &positions)? {
+            Outcome::Committed => {
+                metrics.committed(records, &emitted, began.elapsed());
+                Ok(())
+            }
+            Outcome::RolledBack(positions) => {
+                metrics.rollbacks.inc();
+                self.rebuild(&positions, transform, metrics)
+            }
+        }
+    }
+
+    /// Brings the transform's state to these positions.
+    fn rebuild(
+        &self,
+        positions: &[Position],
+        transform: &mut dyn Transform,
+        metrics: &Metrics,
+    ) -> anyhow::Result<()> {
+        debug_assert!(self.pending.is_empty(), "pending outputs must not outlive the state they came from");
+        for p in positions {
+            transform.reset(&p.topic, p.partition);
+            if transform.is_stateful() {
+                self.replay(p, transform, metrics)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn replay(&self, until: &Position, transform: &mut dyn Transform, metrics: &Metrics) -> anyhow::Result<()> {
+        let source = &self.options.source;
+        let first = source.describe(&until.topic)?.partitions[until.partition as usize].first;
+        if first >= until.offset {
+            return Ok(());
+        }
+        let (topic, partition) = (until.topic.clone(), until.partition);
+        let range = Range { topic, partition, start: first, end: Some(until.offset) };
+        let mut reader = source.clone().reader(vec![range])?;
+        let began = Instant::now();
+        let mut records = 0;
+        loop {
+            match reader.next(REPLAY_RECORDS, Duration::from_millis(POLL_MS))? {
+                Read::Batch(batch) => {
+                    records += batch.len();
+                    transform.replay(&batch)?;
+                }
+                Read::Idle => {}
+                Read::End => break,
+            }
+        }
+        metrics.replayed.inc_by(records as u64);
+        let (topic, partition, ms) = (&until.topic, until.partition, began.elapsed().as_millis());
+        tracing::debug!("rebuilt the state of {topic}/{partition} from {records} records in {ms} ms");
+        Ok(())
+    }
+}

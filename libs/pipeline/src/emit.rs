@@ -1,0 +1,104 @@
+//! What a transform gives out during one transaction.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use event_log::{Batch, Error, Log, Outputs, Record, RecordRef, partition_for_key};
+
+/// The headers that a dead letter has besides those that the record came with.
+#[derive(Debug)]
+pub struct DeadLetterHeader;
+
+impl DeadLetterHeader {
+    /// Why: a short fixed word such as `malformed-json`.
+    pub const REASON: &'static str = "dead-letter.reason";
+    /// What exactly, for a person.
+    pub const DETAIL: &'static str = "dead-letter.detail";
+    /// The topic that it was read from.
+    pub const TOPIC: &'static str = "dead-letter.source.topic";
+    /// The partition, in decimal.
+    pub const PARTITION: &'static str = "dead-letter.source.partition";
+    /// The offset, in decimal.
+    pub const OFFSET: &'static str = "dead-letter.source.offset";
+    /// When it was put aside: milliseconds since the epoch, in decimal.
+    pub const TIME_MS: &'static str = "dead-letter.time_ms";
+}
+
+/// Collects outputs and dead letters.
+#[derive(Debug)]
+pub struct Emit {
+    partitions: HashMap<Arc<str>, u32>,
+    dead_letter: Option<Arc<str>>,
+    origin: (Arc<str>, u32),
+    emitted: Emitted,
+}
+
+/// What was emitted since the last commit.
+#[derive(Debug, Default)]
+pub(crate) struct Emitted {
+    pub(crate) outputs: Outputs,
+    pub(crate) dead_letters: BTreeMap<&'static str, u64>,
+}
+
+impl Emit {
+    pub(crate) fn new(target: &dyn Log, outputs: &[Arc<str>], dead_letter: Option<&Arc<str>>) -> Result<Self, Error> {
+        let mut partitions = HashMap::new();
+        for topic in outputs.iter().chain(dead_letter) {
+            partitions.insert(topic.clone(), target.describe(topic)?.partitions.len() as u32);
+        }
+        let origin = ("".into(), 0);
+        Ok(Self { partitions, dead_letter: dead_letter.cloned(), origin, emitted: Emitted::default() })
+    }
+
+    pub(crate) fn begin(&mut self, batch: &Batch) {
+        self.origin = (batch.topic().clone(), batch.partition());
+    }
+
+    pub(crate) fn take(&mut self) -> Emitted {
+        std::mem::take(&mut self.emitted)
+    }
+
+    /// Emits a record to the partition of its key.
+    ///
+    /// # Panics
+    /// If `topic` is not among [`crate::Options::outputs`].
+    pub fn send(&mut self, topic: &Arc<str>, record: &Record<'_>) {
+        let partitions = *self.partitions.get(topic).unwrap_or_else(|| panic!("{topic} is not a declared output"));
+        self.emitted.outputs.push(topic, partition_for_key(record.key, partitions), record);
+    }
+
+    /// Emits a record to a given partition.
+    pub fn send_to(&mut self, topic: &Arc<str>, partition: u32, record: &Record<'_>) {
+        self.emitted.outputs.push(topic, partition, record);
+    }
+
+    /// Puts a record of the current batch aside: as it came, with where it came from and why it cannot be used.
+    ///
+    /// # Panics
+    /// If the stage has no dead-letter topic.
+    pub fn dead_letter(&mut self, record: &RecordRef<'_>, reason: &'static str, detail: &str) {
+        let topic = self.dead_letter.clone().expect("a stage that makes dead letters has a topic for them");
+        let (origin_topic, origin_partition) = self.origin.clone();
+        let partition = origin_partition.to_string();
+        let offset = record.offset.to_string();
+        let time_ms = now_ms().to_string();
+        let mut headers: Vec<(&str, &[u8])> = record.headers.collect();
+        headers.extend([
+            (DeadLetterHeader::REASON, reason.as_bytes()),
+            (DeadLetterHeader::DETAIL, detail.as_bytes()),
+            (DeadLetterHeader::TOPIC, origin_topic.as_bytes()),
+            (DeadLetterHeader::PARTITION, partition.as_bytes()),
+            (DeadLetterHeader::OFFSET, offset.as_bytes()),
+            (DeadLetterHeader::TIME_MS, time_ms.as_bytes()),
+        ]);
+        let letter =
+            Record { key: record.key, value: record.value, headers: &headers, timestamp_ms: record.timestamp_ms };
+        self.send(&topic, &letter);
+        *self.emitted.dead_letters.entry(reason).or_default() += 1;
+    }
+}
+
+fn now_ms() -> u128 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis())
+}

@@ -1,0 +1,80 @@
+//! What the loop counts.
+
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+use crate::emit::Emitted;
+
+/// Handles to the metrics of one loop.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    /// Records that were read and committed.
+    pub records_in: Counter,
+    /// Records that were written, dead letters included.
+    pub records_out: Counter,
+    /// Records put aside, by reason.
+    pub dead_letters: Family<Reason, Counter>,
+    /// Transactions committed.
+    pub commits: Counter,
+    /// Transactions rolled back.
+    pub rollbacks: Counter,
+    /// Times that the loop started over because the log did not answer.
+    pub restarts: Counter,
+    /// Records replayed to rebuild state.
+    pub replayed: Counter,
+    /// How long one batch took to transform.
+    pub transform_seconds: Histogram,
+    /// How long one commit took.
+    pub commit_seconds: Histogram,
+}
+
+/// The reason of a dead letter: one of a fixed set of words.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Reason {
+    /// The word.
+    pub reason: &'static str,
+}
+
+impl Metrics {
+    /// Registers the metrics of the loop as `carstream_{stage}_…`.
+    pub fn new(registry: &mut Registry, stage: &str) -> Self {
+        let registry = registry.sub_registry_with_prefix(format!("carstream_{stage}"));
+        let seconds = || Histogram::new(exponential_buckets(0.000_1, 2.0, 16));
+        let metrics = Self {
+            records_in: Counter::default(),
+            records_out: Counter::default(),
+            dead_letters: Family::default(),
+            commits: Counter::default(),
+            rollbacks: Counter::default(),
+            restarts: Counter::default(),
+            replayed: Counter::default(),
+            transform_seconds: seconds(),
+            commit_seconds: seconds(),
+        };
+        registry.register("records_in", "Records read and committed", metrics.records_in.clone());
+        registry.register("records_out", "Records written, dead letters included", metrics.records_out.clone());
+        registry.register("dead_letters", "Records put aside, by reason", metrics.dead_letters.clone());
+        registry.register("commits", "Transactions committed", metrics.commits.clone());
+        registry.register("rollbacks", "Transactions rolled back", metrics.rollbacks.clone());
+        registry.register("restarts", "Starts over because the log did not answer", metrics.restarts.clone());
+        registry.register("replayed", "Records replayed to rebuild state", metrics.replayed.clone());
+        registry.register("transform_seconds", "Time to transform a batch", metrics.transform_seconds.clone());
+        registry.register("commit_seconds", "Time to commit a transaction", metrics.commit_seconds.clone());
+        metrics
+    }
+
+    pub(crate) fn committed(&self, records: usize, emitted: &Emitted, took: Duration) {
+        self.records_in.inc_by(records as u64);
+        self.records_out.inc_by(emitted.outputs.len() as u64);
+        self.commits.inc();
+        self.commit_seconds.observe(took.as_secs_f64());
+        for (reason, count) in &emitted.dead_letters {
+            self.dead_letters.get_or_create(&Reason { reason }).inc_by(*count);
+        }
+    }
+}
