@@ -1,1 +1,62 @@
-//! Placeholder.
+//! The front door: the whole platform in one process.
+//!
+//! ```text
+//!  carstream demo     cars ─► bridge ─► preprocessor ─► replicator ─► sink ─► trainer ─► scorer ─► alerts
+//!                     every stage the real one, on two embedded logs and a directory; ends with an account
+//! ```
+//!
+//! This crate starts stages and holds their results against each other. It processes no reading itself.
+
+pub mod demo;
+
+use clap::{Parser, Subcommand};
+use service::ServiceArgs;
+use tokio_util::sync::CancellationToken;
+
+/// carstream: the open reference platform for connected cars.
+///
+/// Without a command it runs the demo: a fleet, the edge, the cloud, a training and live scoring, in one process,
+/// and ends with a report that accounts for every reading.
+#[derive(Debug, Parser)]
+#[command(name = "carstream", version, args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    demo: demo::Args,
+    #[command(flatten)]
+    service: ServiceArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The whole pipeline on this machine, from a car to a verdict, in about a minute (the default).
+    Demo(demo::Args),
+}
+
+impl AsRef<ServiceArgs> for Cli {
+    fn as_ref(&self) -> &ServiceArgs {
+        &self.service
+    }
+}
+
+/// Runs a command.
+pub async fn run(cli: Cli, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let args = match cli.command {
+        Some(Command::Demo(args)) => args,
+        None => cli.demo,
+    };
+    let report = demo::run(args.clone(), shutdown).await?;
+    if args.json {
+        println!("{}", report.to_json());
+    } else {
+        print!("{report}");
+    }
+    anyhow::ensure!(
+        report.ledger.lost == 0 && report.ledger.doubled == 0,
+        "{} readings were lost and {} doubled: the report names the first of them",
+        report.ledger.lost,
+        report.ledger.doubled
+    );
+    Ok(())
+}

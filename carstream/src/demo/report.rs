@@ -1,0 +1,254 @@
+//! What the demo says at the end: for people, and as JSON for machines.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+/// The result of a demo.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// The seed of the fleet.
+    pub seed: u64,
+    /// How many cars.
+    pub cars: u32,
+    /// Where each reading went.
+    pub ledger: Ledger,
+    /// How well faults were found, in readings that the model had not seen.
+    pub detection: Detection,
+    /// From the car's first sending to the score.
+    pub latency_ms: Latency,
+    /// Where the files are.
+    pub directory: PathBuf,
+    /// What a person wants to know besides.
+    #[serde(skip)]
+    pub notes: Notes,
+}
+
+/// Readings, hop by hop.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Ledger {
+    /// Readings that cars sent, broken ones included, repeats not.
+    pub sent: u64,
+    /// Of these, acknowledged to the car.
+    pub acknowledged: u64,
+    /// Records in the raw topic.
+    pub raw: u64,
+    /// Of these, repeats of a reading that was there before.
+    pub duplicates_removed: u64,
+    /// Of these, put aside as unusable.
+    pub dead_letters: u64,
+    /// Records in the clean topic at the edge.
+    pub clean: u64,
+    /// Records in the clean topic in the cloud.
+    pub replicated: u64,
+    /// Rows in Parquet.
+    pub parquet_rows: u64,
+    /// Scores.
+    pub scored: u64,
+    /// Acknowledged readings that are missing at any hop.
+    pub lost: u64,
+    /// Readings that are more than once at any hop past the duplicate filter.
+    pub doubled: u64,
+}
+
+/// How well faults were found. `None` where the run was too short to tell.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Detection {
+    /// Area under the ROC curve, per reading.
+    pub auc: Option<f64>,
+    /// Area under the precision-recall curve, per reading.
+    pub average_precision: Option<f64>,
+    /// False alerts per car and day of event time.
+    pub alerts_per_car_day: Option<f64>,
+    /// Faults that were there to be found.
+    pub faults: u64,
+    /// Of these, found by an alert while they lasted.
+    pub faults_found: u64,
+    /// Median event time from the fault's beginning to its alert, in seconds.
+    pub median_delay_s: Option<f64>,
+}
+
+/// Wall-clock milliseconds from the first sending of a reading to its score.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Latency {
+    /// Median.
+    pub p50: Option<i64>,
+    /// 99th percentile.
+    pub p99: Option<i64>,
+}
+
+/// Details for people.
+#[derive(Debug, Clone, Default)]
+pub struct Notes {
+    /// One line on what ran.
+    pub headline: String,
+    /// The model in force at the end.
+    pub model: Option<String>,
+    /// Rows that it was trained on.
+    pub trained_rows: u64,
+    /// How many Parquet objects.
+    pub objects: u64,
+    /// Readings that cars dropped because their buffer was full.
+    pub dropped: u64,
+    /// Readings still unacknowledged when the cars stopped.
+    pub unacknowledged: u64,
+    /// Dead letters by reason.
+    pub dead_letters_by_reason: Vec<(String, u64)>,
+    /// Alerts opened, and how many of them reached their car.
+    pub alerts: (u64, u64),
+    /// The first lost and doubled readings, with where they are missing.
+    pub findings: Vec<String>,
+    /// What a person should know about this run: it was cut short, a stage failed.
+    pub remarks: Vec<String>,
+    /// Seconds that the whole took.
+    pub seconds: f64,
+}
+
+impl Report {
+    /// One line of JSON.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("a report has no map keys that JSON cannot hold")
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (l, n) = (&self.ledger, &self.notes);
+        writeln!(f, "\n{}", n.headline)?;
+        for remark in &n.remarks {
+            writeln!(f, "  ! {remark}")?;
+        }
+        writeln!(f, "\nWhere each reading went")?;
+        let mut row = |name: &str, count: u64, note: String| writeln!(f, "  {name:<34}{:>12}   {note}", thousands(count));
+        row("sent by the cars", l.sent, car_note(n))?;
+        row("acknowledged to the cars", l.acknowledged, "PUBACK, after the log had committed".into())?;
+        row("telemetry.raw", l.raw, "the edge's log, as sent".into())?;
+        row("  duplicates removed", l.duplicates_removed, "repeated by cars after a lost connection".into())?;
+        row("  dead letters", l.dead_letters, reasons(&n.dead_letters_by_reason))?;
+        row("telemetry, clean", l.clean, "validated, joined, pseudonymised".into())?;
+        row("telemetry, in the cloud's log", l.replicated, String::new())?;
+        row("Parquet rows", l.parquet_rows, format!("in {} objects", n.objects))?;
+        row("scores", l.scored, n.model.as_ref().map_or("no model yet".into(), |m| format!("by model {m}")))?;
+        row("lost", l.lost, "acknowledged, but missing at some hop".into())?;
+        row("doubled", l.doubled, "more than once at some hop past the duplicate filter".into())?;
+        for finding in &n.findings {
+            writeln!(f, "    {finding}")?;
+        }
+        self.detection(f)?;
+        self.ending(f)
+    }
+}
+
+impl Report {
+    fn detection(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (d, n) = (&self.detection, &self.notes);
+        writeln!(f, "\nDetection, held against the workshop's findings, in readings after the training")?;
+        if n.model.is_none() {
+            return writeln!(f, "  nothing was scored: no model was trained in this run");
+        }
+        let number = |value: Option<f64>, digits: usize| match value {
+            Some(value) => format!("{value:.digits$}"),
+            None => "too little to tell".into(),
+        };
+        writeln!(f, "  {:<34}{:>12}", "rows trained on", thousands(n.trained_rows))?;
+        writeln!(f, "  {:<34}{:>12}", "AUC, per reading", number(d.auc, 3))?;
+        writeln!(f, "  {:<34}{:>12}", "average precision, per reading", number(d.average_precision, 3))?;
+        writeln!(f, "  {:<34}{:>12}", "faults found", format!("{} of {}", d.faults_found, d.faults))?;
+        if let Some(delay) = d.median_delay_s {
+            writeln!(f, "  {:<34}{:>12}   of event time, from its beginning", "median delay", minutes(delay))?;
+        }
+        writeln!(f, "  {:<34}{:>12}", "false alerts per car and day", number(d.alerts_per_car_day, 3))?;
+        writeln!(f, "  {:<34}{:>12}   {} reached their car over MQTT", "alerts", thousands(n.alerts.0), thousands(n.alerts.1))
+    }
+
+    fn ending(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let (Some(p50), Some(p99)) = (self.latency_ms.p50, self.latency_ms.p99) {
+            writeln!(f, "\nLatency, car to verdict: {p50} ms median, {p99} ms at the 99th percentile")?;
+        }
+        let directory = self.directory.display();
+        writeln!(f, "\nFiles are in {directory}")?;
+        writeln!(f, "  lake/            Parquet, and models with their plots")?;
+        writeln!(f, "  ledger.csv       what each car sent, and what was acknowledged")?;
+        writeln!(f, "  report.json      this report, for machines")?;
+        writeln!(f, "  edge-log/        the logs themselves, and cloud-log/")?;
+        writeln!(f, "\nTry next")?;
+        writeln!(f, "  cargo run --release -- demo --cars 2000 --seed 8")?;
+        writeln!(f, "      a larger fleet, with other faults")?;
+        writeln!(f, "  cargo run --release -p trainer -- train --lake {directory}/lake --log {directory}/cloud-log --seed 2")?;
+        writeln!(f, "      train again from the lake; the plots say how good it is")?;
+        writeln!(f, "  cargo run --release -p simulator -- generate --cars 3 --duration 3600 --seed {}", self.seed)?;
+        writeln!(f, "      see what a car says, without any network")
+    }
+}
+
+fn car_note(n: &Notes) -> String {
+    let mut note = Vec::new();
+    if n.dropped > 0 {
+        note.push(format!("{} more dropped by cars whose buffer was full", thousands(n.dropped)));
+    }
+    if n.unacknowledged > 0 {
+        note.push(format!("{} left with the cars, unacknowledged", thousands(n.unacknowledged)));
+    }
+    note.join("; ")
+}
+
+fn reasons(by_reason: &[(String, u64)]) -> String {
+    by_reason.iter().map(|(reason, count)| format!("{reason} {}", thousands(*count))).collect::<Vec<_>>().join(", ")
+}
+
+fn minutes(seconds: f64) -> String {
+    if seconds < 5400.0 { format!("{:.0} min", seconds / 60.0) } else { format!("{:.1} h", seconds / 3600.0) }
+}
+
+/// 1234567 as 1,234,567.
+pub(crate) fn thousands(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i) % 3 == 0 {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_digits() {
+        assert_eq!(thousands(7), "7");
+        assert_eq!(thousands(1_000), "1,000");
+        assert_eq!(thousands(1_234_567), "1,234,567");
+    }
+
+    #[test]
+    fn json_has_the_promised_keys() {
+        let report = Report {
+            seed: 7,
+            cars: 500,
+            ledger: Ledger::default(),
+            detection: Detection::default(),
+            latency_ms: Latency::default(),
+            directory: "d".into(),
+            notes: Notes::default(),
+        };
+        let value: serde_json::Value = serde_json::from_str(&report.to_json()).expect("valid JSON");
+        let keys = |v: &serde_json::Value| v.as_object().map(|o| o.keys().cloned().collect::<Vec<_>>().join(" "));
+        assert_eq!(keys(&value).as_deref(), Some("cars detection directory latency_ms ledger seed"));
+        assert_eq!(
+            keys(&value["ledger"]).as_deref(),
+            Some(
+                "acknowledged clean dead_letters doubled duplicates_removed lost parquet_rows raw replicated scored sent"
+            )
+        );
+        assert_eq!(
+            keys(&value["detection"]).as_deref(),
+            Some("alerts_per_car_day auc average_precision faults faults_found median_delay_s")
+        );
+        assert_eq!(keys(&value["latency_ms"]).as_deref(), Some("p50 p99"));
+    }
+}

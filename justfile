@@ -1,0 +1,20 @@
+# `just` lists what there is to do; each is also a plain command.
+
+_default:
+    @just --list
+
+# The whole pipeline, from a car to a verdict.
+demo *ARGS:
+    cargo run --release -- demo {{ ARGS }}
+
+# Every test, with a real Apache Kafka.
+test *ARGS:
+    scripts/test {{ ARGS }}
+
+# What CI runs.
+verify:
+    .ci/run
+
+# A single-node Kafka without Docker on port 9092, data in ./kafka-data.
+kafka ACTION="start":
+    scripts/kafka {{ ACTION }} --port 9092 --data kafka-data
