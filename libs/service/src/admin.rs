@@ -34,8 +34,7 @@ where
     F: Future<Output = anyhow::Result<()>>,
 {
     let Some(address) = args.admin else { return run.await };
-    let listener =
-        tokio::net::TcpListener::bind(address).await.map_err(|source| AdminError { address, source })?;
+    let listener = tokio::net::TcpListener::bind(address).await.map_err(|source| AdminError { address, source })?;
     tracing::info!("metrics at http://{}/metrics", listener.local_addr()?);
     let registry = Arc::new(registry);
     let metrics = move || {

@@ -83,14 +83,22 @@ mod tests {
     fn retries_until_it_succeeds_or_is_final() {
         let shutdown = CancellationToken::new();
         let mut attempts = 0;
-        let got = retry_until(&shutdown, "the third attempt", |e: &std::io::Error| e.raw_os_error().is_some(), || {
-            attempts += 1;
-            if attempts < 3 { Err(std::io::Error::other("not yet")) } else { Ok(attempts) }
-        });
+        let got = retry_until(
+            &shutdown,
+            "the third attempt",
+            |e: &std::io::Error| e.raw_os_error().is_some(),
+            || {
+                attempts += 1;
+                if attempts < 3 { Err(std::io::Error::other("not yet")) } else { Ok(attempts) }
+            },
+        );
         assert_eq!(got.ok(), Some(Some(3)));
-        let refused = retry_until(&shutdown, "nothing", |_: &std::io::Error| true, || {
-            Err::<(), _>(std::io::Error::other("never"))
-        });
+        let refused = retry_until(
+            &shutdown,
+            "nothing",
+            |_: &std::io::Error| true,
+            || Err::<(), _>(std::io::Error::other("never")),
+        );
         assert_eq!(refused.map_err(|e| e.to_string()), Err("never".to_owned()));
         shutdown.cancel();
         let stopped = retry_until(&shutdown, "nothing", |_: &std::io::Error| false, || Ok(()));
