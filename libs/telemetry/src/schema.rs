@@ -1,0 +1,430 @@
+//! Schemas: Avro records of plain fields, with attributes of ours on the fields.
+//!
+//! ```json
+//! {"name": "speed", "type": "float", "unit": "m/s", "min": 0, "max": 120}
+//! {"name": "plate", "type": "string", "pii": "personal", "max_length": 20}
+//! {"name": "ambient_temp", "type": ["null", "float"], "default": null}
+//! ```
+//!
+//! A subset of Avro on purpose: a record of boolean, int, long (also timestamp-millis), float, double and string, each
+//! optional as `["null", T]` with the default `null`. Anything else is refused by name, and so is an attribute that
+//! nobody knows: a misspelt `"pii"` must not turn a personal field into a harmless one.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, LazyLock};
+
+use arrow::datatypes::{DataType, SchemaRef, TimeUnit};
+use serde::Deserialize;
+
+/// The time zone of every timestamp column.
+pub const UTC: &str = "+00:00";
+
+static BUILTIN: LazyLock<Schemas> = LazyLock::new(|| {
+    let files = [
+        ("driver.avsc", include_str!("../../../schemas/driver.avsc")),
+        ("fault.avsc", include_str!("../../../schemas/fault.avsc")),
+        ("fault_raw.avsc", include_str!("../../../schemas/fault_raw.avsc")),
+        ("score.avsc", include_str!("../../../schemas/score.avsc")),
+        ("telemetry.v1.avsc", include_str!("../../../schemas/telemetry.v1.avsc")),
+        ("telemetry.v2.avsc", include_str!("../../../schemas/telemetry.v2.avsc")),
+        ("telemetry_raw.avsc", include_str!("../../../schemas/telemetry_raw.avsc")),
+    ];
+    Schemas::parse(files, include_str!("../../../schemas/ids.json")).expect("schemas/ is valid: a test parses it")
+});
+
+/// A set of schemas: by file name, and those that go over the wire as Avro also by id.
+#[derive(Debug)]
+pub struct Schemas {
+    by_file: BTreeMap<String, Arc<Schema>>,
+    by_id: BTreeMap<u32, Arc<Schema>>,
+}
+
+impl Schemas {
+    /// The platform's own, compiled in from `schemas/`.
+    pub fn builtin() -> &'static Schemas {
+        &BUILTIN
+    }
+
+    /// Parses schema files (name and text), and `ids.json`, which gives the ids of some of them:
+    /// `{"1": "telemetry.v1.avsc"}`. All mistakes are returned together.
+    pub fn parse<'a>(files: impl IntoIterator<Item = (&'a str, &'a str)>, ids: &str) -> Result<Self, Vec<SchemaError>> {
+        let mut errors = Vec::new();
+        let ids: BTreeMap<u32, String> = serde_json::from_str(ids).unwrap_or_else(|e| {
+            errors.push(SchemaError::new("ids.json", format!("is not an object of id: file name: {e}")));
+            BTreeMap::new()
+        });
+        let id_of: HashMap<&str, u32> = ids.iter().map(|(id, file)| (file.as_str(), *id)).collect();
+        let mut by_file = BTreeMap::new();
+        for (file, text) in files {
+            match Schema::parse(file, text, id_of.get(file).copied()) {
+                Ok(schema) => {
+                    by_file.insert(file.to_owned(), Arc::new(schema));
+                }
+                Err(error) => errors.push(error),
+            }
+        }
+        let mut by_id = BTreeMap::new();
+        for (id, file) in &ids {
+            match by_file.get(file) {
+                Some(schema) if schema.id == Some(*id) => {
+                    by_id.insert(*id, schema.clone());
+                }
+                Some(_) => errors.push(SchemaError::new("ids.json", format!("gives {file} two ids: keep one"))),
+                None if errors.iter().any(|e| e.file == *file) => {}
+                None => errors.push(SchemaError::new("ids.json", format!("names {file}, which does not exist"))),
+            }
+        }
+        if errors.is_empty() { Ok(Self { by_file, by_id }) } else { Err(errors) }
+    }
+
+    /// The schema in `file`, such as `telemetry.v2.avsc`.
+    pub fn file(&self, file: &str) -> Option<&Arc<Schema>> {
+        self.by_file.get(file)
+    }
+
+    /// The schema with this id on the wire.
+    pub fn id(&self, id: u32) -> Option<&Arc<Schema>> {
+        self.by_id.get(&id)
+    }
+
+    /// All schemas that have an id.
+    pub fn with_ids(&self) -> impl Iterator<Item = (u32, &Arc<Schema>)> {
+        self.by_id.iter().map(|(id, schema)| (*id, schema))
+    }
+}
+
+/// One schema.
+#[derive(Debug)]
+pub struct Schema {
+    /// The file it came from.
+    pub file: String,
+    /// Its id in the Confluent header, if it goes over the wire.
+    pub id: Option<u32>,
+    /// The record's full name. Only schemas of one name resolve into each other.
+    pub name: String,
+    /// The text, as Avro takes it.
+    pub json: String,
+    /// The fields, in order.
+    pub fields: Vec<Field>,
+    /// The same as an Arrow schema; a field's unit is in its metadata.
+    pub arrow: SchemaRef,
+}
+
+impl Schema {
+    /// Parses the text of one `.avsc` file.
+    pub fn parse(file: &str, text: &str, id: Option<u32>) -> Result<Self, SchemaError> {
+        let error = |what: String| SchemaError::new(file, what);
+        let declared: DeclaredRecord = serde_json::from_str(text).map_err(|e| error(e.to_string()))?;
+        if declared.kind != "record" {
+            return Err(error(format!("is a {:?}, wanted a \"record\"", declared.kind)));
+        }
+        let fields = declared.fields.into_iter().map(Field::new).collect::<Result<Vec<_>, _>>().map_err(error)?;
+        for (i, field) in fields.iter().enumerate() {
+            if fields[..i].iter().any(|f| f.name == field.name) {
+                return Err(error(format!("has two fields {}", field.name)));
+            }
+        }
+        let arrow = Arc::new(arrow::datatypes::Schema::new(fields.iter().map(Field::arrow).collect::<Vec<_>>()));
+        let name = match declared.namespace {
+            Some(namespace) => format!("{namespace}.{}", declared.name),
+            None => declared.name,
+        };
+        Ok(Self { file: file.to_owned(), id, name, json: text.to_owned(), fields, arrow })
+    }
+
+    /// The field with this name.
+    pub fn field(&self, name: &str) -> Option<&Field> {
+        self.fields.iter().find(|field| field.name == name)
+    }
+
+    /// The place of the field with this name.
+    pub fn index_of(&self, name: &str) -> Option<usize> {
+        self.fields.iter().position(|field| field.name == name)
+    }
+}
+
+/// One field of a record.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Field {
+    /// Its name.
+    pub name: String,
+    /// Its type.
+    pub kind: Kind,
+    /// Whether it may be null, and then may also be left out.
+    pub nullable: bool,
+    /// What it says about a person.
+    pub pii: Option<Pii>,
+    /// What values are possible; `None`: all of the type.
+    pub bounds: Option<Bounds>,
+    /// Its unit, such as `m/s`.
+    pub unit: Option<String>,
+}
+
+impl Field {
+    fn new(declared: DeclaredField) -> Result<Self, String> {
+        let name = declared.name;
+        let (kind, nullable) = declared.kind.resolve().map_err(|what| format!("field {name}: {what}"))?;
+        match (&declared.default, nullable) {
+            (None, false) => {}
+            (Some(serde_json::Value::Null), true) => {}
+            (None, true) => return Err(format!("field {name}: a type with \"null\" needs \"default\": null")),
+            (Some(_), _) => return Err(format!("field {name}: the only default here is null, for [\"null\", T]")),
+        }
+        let range = (declared.min, declared.max);
+        let length = (declared.min_length, declared.max_length);
+        let bounds = match (kind, range, length) {
+            (_, (None, None), (None, None)) => None,
+            (Kind::String, (None, None), (min, max)) => {
+                Some(Bounds::Length { min: min.unwrap_or(0), max: max.unwrap_or(usize::MAX) })
+            }
+            (Kind::Int | Kind::Long | Kind::TimestampMillis, (min, max), (None, None)) => {
+                let whole = |bound: Option<serde_json::Number>, otherwise| match bound {
+                    None => Ok(otherwise),
+                    Some(n) => n.as_i64().ok_or(format!("field {name}: the bound {n} is not a whole number")),
+                };
+                Some(Bounds::Integer { min: whole(min, i64::MIN)?, max: whole(max, i64::MAX)? })
+            }
+            (Kind::Float | Kind::Double, (min, max), (None, None)) => {
+                let real = |n: Option<serde_json::Number>, otherwise| n.and_then(|n| n.as_f64()).unwrap_or(otherwise);
+                Some(Bounds::Real { min: real(min, f64::NEG_INFINITY), max: real(max, f64::INFINITY) })
+            }
+            _ => {
+                return Err(format!("field {name}: min and max are for numbers, min_length and max_length for strings"));
+            }
+        };
+        Ok(Self { name, kind, nullable, pii: declared.pii, bounds, unit: declared.unit })
+    }
+
+    fn arrow(&self) -> arrow::datatypes::Field {
+        let field = arrow::datatypes::Field::new(&self.name, self.kind.arrow(), self.nullable);
+        match &self.unit {
+            Some(unit) => field.with_metadata(HashMap::from([("unit".to_owned(), unit.clone())])),
+            None => field,
+        }
+    }
+}
+
+/// The type of a field.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Arrow `Boolean`.
+    Boolean,
+    /// Arrow `Int32`.
+    Int,
+    /// Arrow `Int64`.
+    Long,
+    /// Arrow `Timestamp(Millisecond, "+00:00")`.
+    TimestampMillis,
+    /// Arrow `Float32`.
+    Float,
+    /// Arrow `Float64`.
+    Double,
+    /// Arrow `Utf8`.
+    String,
+}
+
+impl Kind {
+    /// The type of its column.
+    pub fn arrow(self) -> DataType {
+        match self {
+            Kind::Boolean => DataType::Boolean,
+            Kind::Int => DataType::Int32,
+            Kind::Long => DataType::Int64,
+            Kind::TimestampMillis => DataType::Timestamp(TimeUnit::Millisecond, Some(UTC.into())),
+            Kind::Float => DataType::Float32,
+            Kind::Double => DataType::Float64,
+            Kind::String => DataType::Utf8,
+        }
+    }
+
+    /// Its name in an `.avsc` file.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Boolean => "boolean",
+            Kind::Int => "int",
+            Kind::Long => "long",
+            Kind::TimestampMillis => "timestamp-millis",
+            Kind::Float => "float",
+            Kind::Double => "double",
+            Kind::String => "string",
+        }
+    }
+}
+
+/// What a field says about a person; decides which functions may let it out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Pii {
+    /// Tells one car or person from all others: VIN, trip.
+    Identifier,
+    /// Says who: names, plates, addresses.
+    Personal,
+    /// Says where.
+    Location,
+}
+
+impl Pii {
+    /// Its name in an `.avsc` file.
+    pub fn name(self) -> &'static str {
+        match self {
+            Pii::Identifier => "identifier",
+            Pii::Personal => "personal",
+            Pii::Location => "location",
+        }
+    }
+}
+
+/// What values a field can have. Both ends are allowed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[allow(missing_docs)] // min and max say it
+pub enum Bounds {
+    /// Of an int, long or timestamp.
+    Integer { min: i64, max: i64 },
+    /// Of a float or double.
+    Real { min: f64, max: f64 },
+    /// Of a string, in characters.
+    Length { min: usize, max: usize },
+}
+
+/// What is wrong with a schema file.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("schema {file}: {what}")]
+pub struct SchemaError {
+    /// The file.
+    pub file: String,
+    /// What is wrong.
+    pub what: String,
+}
+
+impl SchemaError {
+    fn new(file: &str, what: impl Into<String>) -> Self {
+        Self { file: file.to_owned(), what: what.into() }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DeclaredRecord {
+    #[serde(rename = "type")]
+    kind: String,
+    name: String,
+    namespace: Option<String>,
+    #[serde(rename = "doc")]
+    _doc: Option<String>,
+    fields: Vec<DeclaredField>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DeclaredField {
+    name: String,
+    #[serde(rename = "type")]
+    kind: DeclaredType,
+    #[serde(rename = "doc")]
+    _doc: Option<String>,
+    #[serde(default, deserialize_with = "some")]
+    default: Option<serde_json::Value>,
+    pii: Option<Pii>,
+    min: Option<serde_json::Number>,
+    max: Option<serde_json::Number>,
+    min_length: Option<usize>,
+    max_length: Option<usize>,
+    unit: Option<String>,
+}
+
+/// Tells `"default": null` from no default.
+fn some<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<serde_json::Value>, D::Error> {
+    serde_json::Value::deserialize(deserializer).map(Some)
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum DeclaredType {
+    Plain(String),
+    Union(Vec<DeclaredType>),
+    Annotated(serde_json::Value),
+}
+
+impl DeclaredType {
+    fn resolve(&self) -> Result<(Kind, bool), String> {
+        match self {
+            Self::Plain(name) => {
+                let kinds = [Kind::Boolean, Kind::Int, Kind::Long, Kind::Float, Kind::Double, Kind::String];
+                match kinds.into_iter().find(|kind| kind.name() == name) {
+                    Some(kind) => Ok((kind, false)),
+                    None => Err(format!("type {name:?} is not one of boolean, int, long, float, double, string")),
+                }
+            }
+            Self::Union(branches) => match branches.as_slice() {
+                [Self::Plain(null), kind] if null == "null" && !matches!(kind, Self::Union(_)) => {
+                    Ok((kind.resolve()?.0, true))
+                }
+                _ => Err("the only union here is [\"null\", T]".to_owned()),
+            },
+            Self::Annotated(value) => {
+                if *value == serde_json::json!({"type": "long", "logicalType": "timestamp-millis"}) {
+                    Ok((Kind::TimestampMillis, false))
+                } else {
+                    Err(format!("type {value}: the only logical type here is timestamp-millis of a long"))
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn field(text: &str) -> Result<Field, String> {
+        let schema = format!(r#"{{"type": "record", "name": "R", "fields": [{text}]}}"#);
+        Schema::parse("r.avsc", &schema, None).map(|mut s| s.fields.remove(0)).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn the_builtin_schemas_parse() {
+        let schemas = Schemas::builtin();
+        let raw = schemas.file("telemetry_raw.avsc").unwrap();
+        assert_eq!(raw.field("vin").unwrap().pii, Some(Pii::Identifier));
+        assert_eq!(raw.field("vin").unwrap().bounds, Some(Bounds::Length { min: 17, max: 17 }));
+        assert_eq!(raw.field("speed").unwrap().bounds, Some(Bounds::Real { min: 0.0, max: 120.0 }));
+        assert!(raw.field("ambient_temp").unwrap().nullable);
+        let (v1, v2) = (schemas.id(1).unwrap(), schemas.id(2).unwrap());
+        assert_eq!((v1.name.as_str(), &v1.name), ("carstream.Telemetry", &v2.name));
+        assert_eq!(v2.fields.len(), v1.fields.len() + 1);
+        assert_eq!(v2.arrow.field(3).data_type(), &DataType::Timestamp(TimeUnit::Millisecond, Some("+00:00".into())));
+        assert_eq!(v2.arrow.field_with_name("speed").unwrap().metadata()["unit"], "m/s");
+    }
+
+    #[test]
+    fn what_is_not_understood_is_refused_by_name() {
+        for (text, message) in [
+            (r#"{"name": "a", "type": "string", "ppi": "personal"}"#, "unknown field `ppi`"),
+            (r#"{"name": "a", "type": "string", "pii": "secret"}"#, "unknown variant `secret`"),
+            (r#"{"name": "a", "type": "bytes"}"#, "field a: type \"bytes\" is not one of"),
+            (r#"{"name": "a", "type": ["int", "null"]}"#, "the only union here is"),
+            (r#"{"name": "a", "type": ["null", "int"]}"#, "needs \"default\": null"),
+            (r#"{"name": "a", "type": "int", "default": 3}"#, "the only default here is null"),
+            (r#"{"name": "a", "type": "int", "default": null}"#, "the only default here is null"),
+            (r#"{"name": "a", "type": "int", "max_length": 3}"#, "min and max are for numbers"),
+            (r#"{"name": "a", "type": "int", "max": 3.5}"#, "the bound 3.5 is not a whole number"),
+            (r#"{"name": "a", "type": {"type": "int", "logicalType": "date"}}"#, "the only logical type"),
+            (r#"{"name": "a", "type": "int"}, {"name": "a", "type": "int"}"#, "two fields a"),
+        ] {
+            let error = field(text).unwrap_err();
+            assert!(error.contains(message), "{text}: {error}");
+            assert!(error.starts_with("schema r.avsc: "), "{error}");
+        }
+    }
+
+    #[test]
+    fn all_mistakes_of_a_set_are_reported_together() {
+        let good = r#"{"type": "record", "name": "R", "fields": []}"#;
+        let errors =
+            Schemas::parse([("a.avsc", "{"), ("b.avsc", good), ("c.avsc", "[]")], r#"{"1": "b.avsc", "2": "d.avsc"}"#)
+                .unwrap_err();
+        let files: Vec<_> = errors.iter().map(|e| e.file.as_str()).collect();
+        assert_eq!(files, ["a.avsc", "c.avsc", "ids.json"]);
+    }
+}
