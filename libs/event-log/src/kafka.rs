@@ -1,10 +1,221 @@
-//! The log on Apache Kafka.
+//! The log on Apache Kafka, through librdkafka.
+//!
+//! ```text
+//! Appender    idempotent producer, acks=all ─────────────► topics
+//! Transactor  transactional producer ── outputs ─────────► topics              ┐ one
+//!             id GROUP-INSTANCE      └─ positions of GROUP ► __consumer_offsets ┘ transaction
+//! Consumer    static member GROUP-INSTANCE ◄── topics, read_committed; commits nothing itself
+//! Reader      assigned partitions, no group ◄── topics, read_committed
+//! KafkaLog    a probe (metadata, offsets) and an admin client, shared by all of the above
+//! ```
+//!
+//! [`open`] checks the settings and waits for nothing: librdkafka connects in the background, and every operation that
+//! needs a broker says so when it does not get one ([`Error::Unavailable`]). This module does not retry forever: each
+//! call has a budget, and the caller, who can be told to stop, calls again.
 
-use std::sync::Arc;
+mod appender;
+mod clients;
+mod consumer;
+mod reader;
+mod topic_id;
+mod topics;
+mod transactor;
 
-use crate::{Error, KafkaOption, Log, LogUrl};
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
-/// Opens the Kafka log at `url`.
-pub(crate) fn open(url: &LogUrl, _kafka_options: &[KafkaOption]) -> Result<Arc<dyn Log>, Error> {
-    Err(Error::Open { log: url.to_string(), source: "the Kafka backend is being built".into() })
+use rdkafka::admin::AdminClient;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::error::KafkaError;
+use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
+use rdkafka::{Offset, TopicPartitionList};
+
+use crate::{
+    Appender, Batch, BoxError, Consumer, Error, KafkaOption, Log, LogUrl, OnCompletion, ProcessorOptions, Range,
+    Reader, TopicDescription, TopicPartition, TopicSpec, Transactor,
+};
+use clients::{Clients, Diagnostics, Plain};
+pub(crate) use consumer::GroupMember;
+
+/// How long one request to the cluster may take. Requests are answered in milliseconds; a broker that restarts needs
+/// some seconds; and a stage that is told to stop may have to wait this long.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// How long to wait for a group's positions. Longer than a request: positions within a transaction that is just being
+/// completed are waited for.
+const COMMITTED_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long to wait for the name of the cluster, which every client learns with its first connection.
+const CLUSTER_ID_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// One batch holds at most this much. Bounds the memory of a stage when records are large, and keeps a batch far below
+/// its limit of 4 GiB.
+const MAX_BATCH_BYTES: usize = 16 << 20;
+
+/// Opens the Kafka log at `url`. `kafka_options` are librdkafka properties, set last on every client.
+pub(crate) fn open(url: &LogUrl, kafka_options: &[KafkaOption]) -> Result<Arc<dyn Log>, Error> {
+    let refuse = |source: BoxError| Error::Open { log: url.to_string(), source };
+    let LogUrl::Kafka { bootstrap } = url else {
+        return Err(refuse("it is not a Kafka URL".into()));
+    };
+    let clients = Clients::new(bootstrap, kafka_options);
+    let log = KafkaLog {
+        url: url.clone(),
+        admin: clients.admin().map_err(|e| refuse(Plain::of(&e).into()))?,
+        probe: clients.probe().map_err(|e| refuse(Plain::of(&e).into()))?,
+        clients,
+        groups: Mutex::default(),
+        cluster_id: OnceLock::new(),
+    };
+    Ok(Arc::new(log))
+}
+
+struct KafkaLog {
+    url: LogUrl,
+    clients: Clients,
+    /// Creates topics, and reads their settings.
+    admin: AdminClient<Diagnostics>,
+    /// Asks for metadata and offsets. It reads committed records only, so the end of a partition is, to it, the last
+    /// stable offset.
+    probe: BaseConsumer<Diagnostics>,
+    /// One client per group whose positions were asked for. They join nothing.
+    groups: Mutex<HashMap<String, Arc<BaseConsumer<Diagnostics>>>>,
+    cluster_id: OnceLock<String>,
+}
+
+impl fmt::Debug for KafkaLog {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "KafkaLog({})", self.url)
+    }
+}
+
+impl Log for KafkaLog {
+    fn url(&self) -> &LogUrl {
+        &self.url
+    }
+
+    fn ensure_topic(&self, spec: &TopicSpec) -> Result<(), Error> {
+        topics::ensure(self, spec)
+    }
+
+    fn describe(&self, topic: &str) -> Result<TopicDescription, Error> {
+        topics::describe(self, topic)
+    }
+
+    fn committed(&self, group: &str, topic: &str) -> Result<Vec<Option<u64>>, Error> {
+        let topic: Arc<str> = topic.into();
+        let partitions: Vec<_> = topics::partition_ids(self, &topic)?
+            .into_iter()
+            .map(|partition| TopicPartition { topic: topic.clone(), partition })
+            .collect();
+        self.positions(group, &partitions)
+    }
+
+    fn appender(self: Arc<Self>, on_completion: OnCompletion) -> Result<Arc<dyn Appender>, Error> {
+        Ok(Arc::new(appender::KafkaAppender::start(&self, on_completion)?))
+    }
+
+    fn reader(self: Arc<Self>, ranges: Vec<Range>) -> Result<Box<dyn Reader>, Error> {
+        Ok(Box::new(reader::KafkaReader::new(self, ranges)?))
+    }
+
+    fn consumer(self: Arc<Self>, options: &ProcessorOptions) -> Result<Box<dyn Consumer>, Error> {
+        Ok(Box::new(consumer::KafkaConsumer::join(self, options)?))
+    }
+
+    fn transactor(self: Arc<Self>, options: &ProcessorOptions) -> Result<Box<dyn Transactor>, Error> {
+        Ok(Box::new(transactor::KafkaTransactor::new(self, options)?))
+    }
+}
+
+impl KafkaLog {
+    /// A failure that may pass. If librdkafka knows why it has no connection, that is the cause.
+    fn unavailable(&self, operation: &'static str, error: &KafkaError) -> Error {
+        for _ in 0..16 {
+            let _ = self.probe.poll(Duration::ZERO); // hands what librdkafka reported to our Diagnostics
+        }
+        let source = self.probe.context().explain(error);
+        Error::Unavailable { operation, log: self.url.to_string(), source }
+    }
+
+    /// A failure that will not pass.
+    fn refused(&self, operation: &'static str, error: &KafkaError) -> Error {
+        Error::Refused { operation, log: self.url.to_string(), source: Plain::of(error).into() }
+    }
+
+    fn unknown_topic(&self, topic: &str) -> Error {
+        Error::UnknownTopic { log: self.url.to_string(), topic: topic.to_owned() }
+    }
+
+    /// The first offset of a partition and the one after its last committed record.
+    fn bounds(&self, topic: &str, partition: u32) -> Result<(u64, u64), Error> {
+        let (first, next) = self
+            .probe
+            .fetch_watermarks(topic, partition as i32, REQUEST_TIMEOUT)
+            .map_err(|e| self.unavailable("asking for the first and last offsets", &e))?;
+        Ok((first.max(0) as u64, next.max(0) as u64))
+    }
+
+    /// A client that can ask for the positions of `group`.
+    fn group_client(&self, group: &str) -> Result<Arc<BaseConsumer<Diagnostics>>, Error> {
+        let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = groups.get(group) {
+            return Ok(client.clone());
+        }
+        let client = self.clients.group_probe(group).map_err(|e| self.refused("creating a client", &e))?;
+        let client = Arc::new(client);
+        groups.insert(group.to_owned(), client.clone());
+        Ok(client)
+    }
+
+    /// The committed positions of `group`, in the order asked for. Waits for transactions that are being completed.
+    fn positions(&self, group: &str, partitions: &[TopicPartition]) -> Result<Vec<Option<u64>>, Error> {
+        if partitions.is_empty() {
+            return Ok(Vec::new());
+        }
+        let client = self.group_client(group)?;
+        let mut wanted = TopicPartitionList::with_capacity(partitions.len());
+        for p in partitions {
+            wanted.add_partition(&p.topic, p.partition as i32);
+        }
+        let operation = "asking for the committed positions";
+        let found = client.committed_offsets(wanted, COMMITTED_TIMEOUT).map_err(|e| self.unavailable(operation, &e))?;
+        partitions
+            .iter()
+            .map(|p| {
+                let found = found.find_partition(&p.topic, p.partition as i32);
+                let found = found.ok_or_else(|| self.unavailable(operation, &KafkaError::Canceled))?;
+                found.error().map_err(|e| self.unavailable(operation, &e))?;
+                Ok(match found.offset() {
+                    Offset::Offset(offset) => u64::try_from(offset).ok(),
+                    _ => None,
+                })
+            })
+            .collect()
+    }
+
+    /// What tells one cluster from another: its own name for itself, or how we reach it if it does not tell.
+    fn cluster_id(&self) -> String {
+        if let Some(id) = self.cluster_id.get() {
+            return id.clone();
+        }
+        match self.probe.client().fetch_cluster_id(CLUSTER_ID_TIMEOUT) {
+            Some(id) => self.cluster_id.get_or_init(|| id).clone(),
+            None => self.url.to_string(),
+        }
+    }
+}
+
+/// Copies a message to the end of a batch.
+fn push(batch: &mut Batch, message: &BorrowedMessage<'_>) {
+    let headers = message.headers().into_iter().flat_map(|headers| headers.iter());
+    batch.push(
+        message.offset() as u64,
+        message.timestamp().to_millis().unwrap_or_default(),
+        message.key().unwrap_or_default(),
+        message.payload(),
+        headers.map(|h| (h.key, h.value.unwrap_or_default())),
+    );
 }

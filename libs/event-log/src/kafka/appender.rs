@@ -1,0 +1,257 @@
+//! Appends single records through an idempotent producer.
+//!
+//! ```text
+//! append ──► librdkafka's queue (bounded) ──5 ms──► broker, acks=all
+//!                                                      │
+//! on_completion(&[…]) ◄── thread "kafka-appender" ◄── delivery reports
+//! ```
+//!
+//! librdkafka chooses the partition from its own, refreshed count of partitions, with the function that
+//! [`crate::partition_for_key`] is; so no append ever waits for metadata. An unknown topic shows as records that were
+//! not durable, and as [`AppendError::Refused`] once the cluster has said so.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext, PurgeConfig};
+
+use super::KafkaLog;
+use super::clients::{self, Plain};
+use crate::{AppendError, Appender, Completion, Error, LogUrl, OnCompletion, Record};
+
+/// A record that could not be written for so long is reported as not durable. Long enough for a broker to restart and
+/// for a partition to find a new leader; a car that waits longer has sent the reading again anyway.
+const DELIVERY_TIMEOUT_MS: &str = "120000";
+/// Records wait this long for others to share a request with.
+const LINGER_MS: &str = "5";
+/// Bounds of the queue: at either, append answers "full".
+const QUEUE_RECORDS: &str = "200000";
+const QUEUE_KIB: &str = "131072";
+/// An unknown topic is believed to be one that was just created for this long; its records wait.
+const UNKNOWN_TOPIC_MS: &str = "5000";
+
+/// How long the thread collects completions before it hands them on. A poll of the binding always lasts this long.
+const COLLECT: Duration = Duration::from_millis(1);
+/// With nothing in flight the thread sleeps, and looks this often what librdkafka has to say.
+const IDLE: Duration = Duration::from_millis(200);
+/// After a purge all completions are at hand; this bounds the wait for a librdkafka that does not hand them over.
+const PURGE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often [`Appender::flush`] looks.
+const FLUSH_POLL: Duration = Duration::from_millis(1);
+
+pub(super) struct KafkaAppender {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    producer: BaseProducer<Deliveries>,
+    url: LogUrl,
+    /// Records whose completion has not been handed on yet.
+    outstanding: AtomicUsize,
+    /// The thread sleeps, and wants to be woken by the next append.
+    idle: AtomicBool,
+    stop: AtomicBool,
+}
+
+impl KafkaAppender {
+    pub(super) fn start(log: &KafkaLog, on_completion: OnCompletion) -> Result<Self, Error> {
+        let config = log.clients.config(&[
+            ("enable.idempotence", "true"),
+            ("acks", "all"),
+            ("partitioner", "murmur2"),
+            ("compression.type", "lz4"),
+            ("linger.ms", LINGER_MS),
+            ("message.timeout.ms", DELIVERY_TIMEOUT_MS),
+            ("queue.buffering.max.messages", QUEUE_RECORDS),
+            ("queue.buffering.max.kbytes", QUEUE_KIB),
+            ("topic.metadata.propagation.max.ms", UNKNOWN_TOPIC_MS),
+        ]);
+        let producer =
+            config.create_with_context(Deliveries::default()).map_err(|e| log.refused("creating a producer", &e))?;
+        let shared = Arc::new(Shared {
+            producer,
+            url: log.url.clone(),
+            outstanding: AtomicUsize::new(0),
+            idle: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+        });
+        let thread = thread::Builder::new()
+            .name("kafka-appender".into())
+            .spawn({
+                let shared = shared.clone();
+                move || shared.serve(&on_completion)
+            })
+            .map_err(|e| Error::Unavailable {
+                operation: "starting a thread",
+                log: log.url.to_string(),
+                source: e.into(),
+            })?;
+        Ok(Self { shared, thread: Some(thread) })
+    }
+}
+
+impl Appender for KafkaAppender {
+    fn append(&self, topic: &Arc<str>, record: &Record<'_>, token: u64) -> Result<(), AppendError> {
+        let shared = &*self.shared;
+        let message = BaseRecord {
+            topic,
+            partition: None,
+            payload: record.value,
+            key: Some(record.key),
+            timestamp: Some(record.timestamp_ms),
+            headers: headers(record.headers.iter().copied()),
+            delivery_opaque: token as usize,
+        };
+        shared.outstanding.fetch_add(1, Ordering::AcqRel);
+        if let Err((error, _)) = shared.producer.send(message) {
+            shared.outstanding.fetch_sub(1, Ordering::AcqRel);
+            return Err(shared.append_error(topic, &error));
+        }
+        if shared.idle.swap(false, Ordering::AcqRel) {
+            if let Some(thread) = &self.thread {
+                thread.thread().unpark();
+            }
+        }
+        Ok(())
+    }
+
+    fn flush(&self, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
+        while self.shared.outstanding.load(Ordering::Acquire) > 0 {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            thread::sleep(FLUSH_POLL);
+        }
+        true
+    }
+}
+
+impl Drop for KafkaAppender {
+    /// What is still queued completes as not durable; a caller who wants it written flushes first.
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            // The last owner may be the completion itself; a thread cannot wait for its own end.
+            if thread.thread().id() != thread::current().id() {
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+impl Shared {
+    /// The thread: collects delivery reports and hands them on, many at a time.
+    fn serve(&self, on_completion: &OnCompletion) {
+        let mut batch = Vec::new();
+        while !self.stop.load(Ordering::Acquire) {
+            if self.outstanding.load(Ordering::Acquire) > 0 {
+                self.producer.poll(COLLECT);
+                self.hand_on(&mut batch, on_completion);
+                continue;
+            }
+            self.producer.poll(Duration::ZERO); // logs and errors
+            self.idle.store(true, Ordering::Release);
+            if self.outstanding.load(Ordering::Acquire) == 0 && !self.stop.load(Ordering::Acquire) {
+                thread::park_timeout(IDLE);
+            }
+            self.idle.store(false, Ordering::Release);
+        }
+        self.producer.purge(PurgeConfig::default().queue().inflight());
+        let deadline = Instant::now() + PURGE_TIMEOUT;
+        while self.outstanding.load(Ordering::Acquire) > 0 && Instant::now() < deadline {
+            self.producer.poll(COLLECT);
+            self.hand_on(&mut batch, on_completion);
+        }
+    }
+
+    fn hand_on(&self, batch: &mut Vec<Completion>, on_completion: &OnCompletion) {
+        let context = self.producer.context();
+        let cause = {
+            let mut reported = context.reported.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::swap(&mut reported.completions, batch);
+            reported.failure.take()
+        };
+        if batch.is_empty() {
+            return;
+        }
+        if let Some(cause) = cause {
+            let records = batch.iter().filter(|c| !c.durable).count();
+            tracing::warn!(log = %self.url, records, cause = %Plain::of(&cause), "records were not written");
+        }
+        on_completion(batch);
+        self.outstanding.fetch_sub(batch.len(), Ordering::AcqRel);
+        batch.clear();
+    }
+
+    fn append_error(&self, topic: &str, error: &KafkaError) -> AppendError {
+        use RDKafkaErrorCode::{QueueFull, UnknownPartition, UnknownTopic, UnknownTopicOrPartition};
+        let log = self.url.to_string();
+        match error.rdkafka_error_code() {
+            Some(QueueFull) => AppendError::Full,
+            Some(UnknownTopic | UnknownPartition | UnknownTopicOrPartition) => {
+                AppendError::Refused(Error::UnknownTopic { log, topic: topic.to_owned() })
+            }
+            _ => {
+                let source = match self.producer.client().fatal_error() {
+                    Some((_, reason)) => reason.into(),
+                    None => Plain::of(error).into(),
+                };
+                AppendError::Refused(Error::Refused { operation: "appending a record", log, source })
+            }
+        }
+    }
+}
+
+/// Headers as librdkafka takes them.
+pub(super) fn headers<'h>(headers: impl ExactSizeIterator<Item = (&'h str, &'h [u8])>) -> Option<OwnedHeaders> {
+    if headers.len() == 0 {
+        return None;
+    }
+    let owned = OwnedHeaders::new_with_capacity(headers.len());
+    Some(headers.fold(owned, |owned, (key, value)| owned.insert(Header { key, value: Some(value) })))
+}
+
+/// Collects delivery reports. A token travels through librdkafka as the opaque pointer itself: no allocation.
+#[derive(Default)]
+struct Deliveries {
+    reported: Mutex<Reported>,
+}
+
+#[derive(Default)]
+struct Reported {
+    completions: Vec<Completion>,
+    failure: Option<KafkaError>,
+}
+
+impl ClientContext for Deliveries {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        clients::log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(target: "librdkafka", %error, reason);
+    }
+}
+
+impl ProducerContext for Deliveries {
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, token: usize) {
+        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        reported.completions.push(Completion { token: token as u64, durable: result.is_ok() });
+        if let Err((error, _)) = result {
+            if error.rdkafka_error_code() != Some(RDKafkaErrorCode::PurgeQueue) {
+                reported.failure.get_or_insert_with(|| error.clone());
+            }
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! How librdkafka clients are set up, and what becomes of what they have to say.
+
+use std::fmt;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rdkafka::admin::AdminClient;
+use rdkafka::client::ClientContext;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::consumer::{BaseConsumer, ConsumerContext};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::statistics::Statistics;
+
+use crate::{BoxError, KafkaOption};
+
+/// A report of a broken connection explains a time-out for this long after it. librdkafka tries to connect at least
+/// every 10 s.
+const REPORT_IS_FRESH: Duration = Duration::from_secs(15);
+
+/// The settings of all clients of one log.
+pub(super) struct Clients {
+    bootstrap: String,
+    options: Vec<KafkaOption>,
+}
+
+impl Clients {
+    pub(super) fn new(bootstrap: &str, options: &[KafkaOption]) -> Self {
+        Self { bootstrap: bootstrap.to_owned(), options: options.to_vec() }
+    }
+
+    /// A configuration with `settings`, and the user's options on top.
+    pub(super) fn config(&self, settings: &[(&str, &str)]) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", &self.bootstrap).set("client.id", "carstream");
+        // Reconnect quickly to a broker that was restarted; the default waits up to 10 s.
+        config.set("reconnect.backoff.max.ms", "2000");
+        for (key, value) in settings {
+            config.set(*key, *value);
+        }
+        for option in &self.options {
+            config.set(&option.key, &option.value);
+        }
+        config.set_log_level(RDKafkaLogLevel::Warning);
+        config
+    }
+
+    pub(super) fn admin(&self) -> KafkaResult<AdminClient<Diagnostics>> {
+        let mut config = self.config(&[]);
+        // Nobody serves the log queue of an admin client: let it stay empty.
+        config.set_log_level(RDKafkaLogLevel::Emerg);
+        config.create_with_context(Diagnostics::default())
+    }
+
+    pub(super) fn probe(&self) -> KafkaResult<BaseConsumer<Diagnostics>> {
+        self.config(&[("isolation.level", "read_committed")]).create_with_context(Diagnostics::default())
+    }
+
+    /// A consumer that knows a group without being in it.
+    pub(super) fn group_probe(&self, group: &str) -> KafkaResult<BaseConsumer<Diagnostics>> {
+        self.config(&[
+            ("group.id", group),
+            // With this, librdkafka asks for stable positions: those no open transaction may still change.
+            ("isolation.level", "read_committed"),
+            ("enable.auto.commit", "false"),
+        ])
+        .create_with_context(Diagnostics::default())
+    }
+}
+
+/// Keeps the last report of a broken connection, and passes the rest on to `tracing`.
+#[derive(Debug, Default)]
+pub(super) struct Diagnostics {
+    last: Mutex<Option<(Instant, String)>>,
+}
+
+impl Diagnostics {
+    /// The cause of `error`: the connection that does not come about, if there is a fresh report of one and the error
+    /// could be its consequence.
+    pub(super) fn explain(&self, error: &KafkaError) -> BoxError {
+        if could_be_the_connection(error) {
+            let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some((when, report)) = &*last {
+                if when.elapsed() < REPORT_IS_FRESH {
+                    return report.clone().into();
+                }
+            }
+        }
+        Plain::of(error).into()
+    }
+}
+
+fn could_be_the_connection(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode::{AllBrokersDown, BrokerTransportFailure, OperationTimedOut, RequestTimedOut, Resolve};
+    let code = match error {
+        KafkaError::AdminOp(code) => Some(*code),
+        _ => error.rdkafka_error_code(),
+    };
+    let waiting_for_coordinator = code == Some(RDKafkaErrorCode::WaitingForCoordinator);
+    waiting_for_coordinator
+        || matches!(code, Some(AllBrokersDown | BrokerTransportFailure | OperationTimedOut | RequestTimedOut | Resolve))
+}
+
+impl ClientContext for Diagnostics {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        // "N/N brokers are down" says less than the report about each broker before it.
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
+            return;
+        }
+        tracing::debug!(target: "librdkafka", %error, reason);
+        let report = reason.rsplit_once(": ").filter(|(_, end)| end.starts_with("after ")).map_or(reason, |(r, _)| r);
+        let report = (Instant::now(), report.to_owned());
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(report);
+    }
+
+    fn stats(&self, _: Statistics) {}
+
+    fn stats_raw(&self, statistics: &[u8]) {
+        tracing::debug!(target: "librdkafka", statistics = %String::from_utf8_lossy(statistics));
+    }
+}
+
+impl ConsumerContext for Diagnostics {}
+
+/// Connections come and go, and the operation that suffers says so: librdkafka's own words about them, and about
+/// properties that are meant for another kind of client, are for debugging.
+pub(super) fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
+    match (level, facility) {
+        (_, "FAIL" | "ERROR" | "CONFWARN" | "MAXPOLL" | "TERMINATE") => {
+            tracing::debug!(target: "librdkafka", facility, "{message}");
+        }
+        (RDKafkaLogLevel::Info | RDKafkaLogLevel::Debug | RDKafkaLogLevel::Notice, _) => {
+            tracing::debug!(target: "librdkafka", facility, "{message}");
+        }
+        _ => tracing::warn!(target: "librdkafka", facility, "{message}"),
+    }
+}
+
+/// What went wrong, in librdkafka's words, without the layers around them.
+#[derive(Debug)]
+pub(super) struct Plain(String);
+
+impl Plain {
+    pub(super) fn of(error: &KafkaError) -> Self {
+        Self(match error {
+            KafkaError::Transaction(e) => e.string(),
+            KafkaError::AdminOp(code) => code.to_string(),
+            KafkaError::ClientConfig(_, what, key, value) => format!("librdkafka property {key}={value}: {what}"),
+            other => match other.rdkafka_error_code() {
+                Some(code) => code.to_string(),
+                None => other.to_string(),
+            },
+        })
+    }
+}
+
+impl fmt::Display for Plain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Plain {}

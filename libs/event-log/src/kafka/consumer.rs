@@ -1,0 +1,371 @@
+//! Reads the partitions that this instance holds in its group.
+//!
+//! ```text
+//! assigned by the group ──► Assigned ──► seek ──► fetched from there ──► batches
+//!                             ▲ said again until then                      │
+//! taken by the group ◄── unassigned at once; what was not handed out is dropped ──► Revoked
+//! ```
+//!
+//! The classic group protocol with a static member: an instance that comes back under its name within the session
+//! time-out gets its partitions back at once, and one that is killed disturbs nobody. Partitions are taken and given all
+//! together ("eager"), and in ranges, so that partition 3 of every topic is with the same instance, as state per car
+//! needs it. The new group protocol is not used: its static members do not survive a kill.
+//!
+//! Nothing is committed here: positions are part of the transactor's transaction. Fetching begins where [`Consumer::seek`]
+//! says, so positions of the group on this cluster do not matter.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, ConsumerGroupMetadata};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::BorrowedMessage;
+use rdkafka::statistics::Statistics;
+use rdkafka::types::RDKafkaRespErr;
+use rdkafka::{Message, Offset, TopicPartitionList};
+
+use super::clients::{Diagnostics, Plain};
+use super::{KafkaLog, MAX_BATCH_BYTES, REQUEST_TIMEOUT, push};
+use crate::{Batch, Consumer, Error, Event, Membership, Position, ProcessorOptions, TopicPartition};
+
+/// An instance that is silent for so long loses its partitions. Longer than a restart takes; shorter than one wants to
+/// wait when a machine is gone for good.
+const SESSION_TIMEOUT_MS: &str = "30000";
+/// A stage that asks for nothing for so long is stuck, and loses its partitions. A commit that waits for a broker, and
+/// the replay that restores state, must fit in.
+const MAX_POLL_INTERVAL_MS: &str = "300000";
+/// Read ahead this much, over all partitions.
+const READ_AHEAD_KIB: &str = "32768";
+
+/// A consumer's place in its group, and the cluster that the group is on.
+pub(crate) struct GroupMember {
+    pub(super) cluster: String,
+    pub(super) metadata: ConsumerGroupMetadata,
+}
+
+pub(super) struct KafkaConsumer {
+    log: Arc<KafkaLog>,
+    client: BaseConsumer<Rebalances>,
+    options: ProcessorOptions,
+    /// Where each partition that was sought goes on.
+    held: HashMap<TopicPartition, u64>,
+    /// Assigned, and not sought yet.
+    waiting: Vec<TopicPartition>,
+    /// The first record after the last batch; it is of another partition.
+    ahead: Option<Batch>,
+    /// An error that came after the last batch.
+    error: Option<KafkaError>,
+}
+
+impl KafkaConsumer {
+    pub(super) fn join(log: Arc<KafkaLog>, options: &ProcessorOptions) -> Result<Self, Error> {
+        let member = format!("{}-{}", options.group, options.instance);
+        let config = log.clients.config(&[
+            ("client.id", &member),
+            ("group.id", &options.group),
+            ("group.instance.id", &member),
+            ("group.protocol", "classic"),
+            ("partition.assignment.strategy", "range"),
+            ("session.timeout.ms", SESSION_TIMEOUT_MS),
+            ("max.poll.interval.ms", MAX_POLL_INTERVAL_MS),
+            ("isolation.level", "read_committed"),
+            ("enable.auto.commit", "false"),
+            ("enable.auto.offset.store", "false"),
+            ("auto.offset.reset", "error"),
+            ("queued.max.messages.kbytes", READ_AHEAD_KIB),
+            ("fetch.queue.backoff.ms", "20"),
+        ]);
+        let created = config.create_with_context(Rebalances::default());
+        let client: BaseConsumer<_> = created.map_err(|e| log.refused("creating a consumer", &e))?;
+        let topics: Vec<&str> = options.topics.iter().map(|t| &**t).collect();
+        client.subscribe(&topics).map_err(|e| log.refused("subscribing", &e))?;
+        Ok(Self {
+            log,
+            client,
+            options: options.clone(),
+            held: HashMap::new(),
+            waiting: Vec::new(),
+            ahead: None,
+            error: None,
+        })
+    }
+
+    /// What the group has decided since the last call.
+    fn group_event(&mut self) -> Option<Event> {
+        let mut group = self.client.context().group();
+        if !group.revoked.is_empty() {
+            let revoked = std::mem::take(&mut group.revoked);
+            drop(group);
+            return Some(self.lose(&revoked));
+        }
+        let assigned = group.assigned.take()?;
+        if !self.waiting.is_empty() {
+            // The group changed its mind before the last assignment was taken up.
+            group.assigned = Some(assigned);
+            drop(group);
+            let lost = std::mem::take(&mut self.waiting);
+            return Some(Event::Revoked(lost));
+        }
+        drop(group);
+        let partitions = assigned.iter().map(|(topic, partition)| self.named(topic, *partition)).collect();
+        self.waiting = partitions;
+        Some(self.assigned())
+    }
+
+    fn lose(&mut self, revoked: &[(String, u32)]) -> Event {
+        let revoked: Vec<_> = revoked.iter().map(|(topic, partition)| self.named(topic, *partition)).collect();
+        self.held.retain(|p, _| !revoked.contains(p));
+        self.waiting.retain(|p| !revoked.contains(p));
+        self.ahead = None;
+        Event::Revoked(revoked)
+    }
+
+    fn assigned(&self) -> Event {
+        let first = |p: &TopicPartition| Position { topic: p.topic.clone(), partition: p.partition, offset: 0 };
+        Event::Assigned(self.waiting.iter().map(first).collect())
+    }
+
+    /// The partition with the topic's name as the caller has it.
+    fn named(&self, topic: &str, partition: u32) -> TopicPartition {
+        let known = self.options.topics.iter().find(|t| ***t == *topic);
+        TopicPartition { topic: known.map_or_else(|| topic.into(), Arc::clone), partition }
+    }
+
+    /// Records of one partition that have arrived, waiting for the first until `deadline`.
+    fn gather(&mut self, max_records: usize, deadline: Instant) -> Result<Event, Error> {
+        let mut batch = self.ahead.take();
+        loop {
+            if batch.as_ref().is_some_and(|b| b.len() >= max_records || b.bytes() >= MAX_BATCH_BYTES) {
+                break;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.client.poll(if batch.is_some() { Duration::ZERO } else { left }) {
+                Some(Ok(message)) => match &mut batch {
+                    Some(batch) if same_partition(batch, &message) => push(batch, &message),
+                    _ => {
+                        let TopicPartition { topic, partition } =
+                            self.named(message.topic(), message.partition() as u32);
+                        let mut next = Batch::new(topic, partition);
+                        push(&mut next, &message);
+                        drop(message);
+                        if batch.is_some() {
+                            self.ahead = Some(next);
+                            break;
+                        }
+                        batch = Some(next);
+                    }
+                },
+                Some(Err(error)) if batch.is_some() => {
+                    self.error = Some(error);
+                    break;
+                }
+                Some(Err(error)) => self.failed(&error)?,
+                None => {
+                    // Partitions that were taken away are taken with what is not handed out yet.
+                    if let Some(event) = self.group_event() {
+                        return Ok(event);
+                    }
+                    if batch.is_some() || left.is_zero() {
+                        break;
+                    }
+                }
+            }
+        }
+        let Some(batch) = batch else { return Ok(Event::Idle) };
+        let partition = TopicPartition { topic: batch.topic().clone(), partition: batch.partition() };
+        if let (Some(held), Some(next)) = (self.held.get_mut(&partition), batch.next_offset()) {
+            *held = next;
+        }
+        Ok(Event::Batch(batch))
+    }
+
+    /// An error that librdkafka does not overcome by itself.
+    fn failed(&self, error: &KafkaError) -> Result<(), Error> {
+        use RDKafkaErrorCode as Code;
+        if let Some((code, reason)) = self.client.client().fatal_error() {
+            return Err(match code {
+                Code::FencedInstanceId | Code::Fenced => {
+                    Error::Fenced { group: self.options.group.clone(), instance: self.options.instance.clone() }
+                }
+                _ => Error::Refused {
+                    operation: "reading in a group",
+                    log: self.log.url.to_string(),
+                    source: reason.into(),
+                },
+            });
+        }
+        match error.rdkafka_error_code() {
+            Some(Code::AutoOffsetReset | Code::OffsetOutOfRange) => Err(self.out_of_range(error)?),
+            Some(Code::AllBrokersDown) => {
+                let source = self.client.context().diagnostics.explain(error);
+                Err(Error::Unavailable { operation: "reading in a group", log: self.log.url.to_string(), source })
+            }
+            Some(Code::UnknownTopicOrPartition | Code::UnknownTopic) => {
+                Err(self.log.unavailable("reading in a group", error))
+            }
+            Some(Code::TopicAuthorizationFailed | Code::GroupAuthorizationFailed) => {
+                Err(self.log.refused("reading in a group", error))
+            }
+            Some(Code::PollExceeded) => {
+                let cause = "no batch was asked for within max.poll.interval.ms";
+                tracing::warn!(group = %self.options.group, cause, "this instance has lost its partitions");
+                Ok(())
+            }
+            _ => {
+                tracing::debug!(group = %self.options.group, cause = %Plain::of(error), "reading goes on");
+                Ok(())
+            }
+        }
+    }
+
+    /// Kafka does not say which partition is meant: the one whose position is not in it.
+    fn out_of_range(&self, error: &KafkaError) -> Result<Error, Error> {
+        for (p, &offset) in &self.held {
+            let (first, next) = self.log.bounds(&p.topic, p.partition)?;
+            if offset < first || offset > next {
+                return Ok(Error::OutOfRange {
+                    topic: p.topic.to_string(),
+                    partition: p.partition,
+                    offset,
+                    first,
+                    next,
+                });
+            }
+        }
+        Ok(self.log.unavailable("reading in a group", error))
+    }
+}
+
+impl Consumer for KafkaConsumer {
+    fn poll(&mut self, max_records: usize, timeout: Duration) -> Result<Event, Error> {
+        if let Some(error) = self.error.take() {
+            self.failed(&error)?;
+        }
+        if let Some(event) = self.group_event() {
+            return Ok(event);
+        }
+        if self.waiting.is_empty() {
+            return self.gather(max_records, Instant::now() + timeout);
+        }
+        // The last assignment was not taken up, because its positions could not be had. Stay in the group meanwhile.
+        match self.gather(max_records, Instant::now())? {
+            Event::Idle => Ok(self.assigned()),
+            event => Ok(event),
+        }
+    }
+
+    fn seek(&mut self, positions: &[Position]) -> Result<(), Error> {
+        let mut list = TopicPartitionList::with_capacity(positions.len());
+        for p in positions {
+            list.add_partition_offset(&p.topic, p.partition as i32, Offset::Offset(p.offset as i64))
+                .map_err(|e| self.log.refused("seeking", &e))?;
+        }
+        if self.ahead.as_ref().is_some_and(|b| positions.iter().any(|p| is_of(b, &p.topic, p.partition))) {
+            self.ahead = None;
+        }
+        if self.waiting.is_empty() {
+            let sought = self.client.seek_partitions(list, REQUEST_TIMEOUT);
+            let sought = sought.map_err(|e| self.log.unavailable("seeking", &e))?;
+            for partition in sought.elements() {
+                partition.error().map_err(|e| self.log.unavailable("seeking", &e))?;
+            }
+        } else {
+            // An assignment comes and goes as a whole.
+            self.client.assign(&list).map_err(|e| self.log.unavailable("taking up partitions", &e))?;
+            self.waiting.clear();
+        }
+        for p in positions {
+            self.held.insert(TopicPartition { topic: p.topic.clone(), partition: p.partition }, p.offset);
+        }
+        Ok(())
+    }
+
+    fn membership(&self) -> Membership {
+        let cluster = self.log.cluster_id();
+        Membership(self.client.group_metadata().map(|metadata| GroupMember { cluster, metadata }))
+    }
+}
+
+impl Drop for KafkaConsumer {
+    fn drop(&mut self) {
+        if !self.waiting.is_empty() {
+            // librdkafka does not close before it knows what became of the assignment.
+            let _ = self.client.unassign();
+        }
+    }
+}
+
+fn same_partition(batch: &Batch, message: &BorrowedMessage<'_>) -> bool {
+    is_of(batch, message.topic(), message.partition() as u32)
+}
+
+fn is_of(batch: &Batch, topic: &str, partition: u32) -> bool {
+    batch.partition() == partition && **batch.topic() == *topic
+}
+
+/// Notes what the group decides. Runs within [`BaseConsumer::poll`].
+#[derive(Default)]
+struct Rebalances {
+    group: Mutex<Group>,
+    diagnostics: Diagnostics,
+}
+
+/// What the group has decided, and the caller does not know yet.
+#[derive(Default)]
+struct Group {
+    revoked: Vec<(String, u32)>,
+    /// Not assigned to the client before the caller says from where.
+    assigned: Option<Vec<(String, u32)>>,
+}
+
+impl Rebalances {
+    fn group(&self) -> std::sync::MutexGuard<'_, Group> {
+        self.group.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ClientContext for Rebalances {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.diagnostics.log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.diagnostics.error(error, reason);
+    }
+
+    fn stats(&self, _: Statistics) {}
+
+    fn stats_raw(&self, statistics: &[u8]) {
+        self.diagnostics.stats_raw(statistics);
+    }
+}
+
+impl ConsumerContext for Rebalances {
+    fn rebalance(&self, client: &BaseConsumer<Self>, event: RDKafkaRespErr, list: &mut TopicPartitionList) {
+        let partitions =
+            list.elements().iter().map(|p| (p.topic().to_owned(), p.partition() as u32)).collect::<Vec<_>>();
+        let mut group = self.group();
+        if event != RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
+            // If the caller has not heard of the assignment, it need not hear of its end.
+            if group.assigned.take().is_none() {
+                group.revoked.extend(partitions);
+            }
+            drop(group);
+            if let Err(error) = client.unassign() {
+                tracing::warn!(%error, "partitions were not given back");
+            }
+        } else if partitions.is_empty() {
+            // More instances than partitions.
+            group.assigned = None;
+            drop(group);
+            if let Err(error) = client.assign(list) {
+                tracing::warn!(%error, "an empty assignment was not taken up");
+            }
+        } else {
+            group.assigned = Some(partitions);
+        }
+    }
+}

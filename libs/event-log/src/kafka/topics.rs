@@ -1,0 +1,172 @@
+//! Topics: created, and described as they are.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
+
+use rdkafka::admin::{AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::consumer::Consumer as _;
+use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::types::RDKafkaRespErr;
+
+use super::topic_id::topic_id;
+use super::{KafkaLog, REQUEST_TIMEOUT};
+use crate::{Error, PartitionDescription, TopicDescription, TopicSpec};
+
+/// A topic that was just created is not at once known to every broker, and its partitions have no leaders yet.
+const CREATION_TIMEOUT: Duration = Duration::from_secs(15);
+/// How often to look whether it is.
+const CREATION_POLL: Duration = Duration::from_millis(25);
+
+/// As many replicas as the cluster's administrator chose (`default.replication.factor`).
+const BROKER_DEFAULT: i32 = -1;
+
+pub(super) fn ensure(log: &KafkaLog, spec: &TopicSpec) -> Result<(), Error> {
+    match describe(log, &spec.name) {
+        Ok(found) => return same(log, spec, &found),
+        Err(Error::UnknownTopic { .. }) => {}
+        Err(e) => return Err(e),
+    }
+    create(log, spec)?;
+    let deadline = Instant::now() + CREATION_TIMEOUT;
+    loop {
+        match describe(log, &spec.name) {
+            Ok(found) => return same(log, spec, &found),
+            Err(e) if Instant::now() > deadline => return Err(e),
+            Err(Error::UnknownTopic { .. } | Error::Unavailable { .. }) => thread::sleep(CREATION_POLL),
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+fn create(log: &KafkaLog, spec: &TopicSpec) -> Result<(), Error> {
+    let operation = "creating a topic";
+    let retention_ms = spec.retention.map_or("-1".to_owned(), |r| r.as_millis().to_string());
+    let policy = match (spec.compacted, spec.retention) {
+        (true, None) => "compact",
+        (true, Some(_)) => "compact,delete",
+        (false, _) => "delete",
+    };
+    let topic = NewTopic::new(&spec.name, spec.partitions as i32, TopicReplication::Fixed(BROKER_DEFAULT))
+        .set("cleanup.policy", policy)
+        .set("retention.ms", &retention_ms);
+    let options = AdminOptions::new().request_timeout(Some(REQUEST_TIMEOUT)).operation_timeout(Some(REQUEST_TIMEOUT));
+    let results = block_on(log.admin.create_topics([&topic], &options)).map_err(|e| log.unavailable(operation, &e))?;
+    for result in results {
+        match result {
+            // Another stage was first.
+            Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+            Err((_, code)) => {
+                let error = rdkafka::error::KafkaError::AdminOp(code);
+                return Err(match code {
+                    RDKafkaErrorCode::InvalidPartitions
+                    | RDKafkaErrorCode::InvalidTopic
+                    | RDKafkaErrorCode::InvalidConfig
+                    | RDKafkaErrorCode::PolicyViolation
+                    | RDKafkaErrorCode::TopicAuthorizationFailed
+                    | RDKafkaErrorCode::ClusterAuthorizationFailed => log.refused(operation, &error),
+                    _ => log.unavailable(operation, &error),
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether the topic that exists is the one that is wanted. Retention may differ: it is the administrator's.
+fn same(log: &KafkaLog, spec: &TopicSpec, found: &TopicDescription) -> Result<(), Error> {
+    let differs = |setting, found: String, wanted: String| {
+        Err(Error::TopicDiffers { log: log.url.to_string(), topic: spec.name.to_string(), setting, found, wanted })
+    };
+    if found.partitions.len() != spec.partitions as usize {
+        return differs("partitions", found.partitions.len().to_string(), spec.partitions.to_string());
+    }
+    let policy = |compacted| if compacted { "compact" } else { "delete" }.to_owned();
+    if found.compacted != spec.compacted {
+        return differs("cleanup.policy", policy(found.compacted), policy(spec.compacted));
+    }
+    Ok(())
+}
+
+pub(super) fn describe(log: &KafkaLog, topic: &str) -> Result<TopicDescription, Error> {
+    let mut partitions = Vec::new();
+    for partition in partition_ids(log, topic)? {
+        let (first, next) = log.bounds(topic, partition)?;
+        partitions.push(PartitionDescription { first, next });
+    }
+    let id = topic_id(log.probe.client(), topic, REQUEST_TIMEOUT).map_err(|e| match e.rdkafka_error_code() {
+        Some(RDKafkaErrorCode::UnknownTopicOrPartition) => log.unknown_topic(topic),
+        _ => log.unavailable("asking for the id of a topic", &e),
+    })?;
+    Ok(TopicDescription { id, partitions, compacted: compacted(log, topic)? })
+}
+
+/// The partitions of a topic, all of which have a leader: 0, 1, …
+pub(super) fn partition_ids(log: &KafkaLog, topic: &str) -> Result<Vec<u32>, Error> {
+    let operation = "asking for the partitions of a topic";
+    let failed = |code: RDKafkaRespErr| match code {
+        RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART | RDKafkaRespErr::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC => {
+            log.unknown_topic(topic)
+        }
+        code => log.unavailable(operation, &rdkafka::error::KafkaError::MetadataFetch(code.into())),
+    };
+    let metadata =
+        log.probe.fetch_metadata(Some(topic), REQUEST_TIMEOUT).map_err(|e| match e.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownTopicOrPartition) => {
+                log.unknown_topic(topic)
+            }
+            _ => log.unavailable(operation, &e),
+        })?;
+    let found = metadata.topics().iter().find(|t| t.name() == topic).ok_or_else(|| log.unknown_topic(topic))?;
+    if let Some(code) = found.error() {
+        return Err(failed(code));
+    }
+    if let Some(code) = found.partitions().iter().find(|p| p.leader() < 0).map(|p| p.error()) {
+        return Err(failed(code.unwrap_or(RDKafkaRespErr::RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE)));
+    }
+    if found.partitions().is_empty() {
+        return Err(log.unknown_topic(topic));
+    }
+    let mut ids: Vec<_> = found.partitions().iter().map(|p| p.id() as u32).collect();
+    ids.sort_unstable();
+    Ok(ids)
+}
+
+fn compacted(log: &KafkaLog, topic: &str) -> Result<bool, Error> {
+    let operation = "asking for the settings of a topic";
+    let options = AdminOptions::new().request_timeout(Some(REQUEST_TIMEOUT));
+    let results = block_on(log.admin.describe_configs([&ResourceSpecifier::Topic(topic)], &options))
+        .map_err(|e| log.unavailable(operation, &e))?;
+    for result in results {
+        let resource = result.map_err(|code| match code {
+            RDKafkaErrorCode::UnknownTopicOrPartition => log.unknown_topic(topic),
+            code => log.unavailable(operation, &rdkafka::error::KafkaError::AdminOp(code)),
+        })?;
+        if let Some(policy) = resource.get("cleanup.policy").and_then(|entry| entry.value.as_deref()) {
+            return Ok(policy.split(',').any(|p| p.trim() == "compact"));
+        }
+    }
+    Ok(false)
+}
+
+/// Waits for a future of librdkafka, which completes from a thread of its own: no runtime is needed.
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    struct Unpark(Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let mut context = Context::from_waker(&waker);
+    let mut future = pin!(future);
+    loop {
+        match future.as_mut().poll(&mut context) {
+            Poll::Ready(value) => return value,
+            Poll::Pending => thread::park(),
+        }
+    }
+}

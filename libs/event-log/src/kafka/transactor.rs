@@ -1,0 +1,356 @@
+//! Writes outputs and positions in one transaction.
+//!
+//! ```text
+//! begin ─► send all outputs ─► drain ─► send positions ─► commit ─► Ok(true)
+//!    │           │               │            │              │
+//!    └───────────┴── abort ◄─────┴────────────┘              │ outcome unknown
+//!                      │                                     ▼
+//!                      └──► Ok(false) ◄── new producer, init_transactions: completes or aborts what was open
+//! ```
+//!
+//! The transactional id is GROUP-INSTANCE: whoever initialises it last fences everyone before. Retriable errors are
+//! answered with the same call again, within a budget. An error that asks for an abort gets one. After any other, and
+//! when the broker does not tell what became of a commit, the producer is replaced by a new one with the same id; then
+//! nothing of the old one is open any more, and the committed positions say what happened.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::message::DeliveryResult;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext, PurgeConfig};
+use rdkafka::{Offset, TopicPartitionList};
+
+use super::KafkaLog;
+use super::appender::headers;
+use super::clients::{self, Diagnostics, Plain};
+use crate::{BoxError, Error, Membership, Outputs, Position, ProcessorOptions, TopicPartition, Transactor};
+
+/// For a whole transaction. A broker that restarts is waited for; one that stays away becomes an error.
+const COMMIT_BUDGET: Duration = Duration::from_secs(20);
+/// The broker aborts a transaction that is older. More than [`COMMIT_BUDGET`]; and as long may readers have to wait
+/// behind the open transaction of an instance that died and does not come back.
+const TRANSACTION_TIMEOUT_MS: &str = "30000";
+/// For `init_transactions`, which waits until the transaction of a predecessor is completed.
+const INIT_BUDGET: Duration = Duration::from_secs(10);
+/// For an abort, after a commit that may have used up its own budget.
+const ABORT_BUDGET: Duration = Duration::from_secs(5);
+/// Between two attempts at a call that failed in a way that passes.
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
+/// A poll of the binding always lasts so long, so it is short.
+const DRAIN_POLL: Duration = Duration::from_millis(1);
+/// Records are sent in one go: a short wait is enough to share requests.
+const LINGER_MS: &str = "2";
+/// Topics were ensured before: one that is unknown for so long does not exist.
+const UNKNOWN_TOPIC_MS: &str = "5000";
+/// A dead letter is larger than the record it is about, by its headers. It must still fit: more than the 1,000,000 bytes
+/// that an appender takes, less than the 1,048,588 that a broker does.
+const MAX_RECORD_BYTES: &str = "1040000";
+/// More than any commit writes; beyond it, sending waits for the broker.
+const QUEUE_RECORDS: &str = "1000000";
+
+pub(super) struct KafkaTransactor {
+    log: Arc<KafkaLog>,
+    group: String,
+    instance: String,
+    /// Knows the group on this cluster, also if the consumer reads from another.
+    group_client: Arc<BaseConsumer<Diagnostics>>,
+    /// None after an outcome that is unknown, until `recover` has succeeded.
+    producer: Option<BaseProducer<Deliveries>>,
+    fenced: bool,
+}
+
+/// Why a transaction did not commit.
+enum Failure {
+    /// It can be aborted.
+    Abort(BoxError),
+    /// Only a new producer can tell.
+    Unknown(BoxError),
+    /// Trying again will not help.
+    Final(Error),
+}
+
+impl KafkaTransactor {
+    pub(super) fn new(log: Arc<KafkaLog>, options: &ProcessorOptions) -> Result<Self, Error> {
+        let group_client = log.group_client(&options.group)?;
+        let mut transactor = Self {
+            log,
+            group: options.group.clone(),
+            instance: options.instance.clone(),
+            group_client,
+            producer: None,
+            fenced: false,
+        };
+        transactor.recover()?;
+        Ok(transactor)
+    }
+
+    /// Takes over the transactional id with a new producer.
+    fn recover(&mut self) -> Result<(), Error> {
+        if self.fenced {
+            return Err(self.fenced_error()); // to take the id back would fence the other one
+        }
+        let id = format!("{}-{}", self.group, self.instance);
+        let config = self.log.clients.config(&[
+            ("client.id", &id),
+            ("transactional.id", &id),
+            ("transaction.timeout.ms", TRANSACTION_TIMEOUT_MS),
+            ("compression.type", "lz4"),
+            ("linger.ms", LINGER_MS),
+            ("message.max.bytes", MAX_RECORD_BYTES),
+            ("queue.buffering.max.messages", QUEUE_RECORDS),
+            ("topic.metadata.propagation.max.ms", UNKNOWN_TOPIC_MS),
+        ]);
+        let created = config.create_with_context(Deliveries::default());
+        let producer: BaseProducer<_> = created.map_err(|e| self.log.refused("creating a producer", &e))?;
+        let operation = "taking up the transactional id";
+        retry(Instant::now() + INIT_BUDGET, |left| producer.init_transactions(left)).map_err(|e| {
+            match e.rdkafka_error_code() {
+                Some(
+                    RDKafkaErrorCode::TransactionalIdAuthorizationFailed | RDKafkaErrorCode::ClusterAuthorizationFailed,
+                ) => self.log.refused(operation, &e),
+                _ => {
+                    producer.poll(Duration::ZERO);
+                    let source = producer.context().diagnostics.explain(&e);
+                    Error::Unavailable { operation, log: self.log.url.to_string(), source }
+                }
+            }
+        })?;
+        self.producer = Some(producer);
+        Ok(())
+    }
+
+    /// Aborts what is open. If that does not succeed, a new producer will.
+    fn abort(&mut self) -> Result<(), Error> {
+        let Some(producer) = &self.producer else { return self.recover() };
+        // The binding serves delivery reports only when polled, and an abort waits until all have been served.
+        producer.purge(PurgeConfig::default().queue().inflight());
+        let deadline = Instant::now() + ABORT_BUDGET;
+        drain(producer, deadline);
+        match retry(deadline, |left| producer.abort_transaction(left)) {
+            Ok(()) => Ok(()),
+            Err(e) if is_fenced(producer, &e) => Err(self.become_fenced()),
+            Err(_) => {
+                self.producer = None;
+                self.recover()
+            }
+        }
+    }
+
+    fn become_fenced(&mut self) -> Error {
+        self.fenced = true;
+        self.producer = None;
+        self.fenced_error()
+    }
+
+    fn fenced_error(&self) -> Error {
+        Error::Fenced { group: self.group.clone(), instance: self.instance.clone() }
+    }
+
+    fn transaction(
+        &self,
+        producer: &BaseProducer<Deliveries>,
+        outputs: &Outputs,
+        positions: &[Position],
+        membership: &Membership,
+    ) -> Result<(), Failure> {
+        let deadline = Instant::now() + COMMIT_BUDGET;
+        producer.context().failure().take();
+        let abortable = |e| self.judge(producer, e, true);
+        producer.begin_transaction().map_err(|e| self.judge(producer, e, false))?;
+        self.send(producer, outputs, deadline)?;
+        drain(producer, deadline);
+        if let Some((topic, error)) = producer.context().failure().take() {
+            return Err(self.judge_record(producer, &topic, error));
+        }
+        if producer.in_flight_count() > 0 {
+            return Err(Failure::Abort("the outputs were not written in time".into()));
+        }
+        if !positions.is_empty() {
+            let list = self.offsets(positions).map_err(abortable)?;
+            let here = membership.0.as_ref().filter(|member| member.cluster == self.log.cluster_id());
+            // A consumer of another log is no member of the group on this cluster. Without a member's name the positions
+            // are accepted as they are, and the transactional id alone fences.
+            let stand_in = if here.is_none() { self.group_client.group_metadata() } else { None };
+            let member = here.map(|member| &member.metadata).or(stand_in.as_ref());
+            let member = member.ok_or_else(|| Failure::Abort("the consumer is in no group".into()))?;
+            retry(deadline, |left| producer.send_offsets_to_transaction(&list, member, left)).map_err(abortable)?;
+        }
+        retry(deadline, |left| producer.commit_transaction(left)).map_err(|e| self.judge(producer, e, false))
+    }
+
+    fn send(&self, producer: &BaseProducer<Deliveries>, outputs: &Outputs, deadline: Instant) -> Result<(), Failure> {
+        for batch in outputs.batches() {
+            for record in batch.iter() {
+                let header_list: Vec<_> = record.headers.collect();
+                let mut message = BaseRecord {
+                    topic: batch.topic(),
+                    partition: Some(batch.partition() as i32),
+                    payload: record.value,
+                    key: Some(record.key),
+                    timestamp: Some(record.timestamp_ms),
+                    headers: headers(header_list.into_iter()),
+                    delivery_opaque: (),
+                };
+                while let Err((error, back)) = producer.send(message) {
+                    if error.rdkafka_error_code() != Some(RDKafkaErrorCode::QueueFull) {
+                        return Err(self.judge_record(producer, batch.topic(), error));
+                    }
+                    if Instant::now() >= deadline {
+                        return Err(Failure::Abort("the outputs were not written in time".into()));
+                    }
+                    producer.poll(DRAIN_POLL);
+                    message = back;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn offsets(&self, positions: &[Position]) -> KafkaResult<TopicPartitionList> {
+        let mut list = TopicPartitionList::with_capacity(positions.len());
+        for p in positions {
+            list.add_partition_offset(&p.topic, p.partition as i32, Offset::Offset(p.offset as i64))?;
+        }
+        Ok(list)
+    }
+
+    /// What follows from the failure of a call. `before_commit`: the transaction is certainly still open.
+    fn judge(&self, producer: &BaseProducer<Deliveries>, error: KafkaError, before_commit: bool) -> Failure {
+        if is_fenced(producer, &error) {
+            return Failure::Final(self.fenced_error());
+        }
+        let cause = producer.context().diagnostics.explain(&error);
+        match &error {
+            KafkaError::Transaction(e) if e.txn_requires_abort() => Failure::Abort(cause),
+            KafkaError::Transaction(e) if before_commit && e.is_retriable() => Failure::Abort(cause),
+            _ => Failure::Unknown(cause),
+        }
+    }
+
+    /// What follows from a record that was not written.
+    fn judge_record(&self, producer: &BaseProducer<Deliveries>, topic: &str, error: KafkaError) -> Failure {
+        use RDKafkaErrorCode as Code;
+        match error.rdkafka_error_code() {
+            Some(Code::UnknownTopic | Code::UnknownPartition | Code::UnknownTopicOrPartition) => {
+                Failure::Final(self.log.unknown_topic(topic))
+            }
+            Some(
+                Code::MessageSizeTooLarge
+                | Code::InvalidRecord
+                | Code::InvalidTimestamp
+                | Code::TopicAuthorizationFailed
+                | Code::PolicyViolation,
+            ) => Failure::Final(self.log.refused("writing a record", &error)),
+            _ if is_fenced(producer, &error) => Failure::Final(self.fenced_error()),
+            _ => Failure::Abort(Plain::of(&error).into()),
+        }
+    }
+}
+
+impl Transactor for KafkaTransactor {
+    fn committed(&mut self, partitions: &[TopicPartition]) -> Result<Vec<Option<u64>>, Error> {
+        if self.producer.is_none() {
+            self.recover()?; // what was left open might still commit
+        }
+        self.log.positions(&self.group, partitions)
+    }
+
+    fn commit(&mut self, outputs: &Outputs, positions: &[Position], membership: &Membership) -> Result<bool, Error> {
+        let Some(producer) = &self.producer else {
+            // An earlier outcome is unknown. These outputs may have been committed with it.
+            return self.recover().map(|()| false);
+        };
+        if outputs.is_empty() && positions.is_empty() {
+            return Ok(true);
+        }
+        let (group, log) = (&self.group, &self.log.url);
+        match self.transaction(producer, outputs, positions, membership) {
+            Ok(()) => Ok(true),
+            Err(Failure::Abort(cause)) => {
+                tracing::warn!(group, %log, cause, "transaction rolled back");
+                self.abort().map(|()| false)
+            }
+            Err(Failure::Unknown(cause)) => {
+                tracing::warn!(group, %log, cause, "the outcome of a transaction is unknown: looking it up");
+                self.producer = None;
+                self.recover().map(|()| false)
+            }
+            Err(Failure::Final(Error::Fenced { .. })) => Err(self.become_fenced()),
+            Err(Failure::Final(error)) => {
+                self.abort()?;
+                Err(error)
+            }
+        }
+    }
+}
+
+/// Whether another instance has taken over the transactional id, or the place in the group.
+fn is_fenced(producer: &BaseProducer<Deliveries>, error: &KafkaError) -> bool {
+    use RDKafkaErrorCode::{Fatal, Fenced, FencedInstanceId, InvalidProducerEpoch, ProducerFenced};
+    let fatal = producer.client().fatal_error().map(|(code, _)| code);
+    let fences = |code| matches!(code, Some(Fenced | FencedInstanceId | ProducerFenced));
+    match error.rdkafka_error_code() {
+        // An old epoch may also be what is left of a transaction that timed out; then the error is not fatal.
+        Some(Fatal | InvalidProducerEpoch) => fences(fatal) || fatal == Some(InvalidProducerEpoch),
+        code => fences(code),
+    }
+}
+
+/// Serves delivery reports until none is outstanding, without the 100 ms that a flush of the binding takes.
+fn drain(producer: &BaseProducer<Deliveries>, deadline: Instant) {
+    while producer.in_flight_count() > 0 && Instant::now() < deadline {
+        producer.poll(DRAIN_POLL);
+    }
+}
+
+/// Makes the same call again while its error is one that passes.
+fn retry(deadline: Instant, mut call: impl FnMut(Duration) -> KafkaResult<()>) -> KafkaResult<()> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        match call(left) {
+            Err(KafkaError::Transaction(e)) if e.is_retriable() && Instant::now() + RETRY_PAUSE < deadline => {
+                thread::sleep(RETRY_PAUSE);
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Keeps the first record that was not written.
+#[derive(Default)]
+struct Deliveries {
+    first_failure: Mutex<Option<(String, KafkaError)>>,
+    diagnostics: Diagnostics,
+}
+
+impl Deliveries {
+    fn failure(&self) -> std::sync::MutexGuard<'_, Option<(String, KafkaError)>> {
+        self.first_failure.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ClientContext for Deliveries {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        clients::log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.diagnostics.error(error, reason);
+    }
+}
+
+impl ProducerContext for Deliveries {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        if let Err((error, message)) = result {
+            use rdkafka::Message as _;
+            self.failure().get_or_insert_with(|| (message.topic().to_owned(), error.clone()));
+        }
+    }
+}
