@@ -74,6 +74,12 @@ pub trait Log: Send + Sync + Debug {
 
     /// The committing half of a [`Processor`]; use [`Processor::new`].
     fn transactor(self: Arc<Self>, options: &ProcessorOptions) -> Result<Box<dyn Transactor>, Error>;
+
+    /// Applies retention and compaction now where the log does that itself, as the embedded one does every few
+    /// seconds. Kafka's brokers do it in their own time: there it does nothing.
+    fn maintain(&self) -> Result<(), Error> {
+        Ok(())
+    }
 }
 
 /// Appends single records and reports when they are durable.
@@ -151,7 +157,7 @@ pub trait Transactor: Send {
 
 /// A consumer's place in its group, as its backend knows it.
 #[derive(Default)]
-pub struct Membership(pub(crate) Option<rdkafka::consumer::ConsumerGroupMetadata>);
+pub struct Membership(pub(crate) Option<kafka::GroupMember>);
 
 /// One partition of one topic.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
