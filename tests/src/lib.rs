@@ -1,1 +1,15 @@
-//! Placeholder.
+//! What the tests of the whole pipeline share: where the binaries are.
+
+use std::path::PathBuf;
+
+/// The path of one of carstream's binaries, built beside the test that asks.
+///
+/// # Panics
+/// If it is not there: `cargo build --release --workspace --bins` builds it, `scripts/test` does so first.
+pub fn binary(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a running program has a path");
+    let folder = test.parent().and_then(|deps| deps.parent()).expect("tests are in target/release/deps");
+    let binary = folder.join(name).with_extension(std::env::consts::EXE_EXTENSION);
+    assert!(binary.exists(), "{} is missing: run scripts/test, which builds it first", binary.display());
+    binary
+}

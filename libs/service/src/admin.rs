@@ -29,9 +29,9 @@ pub struct AdminError {
 ///
 /// `/livez` answers as long as the process serves; `/readyz` too, since a stage that waits for another part is
 /// healthy: it says so in its log and in its metrics.
-pub async fn with_admin<F>(args: &ServiceArgs, registry: Registry, run: F) -> anyhow::Result<()>
+pub async fn with_admin<F, T>(args: &ServiceArgs, registry: Registry, run: F) -> anyhow::Result<T>
 where
-    F: Future<Output = anyhow::Result<()>>,
+    F: Future<Output = anyhow::Result<T>>,
 {
     let Some(address) = args.admin else { return run.await };
     let listener = tokio::net::TcpListener::bind(address).await.map_err(|source| AdminError { address, source })?;
@@ -55,6 +55,9 @@ where
         .route("/readyz", get(|| async { "ok\n" }));
     tokio::select! {
         result = run => result,
-        result = axum::serve(listener, router) => result.context("the admin port failed"),
+        result = axum::serve(listener, router) => {
+            result.context("the admin port failed")?;
+            anyhow::bail!("the admin port closed")
+        }
     }
 }
