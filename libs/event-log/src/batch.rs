@@ -47,15 +47,16 @@ pub struct Batch {
     entries: Vec<Entry>,
 }
 
+/// Where one record lies in the buffer; `start` is where the one before it ends.
 #[derive(Debug, Clone, Copy)]
-struct Entry {
-    offset: u64,
-    timestamp_ms: i64,
-    start: u32,
-    key_end: u32,
-    value_end: u32,
-    headers_end: u32,
-    tombstone: bool,
+pub(crate) struct Entry {
+    pub(crate) offset: u64,
+    pub(crate) timestamp_ms: i64,
+    pub(crate) start: u32,
+    pub(crate) key_end: u32,
+    pub(crate) value_end: u32,
+    pub(crate) headers_end: u32,
+    pub(crate) tombstone: bool,
 }
 
 impl Batch {
@@ -121,6 +122,38 @@ impl Batch {
         self.entries.push(Entry { offset, timestamp_ms, start, key_end, value_end, headers_end, tombstone: value.is_none() });
     }
 
+    /// Appends the records `range` of `other`, which is of the same partition.
+    ///
+    /// # Panics
+    /// If the batch would pass 4 GiB.
+    pub(crate) fn extend_from(&mut self, other: &Batch, range: std::ops::Range<usize>) {
+        let Some(last) = range.end.checked_sub(1).filter(|last| *last >= range.start) else { return };
+        let (from, to) = (other.entries[range.start].start, other.entries[last].headers_end);
+        let base = self.end();
+        self.buffer.extend_from_slice(&other.buffer[from as usize..to as usize]);
+        self.end(); // below 4 GiB, so the sums below are too
+        let moved = |place: u32| place - from + base;
+        self.entries.extend(other.entries[range].iter().map(|e| Entry {
+            start: moved(e.start),
+            key_end: moved(e.key_end),
+            value_end: moved(e.value_end),
+            headers_end: moved(e.headers_end),
+            ..*e
+        }));
+    }
+
+    /// The columns, for those that store or restore them.
+    pub(crate) fn columns(&self) -> (&[Entry], &[u8]) {
+        (&self.entries, &self.buffer)
+    }
+
+    /// The columns to be filled anew, emptied but with their memory.
+    pub(crate) fn reset_columns(&mut self) -> (&mut Vec<Entry>, &mut Vec<u8>) {
+        self.entries.clear();
+        self.buffer.clear();
+        (&mut self.entries, &mut self.buffer)
+    }
+
     fn end(&self) -> u32 {
         u32::try_from(self.buffer.len()).expect("a batch stays below 4 GiB")
     }
@@ -163,9 +196,9 @@ impl<'a> Iterator for Headers<'a> {
 
     fn next(&mut self) -> Option<Self::Item> {
         let (len, rest) = self.0.split_first_chunk::<2>()?;
-        let (name, rest) = rest.split_at(u16::from_le_bytes(*len) as usize);
+        let (name, rest) = rest.split_at_checked(u16::from_le_bytes(*len) as usize)?;
         let (len, rest) = rest.split_first_chunk::<4>()?;
-        let (value, rest) = rest.split_at(u32::from_le_bytes(*len) as usize);
+        let (value, rest) = rest.split_at_checked(u32::from_le_bytes(*len) as usize)?;
         self.0 = rest;
         Some((std::str::from_utf8(name).unwrap_or_default(), value))
     }
@@ -217,5 +250,20 @@ mod tests {
         assert_eq!(first.headers.get("a"), Some(&b"2"[..]));
         assert_eq!(batch.get(1).value, None);
         assert_eq!(batch.get(1).headers.count(), 0);
+    }
+
+    #[test]
+    fn a_part_of_a_batch_can_be_copied() {
+        let mut whole = Batch::new("t".into(), 0);
+        for offset in 0..10u64 {
+            whole.push(offset, 5, format!("key {offset}").as_bytes(), Some(b"value"), [("h", &b"1"[..])]);
+        }
+        let mut part = Batch::new("t".into(), 0);
+        part.extend_from(&whole, 7..9);
+        part.extend_from(&whole, 3..3);
+        part.extend_from(&whole, 0..1);
+        assert_eq!(part.iter().map(|r| r.offset).collect::<Vec<_>>(), [7, 8, 0]);
+        assert_eq!(part.get(2).key, b"key 0");
+        assert_eq!(part.get(1).headers.get("h"), Some(&b"1"[..]));
     }
 }

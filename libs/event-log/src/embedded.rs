@@ -1,0 +1,96 @@
+//! The log embedded in the process: no server, one directory.
+//!
+//! ```text
+//!  Appender ──► one queue ──► group commit ─┐                        ┌─► Reader, Consumer
+//!  Transactor ── outputs + positions ───────┴─► Store: one batch, ───┘    (up to the published
+//!                                               one fsync, publish         next offset)
+//!  DIRECTORY/lock     held while a process has the log open
+//!  DIRECTORY/store/   fjall: one keyspace per partition, one for topics and bounds, one for positions
+//! ```
+//!
+//! It serves one process: that of the demo, of a test, or of an edge site in a box. A group has one instance here.
+//! What makes a transform atomic is fjall's batch over several keyspaces: outputs and positions are one entry of its
+//! journal, checked by a checksum, so after a crash there is all of it or nothing.
+//!
+//! | bound | at the bound |
+//! | --- | --- |
+//! | 64 Ki records or 64 MiB queued per appender | `AppendError::Full`: try again after a completion |
+//! | a record of 8 MiB (key, value and headers) | refused |
+//! | a batch of 16 MiB or `max_records` | the rest comes with the next batch |
+//! | about 100 MiB of memory per log, see `store` | writers wait for the disk |
+
+mod appender;
+mod block;
+mod consumer;
+mod cursor;
+mod maintenance;
+mod reader;
+mod registry;
+mod store;
+mod topics;
+mod transactor;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use self::store::Store;
+use crate::{
+    Appender, Consumer, Error, Log, LogUrl, OnCompletion, ProcessorOptions, Range, Reader, TopicDescription, TopicSpec,
+    Transactor,
+};
+
+/// Opens the log in the directory `path`, which is created if there is none.
+///
+/// The same directory gives the same log for as long as anyone in this process holds it.
+pub(crate) fn open(path: &Path) -> Result<Arc<dyn Log>, Error> {
+    Ok(registry::open(path)?)
+}
+
+/// An open log. Closed when the last one who holds it lets go.
+#[derive(Debug)]
+struct Embedded {
+    url: LogUrl,
+    store: Arc<Store>,
+    _maintenance: maintenance::Background,
+    // Last: the directory is free when everything above is closed.
+    _place: registry::Place,
+}
+
+impl Log for Embedded {
+    fn url(&self) -> &LogUrl {
+        &self.url
+    }
+
+    fn ensure_topic(&self, spec: &TopicSpec) -> Result<(), Error> {
+        self.store.ensure_topic(spec)
+    }
+
+    fn describe(&self, topic: &str) -> Result<TopicDescription, Error> {
+        Ok(self.store.topic(topic)?.describe())
+    }
+
+    fn committed(&self, group: &str, topic: &str) -> Result<Vec<Option<u64>>, Error> {
+        let partitions = self.store.topic(topic)?.partitions.len();
+        Ok(self.store.committed(group, topic, 0..partitions as u32))
+    }
+
+    fn appender(self: Arc<Self>, on_completion: OnCompletion) -> Result<Arc<dyn Appender>, Error> {
+        Ok(Arc::new(appender::EmbeddedAppender::new(self, on_completion)?))
+    }
+
+    fn reader(self: Arc<Self>, ranges: Vec<Range>) -> Result<Box<dyn Reader>, Error> {
+        Ok(Box::new(reader::EmbeddedReader::new(self, ranges)?))
+    }
+
+    fn consumer(self: Arc<Self>, options: &ProcessorOptions) -> Result<Box<dyn Consumer>, Error> {
+        Ok(Box::new(consumer::EmbeddedConsumer::new(self, options)?))
+    }
+
+    fn transactor(self: Arc<Self>, options: &ProcessorOptions) -> Result<Box<dyn Transactor>, Error> {
+        Ok(Box::new(transactor::EmbeddedTransactor::new(self, options)?))
+    }
+
+    fn maintain(&self) -> Result<(), Error> {
+        maintenance::run(&self.store, maintenance::now_ms(), maintenance::Effort::Everything)
+    }
+}

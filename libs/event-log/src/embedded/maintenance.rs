@@ -1,0 +1,203 @@
+//! What keeps the log from growing for ever: retention by age, compaction by key.
+//!
+//! ```text
+//! retention   first ──► behind the blocks that are older; stored, then shown, then their tables are dropped
+//! compaction  each block again without the records that a later one of the same key supersedes
+//! ```
+//!
+//! Both run in the background every few seconds, and both may be cut off at any point: a block is replaced or kept
+//! whole, and a first offset that was shown never goes back.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use fjall::AbstractTree;
+
+use super::block;
+use super::store::{Store, offset_of};
+use super::topics::{Partition, Topic, encode_bounds};
+use crate::{Batch, Error};
+
+const INTERVAL: Duration = Duration::from_secs(5);
+/// In the background, a partition is compacted when at least this many records came since, and as many as were kept.
+const MIN_DIRTY_RECORDS: u64 = 1000;
+/// How long a tombstone stays for readers on their way to it; Kafka's `delete.retention.ms`.
+const TOMBSTONE_MS: i64 = 24 * 3600 * 1000;
+
+/// How much a run does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Effort {
+    /// What is worth its cost.
+    Due,
+    /// All that can be done.
+    Everything,
+}
+
+/// What a partition looked like after its last compaction.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Compacted {
+    next: u64,
+    kept: u64,
+}
+
+/// The thread that runs maintenance until dropped.
+#[derive(Debug)]
+pub(super) struct Background {
+    stop: Arc<(Mutex<bool>, Condvar)>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Background {
+    pub(super) fn start(store: Arc<Store>) -> io::Result<Self> {
+        let stop = Arc::new((Mutex::new(false), Condvar::new()));
+        let of_thread = stop.clone();
+        let run_until_stopped = move || {
+            loop {
+                if let Err(e) = run(&store, now_ms(), Effort::Due) {
+                    let cause = std::error::Error::source(&e).map(ToString::to_string).unwrap_or_default();
+                    tracing::warn!(log = %store.url, "retention and compaction did not succeed: {e}: {cause}");
+                }
+                let (stopped, wake) = &*of_thread;
+                let stopped = stopped.lock().unwrap_or_else(PoisonError::into_inner);
+                let waited = wake.wait_timeout_while(stopped, INTERVAL, |stopped| !*stopped);
+                if *waited.unwrap_or_else(PoisonError::into_inner).0 {
+                    return;
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("log-maintenance".to_owned()).spawn(run_until_stopped)?;
+        Ok(Self { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        let (stopped, wake) = &*self.stop;
+        *stopped.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        wake.notify_all();
+        if let Some(thread) = self.thread.take() {
+            // A panic in there was printed.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Milliseconds since the epoch.
+pub(super) fn now_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// One run over all topics, as if it were `now_ms`.
+pub(super) fn run(store: &Store, now_ms: i64, effort: Effort) -> Result<(), Error> {
+    let mut compacted = store.compacted.lock().unwrap_or_else(PoisonError::into_inner);
+    let topics: Vec<Arc<Topic>> = store.topics().values().cloned().collect();
+    for topic in topics {
+        for partition in &topic.partitions {
+            if topic.stored.compacted {
+                let last = compacted.entry((topic.name.clone(), partition.index)).or_default();
+                let dirty = partition.next().saturating_sub(last.next);
+                if effort == Effort::Everything || dirty >= last.kept.max(MIN_DIRTY_RECORDS) {
+                    *last = compact(store, partition, now_ms)?;
+                }
+            }
+            if let Some(retention) = topic.stored.retention() {
+                let retention_ms = i64::try_from(retention.as_millis()).unwrap_or(i64::MAX);
+                expire(store, partition, now_ms.saturating_sub(retention_ms))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Forgets the blocks at the beginning whose records are all older than `before_ms`.
+fn expire(store: &Store, partition: &Partition, before_ms: i64) -> Result<(), Error> {
+    let (first, next) = (partition.first(), partition.next());
+    let mut keep_from = first;
+    for entry in blocks(partition, first, next) {
+        let (at, value) = open_block(store, partition, entry)?;
+        let header = block::header(at, &value).map_err(|what| store.corrupt(partition.place(at), what))?;
+        if header.max_timestamp_ms >= before_ms {
+            break;
+        }
+        keep_from = header.last + 1;
+    }
+    if keep_from > first {
+        store.check_writable()?;
+        let mut batch = store.durable_batch();
+        batch.insert(&store.meta, partition.bounds_key(), encode_bounds(keep_from, keep_from));
+        batch.commit().map_err(|e| store.failed("retention", e))?;
+        partition.set_first(keep_from);
+        tracing::debug!(topic = %partition.topic, partition = partition.index, first = keep_from, "retention moved on");
+    }
+    if keep_from > 0 {
+        // Tables that lie below as a whole; what is still in memory goes with a later run.
+        let end = (keep_from - 1).to_be_bytes();
+        let dropped = partition.records.tree.drop_range::<[u8; 8], _>(..=end);
+        dropped.map_err(|e| store.unreadable(partition, keep_from, &e.into()))?;
+    }
+    Ok(())
+}
+
+/// Removes the records that a later one of the same key supersedes, and tombstones whose time is over.
+fn compact(store: &Store, partition: &Partition, now_ms: i64) -> Result<Compacted, Error> {
+    let (first, next) = (partition.first(), partition.next());
+    let mut records = Batch::new(partition.topic.clone(), partition.index);
+    let mut last_of_key: HashMap<Box<[u8]>, u64> = HashMap::new();
+    for entry in blocks(partition, first, next) {
+        let (at, value) = open_block(store, partition, entry)?;
+        block::unpack(at, &value, &mut records).map_err(|what| store.corrupt(partition.place(at), what))?;
+        for record in records.iter() {
+            match last_of_key.get_mut(record.key) {
+                Some(last) => *last = record.offset,
+                None => drop(last_of_key.insert(record.key.into(), record.offset)),
+            }
+        }
+    }
+    let mut kept = Batch::new(partition.topic.clone(), partition.index);
+    let mut total = 0;
+    for entry in blocks(partition, first, next) {
+        let (at, value) = open_block(store, partition, entry)?;
+        block::unpack(at, &value, &mut records).map_err(|what| store.corrupt(partition.place(at), what))?;
+        kept.reset_columns();
+        for (index, record) in records.iter().enumerate() {
+            let is_last = last_of_key.get(record.key) == Some(&record.offset);
+            let is_over = record.value.is_none() && record.timestamp_ms < now_ms.saturating_sub(TOMBSTONE_MS);
+            if is_last && !is_over {
+                kept.extend_from(&records, index..index + 1);
+            }
+        }
+        total += kept.len() as u64;
+        if kept.len() < records.len() {
+            replace(store, partition, at, next, &kept)?;
+        }
+    }
+    Ok(Compacted { next, kept: total })
+}
+
+/// Replaces the block at `at`. Not synced: after a crash either block may be there, and both are right.
+fn replace(store: &Store, partition: &Partition, at: u64, next: u64, kept: &Batch) -> Result<(), Error> {
+    store.check_writable()?;
+    let mut batch = store.db.batch();
+    if kept.is_empty() {
+        batch.remove(&partition.records, at.to_be_bytes());
+        // If this was the last block, the offsets still must not be given again.
+        batch.insert(&store.meta, partition.bounds_key(), encode_bounds(partition.first(), next));
+    } else {
+        batch.insert(&partition.records, at.to_be_bytes(), block::pack_sparse(kept, at).bytes);
+    }
+    batch.commit().map_err(|e| store.failed("compaction", e))
+}
+
+fn blocks(partition: &Partition, first: u64, next: u64) -> fjall::Iter {
+    partition.records.range(first.to_be_bytes()..next.to_be_bytes())
+}
+
+fn open_block(store: &Store, partition: &Partition, entry: fjall::Guard) -> Result<(u64, fjall::UserValue), Error> {
+    let (key, value) = entry.into_inner().map_err(|e| store.unreadable(partition, partition.first(), &e))?;
+    let at = offset_of(&key).ok_or_else(|| store.corrupt(partition.place(partition.first()), "a key is no offset"))?;
+    Ok((at, value))
+}

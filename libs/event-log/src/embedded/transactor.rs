@@ -1,0 +1,63 @@
+//! The committing half of a processor: outputs and positions in one write.
+
+use std::sync::Arc;
+
+use super::Embedded;
+use super::appender::MAX_RECORD_BYTES;
+use super::block::pack_new;
+use super::store::key_of;
+use crate::{Batch, Error, Membership, Outputs, Position, ProcessorOptions, TopicPartition, Transactor};
+
+pub(super) struct EmbeddedTransactor {
+    group: Arc<str>,
+    log: Arc<Embedded>,
+}
+
+impl EmbeddedTransactor {
+    pub(super) fn new(log: Arc<Embedded>, options: &ProcessorOptions) -> Result<Self, Error> {
+        let group = &options.group;
+        if group.is_empty() || group.contains('\0') {
+            return Err(log.store.refused("joining a group", format!("{group:?} is no group name")));
+        }
+        Ok(Self { group: group.as_str().into(), log })
+    }
+
+    fn check_sizes(&self, batch: &Batch) -> Result<(), Error> {
+        let (entries, _) = batch.columns();
+        match entries.iter().find(|e| (e.headers_end - e.start) as usize > MAX_RECORD_BYTES) {
+            None => Ok(()),
+            Some(e) => {
+                let what = format!(
+                    "a record for {} has {} bytes, more than {MAX_RECORD_BYTES}",
+                    batch.topic(),
+                    e.headers_end - e.start
+                );
+                Err(self.log.store.refused("a commit", what))
+            }
+        }
+    }
+}
+
+impl Transactor for EmbeddedTransactor {
+    fn committed(&mut self, partitions: &[TopicPartition]) -> Result<Vec<Option<u64>>, Error> {
+        let committed = |p: &TopicPartition| self.log.store.committed(&self.group, &p.topic, [p.partition]);
+        Ok(partitions.iter().flat_map(committed).collect())
+    }
+
+    /// A write is whole or it is not, and a failed one ends the log: there is no unknown outcome, so never `Ok(false)`.
+    fn commit(&mut self, outputs: &Outputs, positions: &[Position], _: &Membership) -> Result<bool, Error> {
+        let store = &self.log.store;
+        let mut blocks = Vec::new();
+        for batch in outputs.batches() {
+            let topic = store.topic(batch.topic())?;
+            let partition = topic.partitions.get(batch.partition() as usize).ok_or_else(|| {
+                store.refused("a commit", format!("topic {} has no partition {}", topic.name, batch.partition()))
+            })?;
+            self.check_sizes(batch)?;
+            blocks.push((partition.clone(), pack_new(batch)));
+        }
+        let positions: Vec<_> = positions.iter().map(|p| key_of(&self.group, p)).collect();
+        store.write(&mut blocks, &positions)?;
+        Ok(true)
+    }
+}

@@ -1,0 +1,507 @@
+//! What every log must do, whichever backend. One list of checks, run on each.
+//!
+//! The embedded log needs nothing. Kafka needs `CARSTREAM_TEST_KAFKA=HOST:PORT`; every check uses topics and groups of
+//! its own, so a cluster that is in use will do.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use event_log::*;
+use support::*;
+
+macro_rules! on_every_backend {
+    ($($check:ident)*) => {
+        mod embedded {
+            $(#[test] fn $check() { super::$check(&super::support::embedded()); })*
+        }
+        mod kafka {
+            $(#[test] fn $check() { if let Some(backend) = super::support::kafka() { super::$check(&backend); } })*
+        }
+    };
+}
+
+on_every_backend! {
+    a_record_comes_back_as_it_was_written
+    keys_decide_the_partition_and_keep_their_order
+    every_token_comes_back_once
+    what_was_acknowledged_survives_reopening
+    a_topic_keeps_what_it_was_created_with
+    unknown_topics_are_errors
+    ranges_are_read_exactly
+    a_reader_follows_what_is_appended
+    readers_do_not_disturb_each_other
+    positions_outside_the_log_are_errors
+    outputs_and_positions_are_committed_together
+    a_processor_goes_on_from_what_was_committed
+    groups_do_not_know_of_each_other
+    a_processor_reads_all_its_topics
+    source_and_target_may_be_two_logs
+    retention_removes_old_records_only
+    compaction_keeps_the_last_record_of_each_key
+}
+
+fn a_record_comes_back_as_it_was_written(backend: &Backend) {
+    let log = backend.open();
+    let topic = topic(&*log, "fidelity", 1);
+    let now = now_ms();
+    let long = "x".repeat(100_000);
+    append_all(
+        &log,
+        &topic,
+        [
+            Record {
+                key: b"k",
+                value: Some(b"v"),
+                headers: &[("a", b"1"), ("b", b""), ("a", b"2")],
+                timestamp_ms: now - 5,
+            },
+            Record { key: b"gone", value: None, headers: &[("why", b"sold")], timestamp_ms: now + 5 },
+            Record { key: b"empty", value: Some(b""), headers: &[], timestamp_ms: now },
+            Record { key: "schl\u{fc}ssel".as_bytes(), value: Some(long.as_bytes()), headers: &[], timestamp_ms: now },
+        ],
+    );
+    let headers = |headers: &[(&str, &[u8])]| headers.iter().map(|(n, v)| ((*n).to_owned(), v.to_vec())).collect();
+    let wanted = |offset, key: &str, value: Option<&str>, timestamp_ms, headers| Seen {
+        offset,
+        timestamp_ms,
+        key: key.to_owned(),
+        value: value.map(str::to_owned),
+        headers,
+    };
+    assert_eq!(
+        read_partition(&log, &topic, 0),
+        [
+            wanted(0, "k", Some("v"), now - 5, headers(&[("a", b"1"), ("b", b""), ("a", b"2")])),
+            wanted(1, "gone", None, now + 5, headers(&[("why", b"sold")])),
+            wanted(2, "empty", Some(""), now, vec![]),
+            wanted(3, "schl\u{fc}ssel", Some(&long), now, vec![]),
+        ]
+    );
+}
+
+fn keys_decide_the_partition_and_keep_their_order(backend: &Backend) {
+    let log = backend.open();
+    let topic = topic(&*log, "keys", 4);
+    let keys: Vec<String> = (0..50).map(|i| format!("car {i}")).collect();
+    let values: Vec<String> = (0..40).map(|i| i.to_string()).collect();
+    append_all(&log, &topic, values.iter().flat_map(|v| keys.iter().map(move |k| record(k, v))));
+    let partitions = read_topic(&log, &topic);
+    for key in &keys {
+        let home = partition_for_key(key.as_bytes(), 4) as usize;
+        for (p, records) in partitions.iter().enumerate() {
+            let found: Vec<_> = records.iter().filter(|r| r.key == *key).map(|r| r.value.clone().unwrap()).collect();
+            assert_eq!(found, if p == home { values.clone() } else { vec![] }, "{key} in partition {p}");
+        }
+    }
+    for records in partitions {
+        assert!(records.is_sorted_by(|a, b| a.offset < b.offset), "offsets only grow");
+    }
+}
+
+fn every_token_comes_back_once(backend: &Backend) {
+    let log = backend.open();
+    let topic = topic(&*log, "tokens", 3);
+    let completions = Completions::default();
+    let appender = log.clone().appender(completions.callback()).unwrap();
+    std::thread::scope(|scope| {
+        for thread in 0..4u64 {
+            let (appender, topic) = (&appender, &topic);
+            scope.spawn(move || {
+                for i in 0..5000 {
+                    let token = thread * 5000 + i;
+                    append(&**appender, topic, &record(&format!("thread {thread}"), &token.to_string()), token);
+                }
+            });
+        }
+    });
+    // Dropping it waits for what is queued.
+    drop(appender);
+    let all = completions.all();
+    assert!(all.iter().all(|c| c.durable));
+    let mut tokens: Vec<u64> = all.iter().map(|c| c.token).collect();
+    tokens.sort_unstable();
+    assert_eq!(tokens, (0..20_000).collect::<Vec<_>>());
+    for thread in 0..4u64 {
+        let key = format!("thread {thread}");
+        let partition = read_partition(&log, &topic, partition_for_key(key.as_bytes(), 3));
+        let values: Vec<u64> =
+            partition.iter().filter(|r| r.key == key).map(|r| r.value.as_ref().unwrap().parse().unwrap()).collect();
+        assert_eq!(values, (thread * 5000..(thread + 1) * 5000).collect::<Vec<_>>());
+    }
+}
+
+fn what_was_acknowledged_survives_reopening(backend: &Backend) {
+    let log = backend.open();
+    let topic = topic(&*log, "reopen", 2);
+    append_all(&log, &topic, (0..3000).map(|_| record("a", "before")));
+    let (id, before) = (log.describe(&topic).unwrap().id, read_topic(&log, &topic));
+    drop(log);
+
+    let log = backend.open();
+    assert_eq!(log.describe(&topic).unwrap().id, id);
+    assert_eq!(read_topic(&log, &topic), before);
+    append_all(&log, &topic, [record("a", "after")]);
+    let partition = partition_for_key(b"a", 2);
+    let last = read_partition(&log, &topic, partition).pop().unwrap();
+    assert_eq!(last.value.as_deref(), Some("after"));
+    assert!(last.offset > before[partition as usize].last().unwrap().offset);
+}
+
+fn a_topic_keeps_what_it_was_created_with(backend: &Backend) {
+    let log = backend.open();
+    let name = topic(&*log, "settings", 3);
+    let spec = plain(&name, 3);
+    log.ensure_topic(&spec).unwrap();
+    let found = log.describe(&name).unwrap();
+    assert_eq!(found.partitions, [PartitionDescription { first: 0, next: 0 }; 3]);
+    assert!(!found.compacted && !found.id.is_empty());
+    assert_ne!(found.id, log.describe(&topic(&*log, "other", 1)).unwrap().id);
+
+    let differs = |spec: TopicSpec| match log.ensure_topic(&spec) {
+        Err(Error::TopicDiffers { topic, setting, .. }) => {
+            assert_eq!(topic, *name);
+            setting
+        }
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(differs(TopicSpec { partitions: 2, ..spec.clone() }), "partitions");
+    assert_eq!(differs(TopicSpec { compacted: true, ..spec.clone() }), "compaction");
+
+    let compacted = unique("compacted");
+    log.ensure_topic(&TopicSpec { compacted: true, ..plain(&compacted, 1) }).unwrap();
+    assert!(log.describe(&compacted).unwrap().compacted);
+}
+
+fn unknown_topics_are_errors(backend: &Backend) {
+    let log = backend.open();
+    let (known, unknown) = (topic(&*log, "known", 1), unique("unknown"));
+    let is_unknown = |e: Error| matches!(&e, Error::UnknownTopic { topic, .. } if *topic == *unknown);
+    assert!(is_unknown(log.describe(&unknown).unwrap_err()));
+    assert!(is_unknown(read(&log, &unknown, 0, 0, 1).unwrap_err()));
+
+    let completions = Completions::default();
+    let appender = log.clone().appender(completions.callback()).unwrap();
+    match appender.append(&unknown, &record("k", "v"), 1) {
+        Err(AppendError::Refused(e)) => assert!(is_unknown(e)),
+        other => panic!("{other:?}"),
+    }
+    assert!(appender.flush(PATIENCE));
+    assert_eq!(completions.all(), [], "a refused token does not come back");
+
+    let options =
+        ProcessorOptions { group: unique("group").to_string(), instance: "one".into(), topics: vec![unknown.clone()] };
+    let mut processor = Processor::new(log.clone(), log.clone(), &options).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match processor.next(10, Duration::from_millis(100)) {
+            Ok(Event::Idle) => assert!(Instant::now() < deadline, "an unknown topic is not noticed"),
+            Ok(event) => panic!("{event:?}"),
+            Err(e) => break assert!(is_unknown(e)),
+        }
+    }
+    drop(processor);
+
+    append_all(&log, &known, [record("k", "v")]);
+    let (mut processor, _) = processor_of(&log, &known);
+    let batch = next_batch(&mut processor, 10);
+    let mut outputs = Outputs::default();
+    outputs.push(&unknown, 0, &record("k", "v"));
+    assert!(is_unknown(processor.commit(&outputs, &[behind(&batch)]).unwrap_err()));
+}
+
+fn processor_of(log: &Arc<dyn Log>, topic: &Arc<str>) -> (Processor, Vec<Position>) {
+    processor(log, log, &unique("group"), &[topic])
+}
+
+fn ranges_are_read_exactly(backend: &Backend) {
+    let log = backend.open();
+    let topic = topic(&*log, "ranges", 1);
+    let values: Vec<String> = (0..2500).map(|i| i.to_string()).collect();
+    append_all(&log, &topic, values.iter().map(|v| record("k", v)));
+    for (start, end) in [(0, 2500), (0, 1), (999, 1001), (1234, 1300), (2499, 2500), (7, 7), (2500, 2500)] {
+        let offsets: Vec<u64> = read(&log, &topic, 0, start, end).unwrap().iter().map(|r| r.offset).collect();
+        assert_eq!(offsets, (start..end).collect::<Vec<_>>(), "{start}..{end}");
+    }
+
+    let range = |start, end| Range { topic: topic.clone(), partition: 0, start, end: Some(end) };
+    let mut reader = log.clone().reader(vec![range(10, 12), range(20, 23)]).unwrap();
+    let mut offsets = Vec::new();
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match reader.next(1, Duration::from_millis(100)).unwrap() {
+            Read::Batch(batch) => {
+                assert_eq!(batch.len(), 1);
+                offsets.push(batch.get(0).offset);
+            }
+            Read::Idle => assert!(Instant::now() < deadline),
+            Read::End => break,
+        }
+    }
+    offsets.sort_unstable();
+    assert_eq!(offsets, [10, 11, 20, 21, 22], "several ranges at once, also of one partition");
+}
+
+fn a_reader_follows_what_is_appended(backend: &Backend) {
+    let log = backend.open();
+    let topic = topic(&*log, "follow", 1);
+    let mut reader =
+        log.clone().reader(vec![Range { topic: topic.clone(), partition: 0, start: 0, end: None }]).unwrap();
+    assert!(matches!(reader.next(10, Duration::from_millis(50)).unwrap(), Read::Idle));
+    let writer = {
+        let (log, topic) = (log.clone(), topic.clone());
+        std::thread::spawn(move || {
+            for i in 0..20 {
+                append_all(&log, &topic, [record("k", &i.to_string())]);
+            }
+        })
+    };
+    let (mut values, deadline) = (Vec::new(), Instant::now() + PATIENCE);
+    while values.len() < 20 {
+        assert!(Instant::now() < deadline, "only {values:?} came");
+        match reader.next(10, Duration::from_millis(500)).unwrap() {
+            Read::Batch(batch) => values.extend(seen(&batch).map(|r| r.value.unwrap())),
+            Read::Idle => {}
+            Read::End => panic!("a range without an end ended"),
+        }
+    }
+    writer.join().unwrap();
+    assert_eq!(values, (0..20).map(|i| i.to_string()).collect::<Vec<_>>());
+}
+
+fn readers_do_not_disturb_each_other(backend: &Backend) {
+    let log = backend.open();
+    let topic = topic(&*log, "readers", 2);
+    let keys: Vec<String> = (0..400).map(|i| i.to_string()).collect();
+    append_all(&log, &topic, keys.iter().map(|k| record(k, "v")));
+    let wanted = read_topic(&log, &topic);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| assert_eq!(read_topic(&log, &topic), wanted));
+        }
+    });
+}
+
+fn positions_outside_the_log_are_errors(backend: &Backend) {
+    let log = backend.open();
+    let topic = topic(&*log, "range", 1);
+    append_all(&log, &topic, (0..5).map(|_| record("k", "v")));
+    match read(&log, &topic, 0, 6, 10) {
+        Err(Error::OutOfRange { topic: t, partition: 0, offset: 6, first: 0, next: 5 }) => assert_eq!(t, *topic),
+        other => panic!("{other:?}"),
+    }
+    // A consumer is told the same, not sent to some other place.
+    let group = unique("group");
+    let (mut p, _) = processor(&log, &log, &group, &[&topic]);
+    let beyond = Position { topic: topic.clone(), partition: 0, offset: 50 };
+    assert_eq!(p.commit(&Outputs::default(), &[beyond]).unwrap(), Outcome::Committed);
+    drop(p);
+    let (mut p, positions) = processor(&log, &log, &group, &[&topic]);
+    assert_eq!(positions[0].offset, 50);
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match p.next(10, Duration::from_millis(100)) {
+            Ok(Event::Idle) => assert!(Instant::now() < deadline, "a position beyond the end is not noticed"),
+            Err(Error::OutOfRange { offset: 50, .. }) => break,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn outputs_and_positions_are_committed_together(backend: &Backend) {
+    let log = backend.open();
+    let (input, output, other) = (topic(&*log, "input", 2), topic(&*log, "output", 2), topic(&*log, "other", 1));
+    let keys: Vec<String> = (0..100).map(|i| format!("key {i}")).collect();
+    append_all(&log, &input, keys.iter().map(|k| record(k, k)));
+    let group = unique("group");
+    let (mut processor, _) = processor(&log, &log, &group, &[&input]);
+    assert_eq!(log.committed(&group, &input).unwrap(), [None, None]);
+
+    let (mut done, mut outputs, mut positions) = (0, Outputs::default(), Vec::new());
+    while done < 100 {
+        let batch = next_batch(&mut processor, 1000);
+        done += batch.len();
+        copied(&batch, &output, &mut outputs);
+        outputs.push(&other, 0, &record("summary", &batch.len().to_string()));
+        positions.retain(|p: &Position| p.partition != batch.partition());
+        positions.push(behind(&batch));
+    }
+    let nothing: Vec<Vec<Seen>> = vec![vec![], vec![]];
+    assert_eq!(read_topic(&log, &output), nothing, "nothing is visible before the commit");
+    assert_eq!(processor.commit(&outputs, &positions).unwrap(), Outcome::Committed);
+
+    let values = |topics: Vec<Vec<Seen>>| -> Vec<Vec<_>> {
+        topics.into_iter().map(|p| p.into_iter().map(|r| (r.key, r.value, r.timestamp_ms)).collect()).collect()
+    };
+    assert_eq!(values(read_topic(&log, &output)), values(read_topic(&log, &input)));
+    assert!(!read_partition(&log, &other, 0).is_empty());
+    let ends: Vec<_> = read_topic(&log, &input).iter().map(|p| Some(p.last().unwrap().offset + 1)).collect();
+    assert_eq!(log.committed(&group, &input).unwrap(), ends);
+}
+
+fn a_processor_goes_on_from_what_was_committed(backend: &Backend) {
+    let log = backend.open();
+    let (input, output) = (topic(&*log, "input", 1), topic(&*log, "output", 1));
+    let values: Vec<String> = (0..300).map(|i| i.to_string()).collect();
+    append_all(&log, &input, values.iter().map(|v| record("k", v)));
+    let group = unique("group");
+    let mut log = log;
+    // Each round commits a part, reads more without committing it, and is gone.
+    for round in 0..3 {
+        let (mut processor, positions) = processor(&log, &log, &group, &[&input]);
+        assert_eq!(positions, [Position { topic: input.clone(), partition: 0, offset: round * 100 }]);
+        let mut done = 0;
+        while done < 100 {
+            let batch = next_batch(&mut processor, 100 - done);
+            assert_eq!(batch.get(0).offset, round * 100 + done as u64);
+            done += batch.len();
+            let mut outputs = Outputs::default();
+            copied(&batch, &output, &mut outputs);
+            assert_eq!(processor.commit(&outputs, &[behind(&batch)]).unwrap(), Outcome::Committed);
+        }
+        if round < 2 {
+            next_batch(&mut processor, 50);
+        }
+        drop(processor);
+        drop(log);
+        log = backend.open();
+    }
+    let copies: Vec<_> = read_partition(&log, &output, 0).into_iter().map(|r| r.value.unwrap()).collect();
+    assert_eq!(copies, values);
+}
+
+fn groups_do_not_know_of_each_other(backend: &Backend) {
+    let log = backend.open();
+    let input = topic(&*log, "input", 1);
+    append_all(&log, &input, (0..10).map(|_| record("k", "v")));
+    let (one, two) = (unique("one"), unique("two"));
+    let (mut first, _) = processor(&log, &log, &one, &[&input]);
+    let batch = next_batch(&mut first, 10);
+    first.commit(&Outputs::default(), &[behind(&batch)]).unwrap();
+    let (mut second, positions) = processor(&log, &log, &two, &[&input]);
+    assert_eq!(positions[0].offset, 0);
+    assert_eq!(next_batch(&mut second, 10).get(0).offset, 0);
+    assert_eq!(log.committed(&two, &input).unwrap(), [None]);
+    assert_eq!(log.committed(&one, &input).unwrap(), [behind(&batch)].map(|p| Some(p.offset)));
+}
+
+fn a_processor_reads_all_its_topics(backend: &Backend) {
+    let log = backend.open();
+    let (one, two) = (topic(&*log, "one", 2), topic(&*log, "two", 1));
+    let keys: Vec<String> = (0..200).map(|i| i.to_string()).collect();
+    append_all(&log, &one, keys.iter().map(|k| record(k, "v")));
+    append_all(&log, &two, keys.iter().map(|k| record(k, "v")));
+    let (mut processor, mut positions) = processor(&log, &log, &unique("group"), &[&one, &two]);
+    positions.sort_by(|a, b| (&a.topic, a.partition).cmp(&(&b.topic, b.partition)));
+    let at = |topic: &Arc<str>, partition| Position { topic: topic.clone(), partition, offset: 0 };
+    assert_eq!(positions, [at(&one, 0), at(&one, 1), at(&two, 0)]);
+
+    let mut found = std::collections::BTreeMap::<(Arc<str>, u32), Vec<Seen>>::new();
+    while found.values().map(Vec::len).sum::<usize>() < 400 {
+        let batch = next_batch(&mut processor, 20);
+        assert!(batch.len() <= 20);
+        found.entry((batch.topic().clone(), batch.partition())).or_default().extend(seen(&batch));
+    }
+    for ((topic, partition), records) in found {
+        assert_eq!(records, read_partition(&log, &topic, partition));
+    }
+}
+
+fn source_and_target_may_be_two_logs(backend: &Backend) {
+    let other = backend.another();
+    let (source, target) = (backend.open(), other.open());
+    let (input, output) = (topic(&*source, "edge", 1), topic(&*target, "cloud", 1));
+    append_all(&source, &input, (0..10).map(|_| record("k", "v")));
+    let group = unique("replicator");
+    let (mut p, _) = processor(&source, &target, &group, &[&input]);
+    let batch = next_batch(&mut p, 4);
+    let mut outputs = Outputs::default();
+    copied(&batch, &output, &mut outputs);
+    assert_eq!(p.commit(&outputs, &[behind(&batch)]).unwrap(), Outcome::Committed);
+    drop(p);
+    assert_eq!(read_partition(&target, &output, 0).len(), batch.len());
+
+    let (mut p, positions) = processor(&source, &target, &group, &[&input]);
+    assert_eq!(positions, [behind(&batch)], "positions are where the outputs are");
+    assert_eq!(next_batch(&mut p, 10).get(0).offset, behind(&batch).offset);
+}
+
+fn retention_removes_old_records_only(backend: &Backend) {
+    let log = backend.open();
+    let name = unique("retention");
+    let hour = Duration::from_secs(3600);
+    log.ensure_topic(&TopicSpec { retention: Some(hour), ..plain(&name, 1) }).unwrap();
+    let old = Record { timestamp_ms: now_ms() - 2 * 3600 * 1000, ..record("k", "old") };
+    append_all(&log, &name, (0..500).map(|_| old));
+    append_all(&log, &name, (0..500).map(|_| record("k", "young")));
+    log.maintain().unwrap();
+
+    let first = log.describe(&name).unwrap().partitions[0].first;
+    assert!(first <= 500, "nothing young is removed");
+    let bounds = log.describe(&name).unwrap().partitions[0];
+    let kept = read(&log, &name, 0, bounds.first, bounds.next).unwrap();
+    assert_eq!(kept.iter().filter(|r| r.value.as_deref() == Some("young")).count(), 500);
+    if backend.maintains_at_once {
+        assert_eq!((first, kept[0].offset), (500, 500));
+        match read(&log, &name, 0, 499, 600) {
+            Err(Error::OutOfRange { offset: 499, first: 500, next: 1000, .. }) => {}
+            other => panic!("{other:?}"),
+        }
+        drop(log);
+        let log = backend.open();
+        assert_eq!(log.describe(&name).unwrap().partitions[0], PartitionDescription { first: 500, next: 1000 });
+    }
+}
+
+fn compaction_keeps_the_last_record_of_each_key(backend: &Backend) {
+    let log = backend.open();
+    let name = unique("table");
+    log.ensure_topic(&TopicSpec { compacted: true, ..plain(&name, 1) }).unwrap();
+    let two_days_ago = now_ms() - 48 * 3600 * 1000;
+    let keys: Vec<String> = (0..50).map(|i| format!("driver {i}")).collect();
+    let versions: Vec<String> = (0..20).map(|i| format!("version {i}")).collect();
+    for version in &versions {
+        append_all(&log, &name, keys.iter().map(|k| Record { timestamp_ms: two_days_ago, ..record(k, version) }));
+    }
+    // One long gone, one just gone, and one that came back.
+    let gone =
+        |key: &'static str, timestamp_ms| Record { key: key.as_bytes(), value: None, headers: &[], timestamp_ms };
+    append_all(
+        &log,
+        &name,
+        [gone("driver 7", two_days_ago), gone("driver 8", now_ms()), gone("driver 9", two_days_ago)],
+    );
+    append_all(&log, &name, [record("driver 9", "back"), gone("driver 10", two_days_ago)]);
+    let next = log.describe(&name).unwrap().partitions[0].next;
+    log.maintain().unwrap();
+
+    let check = |log: &Arc<dyn Log>| {
+        let records = read_partition(log, &name, 0);
+        let mut table = std::collections::BTreeMap::new();
+        for r in &records {
+            table.insert(r.key.clone(), r.value.clone());
+        }
+        table.retain(|_, value| value.is_some());
+        assert_eq!(table.len(), 47);
+        assert_eq!(table.remove("driver 9").flatten().as_deref(), Some("back"));
+        assert!(table.values().all(|v| v.as_deref() == Some("version 19")));
+        assert!(records.is_sorted_by(|a, b| a.offset < b.offset));
+        if backend.maintains_at_once {
+            assert_eq!(records.len(), 48, "one for each key, and the young tombstone");
+            // The last offset was that of a tombstone, which is gone: it is not given again.
+            assert_eq!(log.describe(&name).unwrap().partitions[0], PartitionDescription { first: 0, next });
+            assert_eq!(read(log, &name, 0, 3, next).unwrap(), records, "gaps are no obstacle");
+        }
+    };
+    check(&log);
+    log.maintain().unwrap();
+    check(&log);
+    drop(log);
+    let log = backend.open();
+    check(&log);
+    append_all(&log, &name, [record("new", "one")]);
+    assert!(read_partition(&log, &name, 0).last().unwrap().offset >= next);
+}
