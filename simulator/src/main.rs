@@ -1,2 +1,10 @@
-//! Placeholder.
-fn main() {}
+//! The simulator's process.
+
+use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    service::main(simulator::run)
+}
