@@ -189,7 +189,9 @@ impl Field {
                 Some(Bounds::Real { min: real(min, f64::NEG_INFINITY), max: real(max, f64::INFINITY) })
             }
             _ => {
-                return Err(format!("field {name}: min and max are for numbers, min_length and max_length for strings"));
+                return Err(format!(
+                    "field {name}: min and max are for numbers, min_length and max_length for strings"
+                ));
             }
         };
         Ok(Self { name, kind, nullable, pii: declared.pii, bounds, unit: declared.unit })
