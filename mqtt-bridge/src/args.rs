@@ -1,0 +1,211 @@
+//! The settings of the bridge.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use event_log::LogArgs;
+use service::{ConfigError, ServiceArgs};
+
+/// Takes cars' MQTT messages (3.1.1 and 5) into the log.
+///
+/// A car publishes to vehicles/{vin}/telemetry, faults, drivers or status with QoS 0 or 1. A QoS 1 publish is
+/// acknowledged when the log has committed it, never before. A car subscribed to vehicles/{vin}/alerts is sent its
+/// alerts. Try it with: mosquitto_pub -q 1 -t vehicles/WVWZZZ1JZXW000001/telemetry -m '{}'
+#[derive(Debug, Clone, clap::Parser)]
+#[command(name = "mqtt-bridge", version)]
+pub struct Args {
+    /// Logging and the admin port.
+    #[command(flatten)]
+    pub service: ServiceArgs,
+    /// Where to listen for MQTT connections. 0.0.0.0 takes them from everywhere: put TLS in front.
+    #[arg(long, env = "CARSTREAM_MQTT_LISTEN", value_name = "HOST:PORT", default_value_t = DEFAULT_LISTEN)]
+    pub listen: SocketAddr,
+    /// Where the readings go.
+    #[command(flatten)]
+    pub log: LogArgs,
+    /// Which cars a client may publish for.
+    #[arg(long, env = "CARSTREAM_MQTT_CLIENT_ID", value_enum, default_value_t)]
+    pub client_id: ClientIdRule,
+    /// The file with the site's secret key for pseudonyms (at least 16 bytes); finds the car that an alert is for.
+    #[arg(long, env = "CARSTREAM_PSEUDONYM_KEY_FILE", value_name = "FILE")]
+    pub pseudonym_key_file: Option<PathBuf>,
+    /// Send no alerts to cars, and need no key.
+    #[arg(long, env = "CARSTREAM_MQTT_NO_ALERTS")]
+    pub no_alerts: bool,
+    /// The bounds.
+    #[command(flatten)]
+    pub limits: Limits,
+}
+
+const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 1883);
+
+impl Args {
+    /// Settings with defaults for everything else. Without a key file no alerts are sent.
+    pub fn new(listen: SocketAddr, log: LogArgs, pseudonym_key_file: Option<PathBuf>) -> Self {
+        Self {
+            service: ServiceArgs::default(),
+            listen,
+            log,
+            client_id: ClientIdRule::default(),
+            no_alerts: pseudonym_key_file.is_none(),
+            pseudonym_key_file,
+            limits: Limits::default(),
+        }
+    }
+
+    /// All that cannot work, together.
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        let mut problems = self.limits.problems();
+        if self.pseudonym_key_file.is_none() && !self.no_alerts {
+            problems.push(
+                "--pseudonym-key-file is missing: alerts can't find their cars without the key \
+                 (or --no-alerts, to send none)"
+                    .to_owned(),
+            );
+        }
+        ConfigError::check(problems)
+    }
+}
+
+impl AsRef<ServiceArgs> for Args {
+    fn as_ref(&self) -> &ServiceArgs {
+        &self.service
+    }
+}
+
+/// Which cars a client may publish for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum ClientIdRule {
+    /// For any car, whatever its client identifier is: for trying things out, and for gateways in a trusted network.
+    #[default]
+    Any,
+    /// Only for the car whose VIN is the client identifier: for fleets.
+    Vin,
+}
+
+/// The bounds of the bridge, and what happens there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::Args)]
+pub struct Limits {
+    /// Connections at a time; more are answered "server busy". Each needs an open file (ulimit -n).
+    #[arg(long, env = "CARSTREAM_MQTT_MAX_CONNECTIONS", value_name = "N", default_value_t = Limits::default().max_connections)]
+    pub max_connections: usize,
+    /// The largest MQTT packet; a client that sends a larger one is disconnected (MQTT 5: reason 0x95).
+    #[arg(long, env = "CARSTREAM_MQTT_MAX_PACKET_BYTES", value_name = "BYTES", default_value_t = Limits::default().max_packet_bytes)]
+    pub max_packet_bytes: u32,
+    /// Unacknowledged publishes of one connection (MQTT 5's Receive Maximum); then its socket is not read.
+    #[arg(long, env = "CARSTREAM_MQTT_MAX_IN_FLIGHT", value_name = "N", default_value_t = Limits::default().max_in_flight)]
+    pub max_in_flight: u16,
+    /// Bytes of unacknowledged publishes and incomplete packets of all connections; then no socket is read.
+    #[arg(long, env = "CARSTREAM_MQTT_MAX_UNACKNOWLEDGED_BYTES", value_name = "BYTES", default_value_t = Limits::default().max_unacknowledged_bytes)]
+    pub max_unacknowledged_bytes: u32,
+    /// Alerts that wait for one car; then the oldest one is dropped.
+    #[arg(long, env = "CARSTREAM_MQTT_MAX_ALERTS", value_name = "N", default_value_t = Limits::default().max_alerts)]
+    pub max_alerts: usize,
+    /// Seconds from the TCP connection to the CONNECT packet.
+    #[arg(long, env = "CARSTREAM_MQTT_CONNECT_TIMEOUT_S", value_name = "S", default_value_t = Limits::default().connect_timeout_s)]
+    pub connect_timeout_s: u16,
+    /// The longest keep-alive; also of a client that wants none. One that is silent for 1.5 times as long is closed.
+    #[arg(long, env = "CARSTREAM_MQTT_MAX_KEEP_ALIVE_S", value_name = "S", default_value_t = Limits::default().max_keep_alive_s)]
+    pub max_keep_alive_s: u16,
+    /// Seconds that a socket may go unread because a bound is reached; then the connection is closed.
+    #[arg(long, env = "CARSTREAM_MQTT_MAX_PAUSE_S", value_name = "S", default_value_t = Limits::default().max_pause_s)]
+    pub max_pause_s: u16,
+    /// Seconds to wait for the log at shutdown, so that what was accepted is acknowledged.
+    #[arg(long, env = "CARSTREAM_MQTT_DRAIN_TIMEOUT_S", value_name = "S", default_value_t = Limits::default().drain_timeout_s)]
+    pub drain_timeout_s: u16,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_connections: 20_000,
+            max_packet_bytes: 256 * 1024,
+            max_in_flight: 64,
+            max_unacknowledged_bytes: 64 * 1024 * 1024,
+            max_alerts: 16,
+            connect_timeout_s: 10,
+            max_keep_alive_s: 3_600,
+            max_pause_s: 60,
+            drain_timeout_s: 10,
+        }
+    }
+}
+
+/// MQTT's own limit: four length bytes of seven bits, and the header.
+const MQTT_MAX_PACKET_BYTES: u32 = 268_435_455 + 5;
+
+/// The smallest packets that readings fit in, with room.
+const MIN_MAX_PACKET_BYTES: u32 = 1_024;
+
+/// Slots are the upper half of a completion token.
+const MAX_CONNECTIONS: usize = 10_000_000;
+
+impl Limits {
+    fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        let mut need = |holds: bool, problem: String| {
+            if !holds {
+                problems.push(problem);
+            }
+        };
+        need(
+            (1..=MAX_CONNECTIONS).contains(&self.max_connections),
+            format!("--max-connections {} is not in 1 to {MAX_CONNECTIONS}", self.max_connections),
+        );
+        need(
+            (MIN_MAX_PACKET_BYTES..=MQTT_MAX_PACKET_BYTES).contains(&self.max_packet_bytes),
+            format!(
+                "--max-packet-bytes {} is not in {MIN_MAX_PACKET_BYTES} to {MQTT_MAX_PACKET_BYTES}",
+                self.max_packet_bytes
+            ),
+        );
+        let least = u64::from(self.max_packet_bytes) * 4;
+        need(
+            u64::from(self.max_unacknowledged_bytes) >= least,
+            format!(
+                "--max-unacknowledged-bytes {} has no room for four packets: at least {least}",
+                self.max_unacknowledged_bytes
+            ),
+        );
+        for (name, value) in [
+            ("--max-in-flight", self.max_in_flight),
+            ("--connect-timeout-s", self.connect_timeout_s),
+            ("--max-keep-alive-s", self.max_keep_alive_s),
+            ("--max-pause-s", self.max_pause_s),
+        ] {
+            need(value > 0, format!("{name} must be at least 1"));
+        }
+        need(self.max_alerts > 0, "--max-alerts must be at least 1 (--no-alerts sends none)".to_owned());
+        problems
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, Parser};
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent_and_defaults_work_but_for_the_key() {
+        Args::command().debug_assert();
+        let args = Args::try_parse_from(["mqtt-bridge", "--no-alerts"]).expect("valid");
+        assert!(args.check().is_ok());
+        assert_eq!(args.limits, Limits::default());
+    }
+
+    #[test]
+    fn bad_settings_are_reported_together() {
+        let args = Args::try_parse_from([
+            "mqtt-bridge",
+            "--max-connections=0",
+            "--max-packet-bytes=100000",
+            "--max-unacknowledged-bytes=1000",
+            "--max-in-flight=0",
+        ])
+        .expect("valid for clap");
+        let problems = args.check().expect_err("four settings and the key").0;
+        assert_eq!(problems.len(), 4, "{problems:?}");
+        assert!(problems.iter().any(|p| p.contains("--pseudonym-key-file")), "{problems:?}");
+    }
+}

@@ -1,0 +1,315 @@
+//! The listener: accepts connections, and at shutdown lets them finish.
+
+use std::hash::{BuildHasher, RandomState};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::Context;
+use event_log::{Appender, Error, Log, catalogue};
+use service::{ConfigError, Waiting, retry_until};
+use telemetry::pseudonym::PseudonymKey;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::{Notify, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::Metrics;
+use crate::alerts::Follower;
+use crate::args::Args;
+use crate::clients::{Directory, Slots};
+use crate::connection;
+use crate::session::Rules;
+use crate::topics::{self, Kind};
+
+/// A fleet that comes back after a tunnel (or after our restart) comes at once.
+const BACKLOG: u32 = 4_096;
+
+/// Connections above `--max-connections` that are told so; further ones are closed without a word.
+const MAX_REFUSALS_AT_A_TIME: usize = 256;
+
+/// How long to wait before accepting again when the process has no more files.
+const ACCEPT_RETRY_MS: u64 = 100;
+
+/// What remains to be done after the last connection's deadline: saying goodbye.
+const LAST_WORDS_S: u64 = 2;
+
+/// What all connections share.
+pub(crate) struct Shared {
+    pub(crate) rules: Rules,
+    /// The log topics, by kind.
+    pub(crate) topics: [Arc<str>; Kind::ALL.len()],
+    pub(crate) appender: Arc<dyn Appender>,
+    pub(crate) slots: Arc<Slots>,
+    pub(crate) directory: Arc<Directory>,
+    /// `--max-unacknowledged-bytes`, as permits.
+    pub(crate) budget: Semaphore,
+    pub(crate) room: Arc<Room>,
+    pub(crate) metrics: Metrics,
+    pub(crate) key: Option<PseudonymKey>,
+    /// Cancelled when the drain is over: nothing waits for the log any more.
+    pub(crate) abandon: CancellationToken,
+    open: AtomicUsize,
+    log_trouble: Mutex<Waiting>,
+    assigned: AtomicU64,
+    /// Makes assigned client identifiers differ between processes.
+    process: u64,
+}
+
+impl Shared {
+    /// Gives bytes back to the budget.
+    pub(crate) fn give_back(&self, bytes: u32) {
+        if bytes > 0 {
+            self.budget.add_permits(bytes as usize);
+        }
+    }
+
+    /// A connection has ended.
+    pub(crate) fn closed_one(&self) {
+        self.open.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Says that the log refuses records, but not for each of them.
+    pub(crate) fn note_log_trouble(&self, error: &Error) {
+        if let Ok(mut trouble) = self.log_trouble.lock() {
+            trouble.note(error);
+        }
+    }
+
+    /// A client identifier for a client that has none; never a VIN.
+    pub(crate) fn assigned_client_id(&self) -> String {
+        format!("assigned-{:016x}-{}", self.process, self.assigned.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// Where connections wait for room in the append queue.
+#[derive(Debug, Default)]
+pub(crate) struct Room {
+    waiting: AtomicUsize,
+    made: Notify,
+}
+
+impl Room {
+    /// Waits until there may be room.
+    pub(crate) async fn wait(&self) {
+        struct Leave<'a>(&'a AtomicUsize);
+        impl Drop for Leave<'_> {
+            fn drop(&mut self) {
+                self.0.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let _leave = Leave(&self.waiting);
+        self.made.notified().await;
+    }
+
+    /// There is room for so many.
+    fn make(&self, records: usize) {
+        for _ in 0..records.min(self.waiting.load(Ordering::Relaxed)) {
+            self.made.notify_one();
+        }
+    }
+}
+
+/// A bridge that listens, and has its log.
+pub struct Bridge {
+    listener: TcpListener,
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    follower: Option<Follower>,
+}
+
+impl std::fmt::Debug for Bridge {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Bridge").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+impl Bridge {
+    /// Opens the log, waiting for it as long as it takes, and then listens. Dropping the future stops the wait.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for settings that cannot work; a log that can't be opened or is not as it should be; a port
+    /// that is in use.
+    pub async fn bind(args: Args, metrics: Metrics) -> anyhow::Result<Self> {
+        args.check()?;
+        let stop = CancellationToken::new();
+        let stop_with_us = stop.clone().drop_guard();
+        let log_args = args.log.clone();
+        let opened = tokio::task::spawn_blocking(move || {
+            let what = format!("the log {}", log_args.log);
+            retry_until(&stop, what, |error: &Error| !error.is_retriable(), || log_args.open())
+        });
+        let log = opened.await??.context("stopped while waiting for the log")?;
+        drop(stop_with_us);
+        Self::bind_on(log, args, metrics).await
+    }
+
+    /// The same with a log that is open. `args.log` is not looked at.
+    pub async fn bind_on(log: Arc<dyn Log>, args: Args, metrics: Metrics) -> anyhow::Result<Self> {
+        args.check()?;
+        let key = read_key(&args)?;
+        let slots = Arc::new(Slots::default());
+        let directory = Arc::new(Directory::default());
+        let room = Arc::new(Room::default());
+        let (appender, follower) = {
+            let stop = CancellationToken::new();
+            let stop_with_us = stop.clone().drop_guard();
+            let (log, slots, room) = (log.clone(), slots.clone(), room.clone());
+            let follows = key.is_some().then(|| (directory.clone(), metrics.clone()));
+            let prepared = tokio::task::spawn_blocking(move || prepare(log, slots, room, follows, &stop));
+            let prepared = prepared.await??.context("stopped while waiting for the log")?;
+            drop(stop_with_us);
+            prepared
+        };
+        let listener = listen(args.listen)?;
+        let address = listener.local_addr()?;
+        let shared = Arc::new(Shared {
+            rules: Rules { client_id: args.client_id, limits: args.limits, alerts: key.is_some() },
+            topics: Kind::ALL.map(|kind| kind.log_topic().into()),
+            appender,
+            slots,
+            directory,
+            budget: Semaphore::new(args.limits.max_unacknowledged_bytes as usize),
+            room,
+            metrics,
+            key,
+            abandon: CancellationToken::new(),
+            open: AtomicUsize::new(0),
+            log_trouble: Mutex::new(Waiting::new(format!("the log {} to take records", log.url()))),
+            assigned: AtomicU64::new(0),
+            process: RandomState::new().hash_one(address),
+        });
+        Ok(Self { listener, address, shared, follower })
+    }
+
+    /// Where it listens; the port is known also if any was asked for.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `shutdown`; then acknowledges what was accepted, as far as the log commits it within
+    /// `--drain-timeout-s`, and closes all connections.
+    pub async fn serve(self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let Self { listener, address, shared, follower } = self;
+        tracing::info!("MQTT at {address}");
+        let follower = follower.map(|follower| {
+            let shutdown = shutdown.clone();
+            tokio::task::spawn_blocking(move || follower.run(&shutdown))
+        });
+        let tasks = TaskTracker::new();
+        loop {
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => break,
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => admit(&shared, &tasks, stream),
+                    Err(error) => {
+                        tracing::warn!("cannot accept a connection: {error} (too many open files? raise ulimit -n)");
+                        tokio::time::sleep(Duration::from_millis(ACCEPT_RETRY_MS)).await;
+                    }
+                },
+            }
+        }
+        drop(listener);
+        drain(&shared, &tasks).await;
+        if let Some(follower) = follower {
+            follower.await.context("the thread that follows alerts")?;
+        }
+        Ok(())
+    }
+}
+
+/// Takes a connection, if there is room.
+fn admit(shared: &Arc<Shared>, tasks: &TaskTracker, stream: TcpStream) {
+    let open = shared.open.fetch_add(1, Ordering::Relaxed);
+    let max = shared.rules.limits.max_connections;
+    if open >= max.saturating_add(MAX_REFUSALS_AT_A_TIME) {
+        shared.closed_one();
+        shared.metrics.refused_connect("flood");
+        return;
+    }
+    // Answers are small, and waited for. If the socket has gone by now, the connection's task finds out.
+    let _ = stream.set_nodelay(true);
+    let slot = shared.slots.take();
+    tasks.spawn(connection::serve(shared.clone(), slot, stream, open >= max));
+}
+
+/// Lets all connections finish, but not longer than the deadline.
+async fn drain(shared: &Shared, tasks: &TaskTracker) {
+    tasks.close();
+    for mailbox in shared.slots.all() {
+        mailbox.drain();
+    }
+    let timeout = Duration::from_secs(shared.rules.limits.drain_timeout_s.into());
+    let last_words = Duration::from_secs(LAST_WORDS_S);
+    if tokio::time::timeout(timeout + last_words, tasks.wait()).await.is_err() {
+        tracing::warn!(
+            "the log did not decide on {} records within {} s: they were not acknowledged, the cars will repeat them",
+            shared.metrics.in_flight(),
+            timeout.as_secs()
+        );
+        shared.abandon.cancel();
+        tasks.wait().await;
+    }
+}
+
+/// What is needed of the log: topics, an appender, and a follower of alerts. Blocking. `None`: stopped.
+#[allow(clippy::type_complexity)]
+fn prepare(
+    log: Arc<dyn Log>,
+    slots: Arc<Slots>,
+    room: Arc<Room>,
+    follows: Option<(Arc<Directory>, Metrics)>,
+    stop: &CancellationToken,
+) -> Result<Option<(Arc<dyn Appender>, Option<Follower>)>, Error> {
+    let topics = Kind::ALL.map(Kind::log_topic).into_iter().chain(follows.is_some().then_some(topics::ALERTS));
+    for topic in topics {
+        let what = format!("topic {topic} in {}", log.url());
+        let ensured = retry_until(
+            stop,
+            what,
+            |error: &Error| !error.is_retriable(),
+            || log.ensure_topic(&catalogue::topic(topic)),
+        )?;
+        if ensured.is_none() {
+            return Ok(None);
+        }
+    }
+    let appender = log.clone().appender(Box::new(move |completions| {
+        slots.complete(completions);
+        room.make(completions.len());
+    }))?;
+    let Some((directory, metrics)) = follows else { return Ok(Some((appender, None))) };
+    let what = format!("topic {} in {}", topics::ALERTS, log.url());
+    let follower = retry_until(
+        stop,
+        what,
+        |error: &Error| !error.is_retriable(),
+        || Follower::new(log.clone(), directory.clone(), metrics.clone()),
+    )?;
+    Ok(follower.map(|follower| (appender, Some(follower))))
+}
+
+fn read_key(args: &Args) -> anyhow::Result<Option<PseudonymKey>> {
+    let Some(path) = args.pseudonym_key_file.as_ref().filter(|_| !args.no_alerts) else { return Ok(None) };
+    let problem = |problem: String| ConfigError(vec![format!("--pseudonym-key-file {}: {problem}", path.display())]);
+    let bytes = std::fs::read(path).map_err(|error| problem(error.to_string()))?;
+    Ok(Some(PseudonymKey::from_bytes(&bytes).map_err(|error| problem(error.to_string()))?))
+}
+
+fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let open = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        socket.set_reuseaddr(true)?; // a restart needs no pause
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    open().with_context(|| {
+        format!(
+            "cannot listen at {address}: stop what uses the port, or choose another one with --listen \
+             (CARSTREAM_MQTT_LISTEN)"
+        )
+    })
+}

@@ -1,0 +1,149 @@
+//! What the bridge counts. Labels are kinds and reasons, never a car.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::topics::Kind;
+
+/// The handles of all metrics; clones share them.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    pub(crate) connections: Gauge,
+    pub(crate) connects: Family<Version, Counter>,
+    pub(crate) connect_refusals: Family<Reason, Counter>,
+    pub(crate) closes: Family<Reason, Counter>,
+    pub(crate) publishes: [Counter; Kind::ALL.len()],
+    pub(crate) publish_bytes: Counter,
+    pub(crate) publish_refusals: Family<Reason, Counter>,
+    pub(crate) pubacks: Counter,
+    pub(crate) in_flight: Gauge,
+    pub(crate) append_seconds: Histogram,
+    pub(crate) paused: Gauge,
+    pub(crate) takeovers: Counter,
+    pub(crate) wills: Counter,
+    pub(crate) alerts_read: Counter,
+    pub(crate) alerts_delivered: Counter,
+    pub(crate) alerts_dropped: Counter,
+}
+
+/// Why.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Reason {
+    pub(crate) reason: &'static str,
+}
+
+/// Which MQTT.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Version {
+    pub(crate) version: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabel {
+    kind: &'static str,
+}
+
+/// From an embedded log's commit (about 1 ms) to a broker that is away for a minute.
+const APPEND_BUCKETS_S: [f64; 12] = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0, 10.0, 60.0];
+
+impl Metrics {
+    /// Registers all metrics.
+    pub fn new(registry: &mut Registry) -> Self {
+        let registry = registry.sub_registry_with_prefix("mqtt_bridge");
+        let publishes = Family::<KindLabel, Counter>::default();
+        let metrics = Self {
+            connections: Gauge::default(),
+            connects: Family::default(),
+            connect_refusals: Family::default(),
+            closes: Family::default(),
+            publishes: Kind::ALL.map(|kind| publishes.get_or_create(&KindLabel { kind: kind.name() }).clone()),
+            publish_bytes: Counter::default(),
+            publish_refusals: Family::default(),
+            pubacks: Counter::default(),
+            in_flight: Gauge::default(),
+            append_seconds: Histogram::new(APPEND_BUCKETS_S),
+            paused: Gauge::default(),
+            takeovers: Counter::default(),
+            wills: Counter::default(),
+            alerts_read: Counter::default(),
+            alerts_delivered: Counter::default(),
+            alerts_dropped: Counter::default(),
+        };
+        let m = &metrics;
+        registry.register("connections", "Open connections", m.connections.clone());
+        registry.register("connects", "Clients accepted, by MQTT version", m.connects.clone());
+        registry.register("connect_refusals", "Clients refused, by reason", m.connect_refusals.clone());
+        registry.register("closes", "Connections that ended, by reason", m.closes.clone());
+        registry.register("publishes", "Messages given to the log, by kind", publishes);
+        registry.register_with_unit("publish", "Payload given to the log", Unit::Bytes, m.publish_bytes.clone());
+        registry.register("publish_refusals", "Publishes refused, by reason", m.publish_refusals.clone());
+        registry.register("pubacks", "Publishes acknowledged after the log had committed them", m.pubacks.clone());
+        registry.register("in_flight", "Messages that the log has not decided on", m.in_flight.clone());
+        registry.register_with_unit(
+            "append",
+            "From a message to its commit; the oldest one of each batch of a connection",
+            Unit::Seconds,
+            m.append_seconds.clone(),
+        );
+        registry.register("paused", "Sockets that are not read because a bound is reached", m.paused.clone());
+        registry.register("takeovers", "Clients that replaced one with the same identifier", m.takeovers.clone());
+        registry.register("wills", "Wills given to the log", m.wills.clone());
+        registry.register("alerts_read", "Alerts read from the log", m.alerts_read.clone());
+        registry.register(
+            "alerts_delivered",
+            "Alerts that reached their car: acknowledged (QoS 1) or sent (QoS 0)",
+            m.alerts_delivered.clone(),
+        );
+        registry.register(
+            "alerts_dropped",
+            "Alerts dropped: too many waited, too large for the client, or not acknowledged when the car left",
+            m.alerts_dropped.clone(),
+        );
+        metrics
+    }
+
+    /// Messages given to the log so far.
+    pub fn published(&self) -> u64 {
+        self.publishes.iter().map(Counter::get).sum()
+    }
+
+    /// Publishes acknowledged so far.
+    pub fn acknowledged(&self) -> u64 {
+        self.pubacks.get()
+    }
+
+    /// Open connections now.
+    pub fn connections(&self) -> u64 {
+        self.connections.get().try_into().unwrap_or(0)
+    }
+
+    /// Messages that the log has not decided on, now.
+    pub fn in_flight(&self) -> u64 {
+        self.in_flight.get().try_into().unwrap_or(0)
+    }
+
+    /// Alerts that reached their cars so far.
+    pub fn alerts_delivered(&self) -> u64 {
+        self.alerts_delivered.get()
+    }
+
+    pub(crate) fn refused_connect(&self, reason: &'static str) {
+        self.connect_refusals.get_or_create(&Reason { reason }).inc();
+    }
+
+    pub(crate) fn refused_publish(&self, reason: &'static str) {
+        self.publish_refusals.get_or_create(&Reason { reason }).inc();
+    }
+
+    pub(crate) fn closed(&self, reason: &'static str) {
+        self.closes.get_or_create(&Reason { reason }).inc();
+    }
+
+    pub(crate) fn connected(&self, version: &'static str) {
+        self.connects.get_or_create(&Version { version }).inc();
+    }
+}

@@ -1,0 +1,527 @@
+//! One client's side of the protocol, from CONNECT on: what a packet means, what is answered, what is remembered.
+//!
+//! ```text
+//! Packet ─► receive ─► Step::Append ──► (connection gives it to the log) ──► Window ─► acknowledge ─► PUBACK
+//!                  ├─► bytes in `out`: SUBACK, UNSUBACK, PINGRESP
+//!                  └─► Close
+//! ```
+//!
+//! Bytes in, bytes out: no sockets, no clocks, no log. A session lasts as long as its connection. Nothing is kept for a
+//! client that comes back (CONNACK says so: session present 0), because nothing has to be: what was acknowledged is in
+//! the log, and what was not is repeated by the car, as MQTT has it for a new session as well as for an old one.
+
+use std::num::NonZeroU16;
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+use rmqtt_codec::types::{Publish, QoS};
+use rmqtt_codec::{v3, v5};
+
+use crate::alerts::AlertQueue;
+use crate::args::{ClientIdRule, Limits};
+use crate::close::{Close, Refusal};
+use crate::topics::{self, Kind};
+use crate::window::{Fate, Window};
+use crate::wire::{self, Connect, Malformed, Packet, Version};
+
+/// Long enough for {"vin":…,"status":"lost"}; held for as long as the connection, so it has to be short.
+const MAX_WILL_BYTES: usize = 1_024;
+
+/// Bytes that a client has not taken yet. Beyond that nothing is read from it, and it is sent no more alerts.
+pub(crate) const MAX_OUT_BYTES: usize = 16 * 1_024;
+
+/// MQTT allows 65,535 bytes; a VIN has 17.
+const MAX_CLIENT_ID_BYTES: usize = 256;
+
+/// What all sessions have in common.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rules {
+    pub(crate) client_id: ClientIdRule,
+    pub(crate) limits: Limits,
+    /// Whether clients may subscribe to their alerts.
+    pub(crate) alerts: bool,
+}
+
+/// A message for the log.
+#[derive(Debug)]
+pub(crate) struct Message {
+    pub(crate) kind: Kind,
+    /// `vehicles/{vin}/…`
+    pub(crate) topic: Topic,
+    pub(crate) payload: Bytes,
+    /// 0: nothing to acknowledge.
+    pub(crate) packet_id: u16,
+}
+
+/// The MQTT topic of a message, as it was sent.
+#[derive(Debug)]
+pub(crate) enum Topic {
+    /// Still in the packet it came in.
+    Packet(Box<Publish>),
+    /// On its own.
+    Owned(Box<str>),
+}
+
+impl Message {
+    /// The MQTT topic.
+    pub(crate) fn topic(&self) -> &str {
+        match &self.topic {
+            Topic::Packet(publish) => &publish.topic,
+            Topic::Owned(topic) => topic,
+        }
+    }
+
+    /// The VIN: the key in the log.
+    pub(crate) fn vin(&self) -> &str {
+        topics::parse(self.topic()).map_or("", |(vin, _)| vin)
+    }
+
+    /// The same, without the read buffer that the packet came in.
+    pub(crate) fn detached(self) -> Self {
+        Self { topic: Topic::Owned(self.topic().into()), payload: Bytes::copy_from_slice(&self.payload), ..self }
+    }
+}
+
+/// What is to be done after a packet.
+#[derive(Debug)]
+pub(crate) enum Step {
+    /// Nothing more.
+    Done,
+    /// Give this to the log.
+    Append(Message),
+    /// The publish was refused, and its PUBACK (MQTT 5) says so in its turn.
+    RefusedPublish(Close),
+    /// The client wants its alerts from now on.
+    Subscribed,
+    /// The client does not want its alerts any more.
+    Unsubscribed,
+    /// An alert has arrived at the client.
+    AlertAcknowledged,
+}
+
+/// What `acknowledge` found.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Acknowledged {
+    /// PUBACKs that say success.
+    pub(crate) pubacks: u64,
+    /// Records the log has decided on.
+    pub(crate) decided: u64,
+    /// What they held of the byte budget.
+    pub(crate) bytes: u32,
+    /// When the first of them was given to the log.
+    pub(crate) oldest: Option<Instant>,
+}
+
+/// What `send_alerts` did that is final.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct SentAlerts {
+    /// Sent with QoS 0: nothing more will be heard of them.
+    pub(crate) delivered: u64,
+    /// Larger than the client takes.
+    pub(crate) dropped: u64,
+}
+
+/// One client, from an accepted CONNECT to the end of the connection.
+#[derive(Debug)]
+pub(crate) struct Session {
+    version: Version,
+    client_id: Box<str>,
+    keep_alive_s: u16,
+    max_packet_bytes: u32,
+    receive_maximum: u16,
+    window: Window,
+    will: Option<Box<Message>>,
+    alerts: Option<Box<AlertQueue>>,
+}
+
+impl Session {
+    /// Takes a CONNECT packet, and says what CONNACK has to.
+    ///
+    /// `assigned`: makes the client identifier of a client that has none.
+    pub(crate) fn open(
+        connect: Connect,
+        rules: &Rules,
+        assigned: impl FnOnce() -> String,
+    ) -> Result<(Self, ConnAck), Refusal> {
+        if connect.authenticates {
+            return Err(Refusal::Authentication);
+        }
+        if connect.client_id.len() > MAX_CLIENT_ID_BYTES || connect.client_id.contains('\0') {
+            return Err(Refusal::ClientId);
+        }
+        let (client_id, assigned) = match connect.client_id {
+            id if id.is_empty() => (assigned(), true),
+            id => (id, false),
+        };
+        let will = match connect.will {
+            Some(will) => Some(Box::new(check_will(connect.version, will, &client_id, rules)?)),
+            None => None,
+        };
+        let keep_alive_s = match connect.keep_alive_s {
+            0 => rules.limits.max_keep_alive_s,
+            wanted => wanted.min(rules.limits.max_keep_alive_s),
+        };
+        let answer = ConnAck {
+            assigned_client_id: assigned.then(|| client_id.clone()),
+            keep_alive_s: (keep_alive_s != connect.keep_alive_s).then_some(keep_alive_s),
+            ends_session: connect.keeps_session,
+        };
+        let session = Self {
+            version: connect.version,
+            client_id: client_id.into_boxed_str(),
+            keep_alive_s,
+            max_packet_bytes: connect.max_packet_bytes,
+            receive_maximum: connect.receive_maximum,
+            window: Window::default(),
+            will,
+            alerts: None,
+        };
+        Ok((session, answer))
+    }
+
+    /// Writes the CONNACK that accepts the client.
+    pub(crate) fn accept(&self, answer: ConnAck, rules: &Rules, out: &mut BytesMut) -> Result<(), Close> {
+        match self.version {
+            Version::V3 => {
+                wire::put_v3(connack_v3(v3::ConnectAckReason::ConnectionAccepted), out);
+                Ok(())
+            }
+            Version::V5 => {
+                let packet = answer.into_v5(rules);
+                wire::put_v5(packet, self.max_packet_bytes, out).map_err(|_| Close::PacketTooLarge)
+            }
+        }
+    }
+
+    /// What the client is called.
+    pub(crate) fn client_id(&self) -> &str {
+        &self.client_id
+    }
+
+    /// The protocol it speaks.
+    pub(crate) fn version(&self) -> Version {
+        self.version
+    }
+
+    /// The keep-alive in force, in seconds.
+    pub(crate) fn keep_alive_s(&self) -> u16 {
+        self.keep_alive_s
+    }
+
+    /// The publishes that are not answered yet.
+    pub(crate) fn window(&mut self) -> &mut Window {
+        &mut self.window
+    }
+
+    /// Whether so much is unacknowledged that the socket should not be read.
+    ///
+    /// An MQTT 5 client knows how many QoS 1 publishes it may send, so it is read on (it may ping); one that knows
+    /// no bounds is not.
+    pub(crate) fn is_full(&self, limits: &Limits) -> bool {
+        let bounded = match self.version {
+            Version::V3 => self.window.len(),
+            Version::V5 => self.window.len() - self.window.to_acknowledge(),
+        };
+        bounded >= usize::from(limits.max_in_flight)
+    }
+
+    /// Takes one packet.
+    pub(crate) fn receive(
+        &mut self,
+        packet: Packet,
+        rules: &Rules,
+        now: Instant,
+        out: &mut BytesMut,
+    ) -> Result<Step, Close> {
+        match packet {
+            Packet::Publish(publish) => self.publish(publish, rules, now),
+            Packet::PubAck(packet_id) => {
+                // An unknown one: of an alert from before UNSUBSCRIBE, or of none.
+                let known = self.alerts.as_mut().is_some_and(|queue| queue.acknowledge(packet_id));
+                Ok(if known { Step::AlertAcknowledged } else { Step::Done })
+            }
+            Packet::Ping => {
+                wire::put_pong(out);
+                Ok(Step::Done)
+            }
+            Packet::Subscribe { packet_id, filters, identified } => {
+                self.subscribe(packet_id, &filters, identified, rules, out)
+            }
+            Packet::Unsubscribe { packet_id, filters } => self.unsubscribe(packet_id, &filters, out),
+            Packet::Disconnect { with_will } => {
+                if !with_will {
+                    self.will = None;
+                }
+                Err(Close::Goodbye)
+            }
+            Packet::Connect(_) | Packet::Unexpected => Err(Close::ProtocolError),
+        }
+    }
+
+    fn publish(&mut self, publish: Box<Publish>, rules: &Rules, now: Instant) -> Result<Step, Close> {
+        if publish.qos == QoS::ExactlyOnce {
+            return Err(Close::QosNotSupported);
+        }
+        if self.version == Version::V5 {
+            if publish.retain {
+                return Err(Close::RetainNotSupported);
+            }
+            if publish.properties.as_ref().is_some_and(|p| p.topic_alias.is_some()) {
+                return Err(Close::TopicAliasInvalid);
+            }
+            if publish.packet_id.is_some() && self.window.to_acknowledge() >= usize::from(rules.limits.max_in_flight) {
+                return Err(Close::ReceiveMaximumExceeded);
+            }
+        }
+        let refused = match topics::parse(&publish.topic) {
+            None => Close::TopicInvalid,
+            Some((vin, _)) if !self.may_publish_for(vin, rules) => Close::NotAuthorized,
+            Some((_, kind)) => {
+                return Ok(Step::Append(Message {
+                    kind,
+                    payload: publish.payload.clone(),
+                    packet_id: publish.packet_id.map_or(0, NonZeroU16::get),
+                    topic: Topic::Packet(publish),
+                }));
+            }
+        };
+        // Only a PUBACK of MQTT 5 can say no. MQTT 3.1.1 (3.3.5) and QoS 0 leave closing the connection; acknowledging
+        // would claim that the log has it.
+        match (self.version, publish.packet_id, refused.disconnect_reason()) {
+            (Version::V5, Some(packet_id), Some(reason)) => {
+                self.window.push(packet_id.get(), Fate::Refused(reason.into()), 0, now);
+                Ok(Step::RefusedPublish(refused))
+            }
+            _ => Err(refused),
+        }
+    }
+
+    fn may_publish_for(&self, vin: &str, rules: &Rules) -> bool {
+        rules.client_id == ClientIdRule::Any || *self.client_id == *vin
+    }
+
+    /// Writes the PUBACKs of the publishes at the front of the window that are decided.
+    ///
+    /// # Errors
+    /// [`Close::NotDurable`] at the first one that is not durable; those before it are acknowledged.
+    pub(crate) fn acknowledge(&mut self, out: &mut BytesMut) -> (Acknowledged, Result<(), Close>) {
+        let mut found = Acknowledged::default();
+        while let Some(entry) = self.window.pop_decided() {
+            found.bytes += entry.bytes;
+            let reason = match entry.fate {
+                Fate::Refused(reason) => reason,
+                Fate::Durable => 0,
+                Fate::Pending | Fate::Failed => {
+                    found.decided += 1;
+                    return (found, Err(Close::NotDurable));
+                }
+            };
+            if reason == 0 {
+                found.decided += 1;
+                found.oldest = found.oldest.or(Some(entry.since));
+            }
+            if entry.packet_id != 0 {
+                wire::put_puback(entry.packet_id, reason, out);
+                found.pubacks += u64::from(reason == 0);
+            }
+        }
+        (found, Ok(()))
+    }
+
+    fn subscribe(
+        &mut self,
+        packet_id: NonZeroU16,
+        filters: &[(String, QoS)],
+        identified: bool,
+        rules: &Rules,
+        out: &mut BytesMut,
+    ) -> Result<Step, Close> {
+        use v5::SubscribeAckReason as Reason;
+        let mut subscribed = false;
+        let mut answers = Vec::with_capacity(filters.len());
+        for (filter, wanted) in filters {
+            let answer = if identified {
+                Reason::SubscriptionIdentifiersNotSupported
+            } else if !rules.alerts {
+                Reason::ImplementationSpecificError
+            } else {
+                match topics::parse_alerts(filter) {
+                    Some(vin) if *vin == *self.client_id => {
+                        let qos = wanted.less_value(QoS::AtLeastOnce);
+                        self.alerts.get_or_insert_default().qos = qos;
+                        subscribed = true;
+                        if qos == QoS::AtLeastOnce { Reason::GrantedQos1 } else { Reason::GrantedQos0 }
+                    }
+                    _ if filter.starts_with("$share/") => Reason::SharedSubscriptionNotSupported,
+                    _ if filter.contains(['+', '#']) => Reason::WildcardSubscriptionsNotSupported,
+                    _ => Reason::NotAuthorized,
+                }
+            };
+            answers.push(answer);
+        }
+        match self.version {
+            Version::V3 => {
+                let status = answers.into_iter().map(v3_answer).collect();
+                wire::put_v3(v3::Packet::SubscribeAck { packet_id, status }, out);
+            }
+            Version::V5 => {
+                let ack = v5::SubscribeAck { packet_id, properties: Vec::new(), reason_string: None, status: answers };
+                wire::put_v5(ack.into(), self.max_packet_bytes, out).map_err(|_| Close::PacketTooLarge)?;
+            }
+        }
+        Ok(if subscribed { Step::Subscribed } else { Step::Done })
+    }
+
+    fn unsubscribe(&mut self, packet_id: NonZeroU16, filters: &[String], out: &mut BytesMut) -> Result<Step, Close> {
+        use v5::UnsubscribeAckReason as Reason;
+        let mut unsubscribed = false;
+        let mut status = Vec::with_capacity(filters.len());
+        for filter in filters {
+            let own = topics::parse_alerts(filter).is_some_and(|vin| *vin == *self.client_id);
+            let had = own && self.alerts.take().is_some();
+            unsubscribed |= had;
+            status.push(if had { Reason::Success } else { Reason::NoSubscriptionExisted });
+        }
+        match self.version {
+            Version::V3 => wire::put_v3(v3::Packet::UnsubscribeAck { packet_id }, out),
+            Version::V5 => {
+                let ack = v5::UnsubscribeAck { packet_id, properties: Vec::new(), reason_string: None, status };
+                wire::put_v5(ack.into(), self.max_packet_bytes, out).map_err(|_| Close::PacketTooLarge)?;
+            }
+        }
+        Ok(if unsubscribed { Step::Unsubscribed } else { Step::Done })
+    }
+
+    /// Queues an alert. Returns whether one was dropped: the oldest for lack of room, or this one for nobody wants it.
+    pub(crate) fn queue_alert(&mut self, alert: Bytes, limits: &Limits) -> bool {
+        self.alerts.as_mut().is_none_or(|queue| queue.push(alert, limits.max_alerts))
+    }
+
+    /// Sends the alerts that may be sent. Does nothing while the client does not take what it was sent before.
+    pub(crate) fn send_alerts(&mut self, out: &mut BytesMut) -> SentAlerts {
+        let mut sent = SentAlerts::default();
+        let Some(queue) = self.alerts.as_mut().filter(|queue| queue.outstanding() > 0) else { return sent };
+        let topic = topics::alerts_topic(&self.client_id);
+        while out.len() < MAX_OUT_BYTES {
+            let Some((packet_id, payload)) = queue.next(self.receive_maximum) else { break };
+            match wire::put_publish(self.version, &topic, packet_id, payload, self.max_packet_bytes, out) {
+                Ok(()) => sent.delivered += u64::from(packet_id.is_none()),
+                Err(wire::TooLargeForClient) => {
+                    sent.dropped += 1;
+                    packet_id.map(|id| queue.acknowledge(id));
+                }
+            }
+        }
+        sent
+    }
+
+    /// Alerts that will not reach the client if the connection ends now.
+    pub(crate) fn outstanding_alerts(&self) -> usize {
+        self.alerts.as_ref().map_or(0, |queue| queue.outstanding())
+    }
+
+    /// The will, which is published once, when the connection has ended without a DISCONNECT.
+    pub(crate) fn take_will(&mut self) -> Option<Message> {
+        self.will.take().map(|will| *will)
+    }
+
+    /// Writes the DISCONNECT that MQTT 5 has for this end. MQTT 3.1.1 has none: there the connection just closes.
+    pub(crate) fn say_goodbye(&self, close: Close, out: &mut BytesMut) {
+        let (Version::V5, Some(reason)) = (self.version, close.disconnect_reason()) else { return };
+        let mut disconnect = v5::Disconnect::new(reason);
+        disconnect.reason_string = Some(close.explanation().into());
+        if wire::put_v5(disconnect.into(), self.max_packet_bytes, out).is_err() {
+            // Without the sentence it is four bytes. A client that takes less than that gets nothing.
+            let _ = wire::put_v5(v5::Disconnect::new(reason).into(), self.max_packet_bytes, out);
+        }
+    }
+}
+
+fn v3_answer(answer: v5::SubscribeAckReason) -> v3::SubscribeReturnCode {
+    match answer {
+        v5::SubscribeAckReason::GrantedQos0 => v3::SubscribeReturnCode::Success(QoS::AtMostOnce),
+        v5::SubscribeAckReason::GrantedQos1 => v3::SubscribeReturnCode::Success(QoS::AtLeastOnce),
+        _ => v3::SubscribeReturnCode::Failure,
+    }
+}
+
+/// A will has to be a car's status, and short. MQTT 3.1.1 can't be told that QoS 2 and retaining are not offered, so
+/// there the one is lowered to QoS 1 and the other ignored.
+fn check_will(version: Version, will: wire::Will, client_id: &str, rules: &Rules) -> Result<Message, Refusal> {
+    if version == Version::V5 && will.qos == QoS::ExactlyOnce {
+        return Err(Refusal::WillQos);
+    }
+    if version == Version::V5 && will.retain {
+        return Err(Refusal::WillRetain);
+    }
+    match topics::parse(&will.topic) {
+        Some((vin, Kind::Status)) => {
+            if rules.client_id == ClientIdRule::Vin && vin != client_id {
+                return Err(Refusal::WillNotAuthorized);
+            }
+        }
+        _ => return Err(Refusal::WillTopic),
+    }
+    if will.payload.len() > MAX_WILL_BYTES {
+        return Err(Refusal::WillTooLarge);
+    }
+    Ok(Message {
+        kind: Kind::Status,
+        topic: Topic::Owned(will.topic.into_boxed_str()),
+        payload: Bytes::copy_from_slice(&will.payload), // not the whole read buffer for the life of a connection
+        packet_id: 0,
+    })
+}
+
+/// What an accepting CONNACK of MQTT 5 has to say beyond the usual.
+#[derive(Debug)]
+pub(crate) struct ConnAck {
+    assigned_client_id: Option<String>,
+    keep_alive_s: Option<u16>,
+    ends_session: bool,
+}
+
+impl ConnAck {
+    fn into_v5(self, rules: &Rules) -> v5::Packet {
+        v5::ConnectAck {
+            receive_max: NonZeroU16::new(rules.limits.max_in_flight).unwrap_or(NonZeroU16::MIN),
+            max_qos: QoS::AtLeastOnce,
+            max_packet_size: Some(rules.limits.max_packet_bytes),
+            assigned_client_id: self.assigned_client_id.map(Into::into),
+            retain_available: false,
+            wildcard_subscription_available: false,
+            subscription_identifiers_available: false,
+            shared_subscription_available: false,
+            server_keepalive_sec: self.keep_alive_s,
+            session_expiry_interval_secs: self.ends_session.then_some(0),
+            ..v5::ConnectAck::default()
+        }
+        .into()
+    }
+}
+
+fn connack_v3(return_code: v3::ConnectAckReason) -> v3::Packet {
+    v3::Packet::ConnectAck(v3::ConnectAck { return_code, session_present: false })
+}
+
+/// Writes the CONNACK that refuses a client. `version`: as far as it is known.
+pub(crate) fn refuse(version: Option<Version>, refusal: Refusal, out: &mut BytesMut) {
+    if version == Some(Version::V5) {
+        let mut packet = v5::ConnectAck { reason_code: refusal.v5(), ..v5::ConnectAck::default() };
+        packet.reason_string = Some(refusal.label().into());
+        wire::put_v5(packet.into(), 0, out).expect("no bound");
+    } else if let Some(reason) = refusal.v3() {
+        // Also for versions nobody knows: MQTT 3.1 and 3.1.1 clients understand it.
+        wire::put_v3(connack_v3(reason), out);
+    }
+}
+
+impl From<Malformed> for Refusal {
+    fn from(malformed: Malformed) -> Self {
+        match malformed {
+            Malformed::Version => Refusal::Version,
+            Malformed::ClientId => Refusal::ClientId,
+            Malformed::Packet | Malformed::Protocol | Malformed::TooLarge => Refusal::Malformed,
+        }
+    }
+}
