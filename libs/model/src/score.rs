@@ -1,0 +1,109 @@
+//! A model, ready to judge readings.
+
+use std::collections::HashMap;
+
+use arrow::array::RecordBatch;
+
+use crate::artefact::Manifest;
+use crate::car_state::CarState;
+use crate::error::Error;
+use crate::features::{FEATURE_COUNT, Readings, Row};
+use crate::weights::Weights;
+
+/// What the model says about one reading.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Verdict {
+    /// The largest smoothed normalised residual of the 18 features; 0 while the car is in warm-up.
+    pub score: f32,
+    /// The model's threshold.
+    pub threshold: f32,
+    /// Whether the score is above the threshold.
+    pub anomalous: bool,
+    /// Whether the reading was not newer than the car's newest: it changed neither state nor alert.
+    pub late: bool,
+    /// The three features that contribute most, largest first: position in [`crate::FEATURES`] and the size of its
+    /// smoothed normalised residual.
+    pub contributors: [(usize, f32); 3],
+}
+
+/// A model.
+#[derive(Debug, Clone)]
+pub struct Model {
+    manifest: Manifest,
+    weights: Weights,
+}
+
+impl Model {
+    /// Reads a model, and refuses one that this program would not score rightly with: other features or another
+    /// network, weights that are not those of the manifest, damaged files, numbers that cannot be.
+    pub fn from_parts(manifest_json: &[u8], weights: &[u8]) -> Result<Self, Error> {
+        let manifest = Manifest::from_json(manifest_json)?;
+        manifest.check_weights(weights)?;
+        Ok(Self { manifest, weights: Weights::from_safetensors(weights)? })
+    }
+
+    /// What is known of the model.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The state of a car that has not been seen yet.
+    pub fn new_car(&self) -> CarState {
+        CarState::new(&self.manifest.scaling)
+    }
+
+    /// Judges every reading of a batch (schema telemetry.v2), in order. `states` holds one state per car (pseudonym);
+    /// cars that are new are added.
+    ///
+    /// [`Error::Column`] if the batch lacks a column; nothing has changed then.
+    pub fn score(&self, batch: &RecordBatch, states: &mut HashMap<String, CarState>) -> Result<Vec<Verdict>, Error> {
+        let readings = Readings::new(batch)?;
+        let verdict = |index| {
+            let car = readings.car(index);
+            if !states.contains_key(car) {
+                states.insert(car.to_owned(), self.new_car());
+            }
+            let state = states.get_mut(car).expect("it was inserted if it was missing");
+            self.score_reading(state, readings.event_time_ms(index), &readings.row(index))
+        };
+        Ok((0..readings.len()).map(verdict).collect())
+    }
+
+    /// Judges the next reading of a car.
+    pub fn score_reading(&self, state: &mut CarState, event_time_ms: i64, raw: &Row) -> Verdict {
+        if state.is_late(event_time_ms) {
+            let verdict = self.advance(&mut state.clone(), event_time_ms, raw);
+            return Verdict { late: true, ..verdict };
+        }
+        self.advance(state, event_time_ms, raw)
+    }
+
+    fn advance(&self, state: &mut CarState, event_time_ms: i64, raw: &Row) -> Verdict {
+        let m = &self.manifest;
+        let values = state.observe(&m.settings, &m.scaling, event_time_ms, raw);
+        let inputs = state.standardise(&m.settings, &m.scaling, &values);
+        let residuals = residuals(&self.weights, &m.residual_sigma, &inputs);
+        let smoothed = state.smooth(&m.settings, &residuals);
+        verdict(&smoothed, &m.smoothed_sigma, m.threshold, state.is_warm(&m.settings))
+    }
+}
+
+/// What the network does not explain of the inputs, in deviations.
+pub fn residuals(weights: &Weights, residual_sigma: &Row, inputs: &Row) -> Row {
+    let outputs = weights.forward(inputs);
+    std::array::from_fn(|i| (inputs[i] - outputs[i]) / residual_sigma[i])
+}
+
+/// The verdict on smoothed residuals.
+pub fn verdict(smoothed: &Row, smoothed_sigma: &Row, threshold: f32, warm: bool) -> Verdict {
+    let mut contributors = [(0, f32::NEG_INFINITY); 3];
+    for i in 0..FEATURE_COUNT {
+        let size = if warm { smoothed[i].abs() / smoothed_sigma[i] } else { 0.0 };
+        if let Some(place) = contributors.iter().position(|(_, other)| size > *other) {
+            contributors[place..].rotate_right(1);
+            contributors[place] = (i, size);
+        }
+    }
+    let score = contributors[0].1;
+    Verdict { score, threshold, anomalous: score > threshold, late: false, contributors }
+}
