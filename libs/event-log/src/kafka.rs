@@ -21,9 +21,9 @@ mod topic_id;
 mod topics;
 mod transactor;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use rdkafka::admin::AdminClient;
@@ -67,6 +67,7 @@ pub(crate) fn open(url: &LogUrl, kafka_options: &[KafkaOption]) -> Result<Arc<dy
         probe: clients.probe().map_err(|e| refuse(Plain::of(&e).into()))?,
         clients,
         groups: Mutex::default(),
+        known: RwLock::default(),
         cluster_id: OnceLock::new(),
     };
     Ok(Arc::new(log))
@@ -82,6 +83,8 @@ struct KafkaLog {
     probe: BaseConsumer<Diagnostics>,
     /// One client per group whose positions were asked for. They join nothing.
     groups: Mutex<HashMap<String, Arc<BaseConsumer<Diagnostics>>>>,
+    /// Topics that were seen to exist.
+    known: RwLock<HashSet<Box<str>>>,
     cluster_id: OnceLock<String>,
 }
 
@@ -114,7 +117,7 @@ impl Log for KafkaLog {
     }
 
     fn appender(self: Arc<Self>, on_completion: OnCompletion) -> Result<Arc<dyn Appender>, Error> {
-        Ok(Arc::new(appender::KafkaAppender::start(&self, on_completion)?))
+        Ok(Arc::new(appender::KafkaAppender::start(self, on_completion)?))
     }
 
     fn reader(self: Arc<Self>, ranges: Vec<Range>) -> Result<Box<dyn Reader>, Error> {
@@ -147,6 +150,16 @@ impl KafkaLog {
 
     fn unknown_topic(&self, topic: &str) -> Error {
         Error::UnknownTopic { log: self.url.to_string(), topic: topic.to_owned() }
+    }
+
+    fn know(&self, topic: &str) {
+        if !self.knows(topic) {
+            self.known.write().unwrap_or_else(PoisonError::into_inner).insert(topic.into());
+        }
+    }
+
+    fn knows(&self, topic: &str) -> bool {
+        self.known.read().unwrap_or_else(PoisonError::into_inner).contains(topic)
     }
 
     /// The first offset of a partition and the one after its last committed record.

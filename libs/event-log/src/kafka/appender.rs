@@ -7,8 +7,8 @@
 //! ```
 //!
 //! librdkafka chooses the partition from its own, refreshed count of partitions, with the function that
-//! [`crate::partition_for_key`] is; so no append ever waits for metadata. An unknown topic shows as records that were
-//! not durable, and as [`AppendError::Refused`] once the cluster has said so.
+//! [`crate::partition_for_key`] is; so no append waits for metadata. Only a topic that was never ensured, described or
+//! appended to through this log is looked up once, so that an unknown one is refused at once.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,9 +21,9 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext, PurgeConfig};
 
-use super::KafkaLog;
 use super::clients::{self, Plain};
-use crate::{AppendError, Appender, Completion, Error, LogUrl, OnCompletion, Record};
+use super::{KafkaLog, topics};
+use crate::{AppendError, Appender, Completion, Error, OnCompletion, Record};
 
 /// A record that could not be written for so long is reported as not durable. Long enough for a broker to restart and
 /// for a partition to find a new leader; a car that waits longer has sent the reading again anyway.
@@ -33,13 +33,15 @@ const LINGER_MS: &str = "5";
 /// Bounds of the queue: at either, append answers "full".
 const QUEUE_RECORDS: &str = "200000";
 const QUEUE_KIB: &str = "131072";
-/// An unknown topic is believed to be one that was just created for this long; its records wait.
+/// Records of a topic that has vanished wait this long for it to come back.
 const UNKNOWN_TOPIC_MS: &str = "5000";
 
 /// How long the thread collects completions before it hands them on. A poll of the binding always lasts this long.
 const COLLECT: Duration = Duration::from_millis(1);
 /// With nothing in flight the thread sleeps, and looks this often what librdkafka has to say.
 const IDLE: Duration = Duration::from_millis(200);
+/// The last owner waits this long for what is queued: for a broker that answers it takes milliseconds.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// After a purge all completions are at hand; this bounds the wait for a librdkafka that does not hand them over.
 const PURGE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often [`Appender::flush`] looks.
@@ -52,7 +54,7 @@ pub(super) struct KafkaAppender {
 
 struct Shared {
     producer: BaseProducer<Deliveries>,
-    url: LogUrl,
+    log: Arc<KafkaLog>,
     /// Records whose completion has not been handed on yet.
     outstanding: AtomicUsize,
     /// The thread sleeps, and wants to be woken by the next append.
@@ -61,7 +63,7 @@ struct Shared {
 }
 
 impl KafkaAppender {
-    pub(super) fn start(log: &KafkaLog, on_completion: OnCompletion) -> Result<Self, Error> {
+    pub(super) fn start(log: Arc<KafkaLog>, on_completion: OnCompletion) -> Result<Self, Error> {
         let config = log.clients.config(&[
             ("enable.idempotence", "true"),
             ("acks", "all"),
@@ -77,7 +79,7 @@ impl KafkaAppender {
             config.create_with_context(Deliveries::default()).map_err(|e| log.refused("creating a producer", &e))?;
         let shared = Arc::new(Shared {
             producer,
-            url: log.url.clone(),
+            log: log.clone(),
             outstanding: AtomicUsize::new(0),
             idle: AtomicBool::new(false),
             stop: AtomicBool::new(false),
@@ -100,6 +102,9 @@ impl KafkaAppender {
 impl Appender for KafkaAppender {
     fn append(&self, topic: &Arc<str>, record: &Record<'_>, token: u64) -> Result<(), AppendError> {
         let shared = &*self.shared;
+        if !shared.log.knows(topic) {
+            topics::partition_ids(&shared.log, topic)?;
+        }
         let message = BaseRecord {
             topic,
             partition: None,
@@ -124,7 +129,7 @@ impl Appender for KafkaAppender {
 
     fn flush(&self, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
-        while self.shared.outstanding.load(Ordering::Acquire) > 0 {
+        while self.shared.outstanding() > 0 {
             if Instant::now() >= deadline {
                 return false;
             }
@@ -135,7 +140,7 @@ impl Appender for KafkaAppender {
 }
 
 impl Drop for KafkaAppender {
-    /// What is still queued completes as not durable; a caller who wants it written flushes first.
+    /// Waits for what is queued; what cannot be written in time completes as not durable.
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Release);
         if let Some(thread) = self.thread.take() {
@@ -153,27 +158,34 @@ impl Shared {
     fn serve(&self, on_completion: &OnCompletion) {
         let mut batch = Vec::new();
         while !self.stop.load(Ordering::Acquire) {
-            if self.outstanding.load(Ordering::Acquire) > 0 {
-                self.producer.poll(COLLECT);
-                self.hand_on(&mut batch, on_completion);
+            if self.outstanding() > 0 {
+                self.collect(&mut batch, on_completion);
                 continue;
             }
             self.producer.poll(Duration::ZERO); // logs and errors
             self.idle.store(true, Ordering::Release);
-            if self.outstanding.load(Ordering::Acquire) == 0 && !self.stop.load(Ordering::Acquire) {
+            if self.outstanding() == 0 && !self.stop.load(Ordering::Acquire) {
                 thread::park_timeout(IDLE);
             }
             self.idle.store(false, Ordering::Release);
         }
+        let deadline = Instant::now() + CLOSE_TIMEOUT;
+        while self.outstanding() > 0 && Instant::now() < deadline {
+            self.collect(&mut batch, on_completion);
+        }
         self.producer.purge(PurgeConfig::default().queue().inflight());
         let deadline = Instant::now() + PURGE_TIMEOUT;
-        while self.outstanding.load(Ordering::Acquire) > 0 && Instant::now() < deadline {
-            self.producer.poll(COLLECT);
-            self.hand_on(&mut batch, on_completion);
+        while self.outstanding() > 0 && Instant::now() < deadline {
+            self.collect(&mut batch, on_completion);
         }
     }
 
-    fn hand_on(&self, batch: &mut Vec<Completion>, on_completion: &OnCompletion) {
+    fn outstanding(&self) -> usize {
+        self.outstanding.load(Ordering::Acquire)
+    }
+
+    fn collect(&self, batch: &mut Vec<Completion>, on_completion: &OnCompletion) {
+        self.producer.poll(COLLECT);
         let context = self.producer.context();
         let cause = {
             let mut reported = context.reported.lock().unwrap_or_else(PoisonError::into_inner);
@@ -185,7 +197,7 @@ impl Shared {
         }
         if let Some(cause) = cause {
             let records = batch.iter().filter(|c| !c.durable).count();
-            tracing::warn!(log = %self.url, records, cause = %Plain::of(&cause), "records were not written");
+            tracing::warn!(log = %self.log.url, records, cause = %Plain::of(&cause), "records were not written");
         }
         on_completion(batch);
         self.outstanding.fetch_sub(batch.len(), Ordering::AcqRel);
@@ -194,7 +206,7 @@ impl Shared {
 
     fn append_error(&self, topic: &str, error: &KafkaError) -> AppendError {
         use RDKafkaErrorCode::{QueueFull, UnknownPartition, UnknownTopic, UnknownTopicOrPartition};
-        let log = self.url.to_string();
+        let log = self.log.url.to_string();
         match error.rdkafka_error_code() {
             Some(QueueFull) => AppendError::Full,
             Some(UnknownTopic | UnknownPartition | UnknownTopicOrPartition) => {

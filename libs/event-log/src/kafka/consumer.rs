@@ -1,9 +1,10 @@
 //! Reads the partitions that this instance holds in its group.
 //!
 //! ```text
-//! assigned by the group ──► Assigned ──► seek ──► fetched from there ──► batches
-//!                             ▲ said again until then                      │
-//! taken by the group ◄── unassigned at once; what was not handed out is dropped ──► Revoked
+//! the group assigns ──► Assigned ──► seek ──► fetched from there ──► batches
+//!                        └─ said again until then
+//! the group revokes ──► Revoked, and what was not handed out is dropped
+//!                        └─ given back with the next poll: until then the caller may commit what it has
 //! ```
 //!
 //! The classic group protocol with a static member: an instance that comes back under its name within the session
@@ -12,9 +13,11 @@
 //! needs it. The new group protocol is not used: its static members do not survive a kill.
 //!
 //! Nothing is committed here: positions are part of the transactor's transaction. Fetching begins where [`Consumer::seek`]
-//! says, so positions of the group on this cluster do not matter.
+//! says, so positions of the group on this cluster do not matter. The membership that goes into a transaction is the one
+//! of the last assignment: if the group has gone on since, the broker refuses the transaction.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -28,7 +31,7 @@ use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Message, Offset, TopicPartitionList};
 
 use super::clients::{Diagnostics, Plain};
-use super::{KafkaLog, MAX_BATCH_BYTES, REQUEST_TIMEOUT, push};
+use super::{KafkaLog, MAX_BATCH_BYTES, REQUEST_TIMEOUT, push, topics};
 use crate::{Batch, Consumer, Error, Event, Membership, Position, ProcessorOptions, TopicPartition};
 
 /// An instance that is silent for so long loses its partitions. Longer than a restart takes; shorter than one wants to
@@ -37,13 +40,15 @@ const SESSION_TIMEOUT_MS: &str = "30000";
 /// A stage that asks for nothing for so long is stuck, and loses its partitions. A commit that waits for a broker, and
 /// the replay that restores state, must fit in.
 const MAX_POLL_INTERVAL_MS: &str = "300000";
+/// How soon new partitions, and topics that did not exist before, are noticed.
+const METADATA_REFRESH_MS: &str = "30000";
 /// Read ahead this much, over all partitions.
 const READ_AHEAD_KIB: &str = "32768";
 
 /// A consumer's place in its group, and the cluster that the group is on.
 pub(crate) struct GroupMember {
     pub(super) cluster: String,
-    pub(super) metadata: ConsumerGroupMetadata,
+    pub(super) metadata: Arc<ConsumerGroupMetadata>,
 }
 
 pub(super) struct KafkaConsumer {
@@ -54,6 +59,10 @@ pub(super) struct KafkaConsumer {
     held: HashMap<TopicPartition, u64>,
     /// Assigned, and not sought yet.
     waiting: Vec<TopicPartition>,
+    /// Revoked, as the caller knows; the group waits until the client gives the partitions back.
+    giving_back: bool,
+    /// This instance in the group as of its last assignment.
+    member: Option<Arc<ConsumerGroupMetadata>>,
     /// The first record after the last batch; it is of another partition.
     ahead: Option<Batch>,
     /// An error that came after the last batch.
@@ -75,6 +84,7 @@ impl KafkaConsumer {
             ("enable.auto.commit", "false"),
             ("enable.auto.offset.store", "false"),
             ("auto.offset.reset", "error"),
+            ("topic.metadata.refresh.interval.ms", METADATA_REFRESH_MS),
             ("queued.max.messages.kbytes", READ_AHEAD_KIB),
             ("fetch.queue.backoff.ms", "20"),
         ]);
@@ -88,6 +98,8 @@ impl KafkaConsumer {
             options: options.clone(),
             held: HashMap::new(),
             waiting: Vec::new(),
+            giving_back: false,
+            member: None,
             ahead: None,
             error: None,
         })
@@ -99,6 +111,7 @@ impl KafkaConsumer {
         if !group.revoked.is_empty() {
             let revoked = std::mem::take(&mut group.revoked);
             drop(group);
+            self.giving_back = true;
             return Some(self.lose(&revoked));
         }
         let assigned = group.assigned.take()?;
@@ -112,6 +125,7 @@ impl KafkaConsumer {
         drop(group);
         let partitions = assigned.iter().map(|(topic, partition)| self.named(topic, *partition)).collect();
         self.waiting = partitions;
+        self.member = self.client.group_metadata().map(Arc::new);
         Some(self.assigned())
     }
 
@@ -204,7 +218,10 @@ impl KafkaConsumer {
                 Err(Error::Unavailable { operation: "reading in a group", log: self.log.url.to_string(), source })
             }
             Some(Code::UnknownTopicOrPartition | Code::UnknownTopic) => {
-                Err(self.log.unavailable("reading in a group", error))
+                for topic in &self.options.topics {
+                    topics::partition_ids(&self.log, topic)?;
+                }
+                Err(self.log.unavailable("reading in a group", error)) // it has just been created
             }
             Some(Code::TopicAuthorizationFailed | Code::GroupAuthorizationFailed) => {
                 Err(self.log.refused("reading in a group", error))
@@ -241,6 +258,9 @@ impl KafkaConsumer {
 
 impl Consumer for KafkaConsumer {
     fn poll(&mut self, max_records: usize, timeout: Duration) -> Result<Event, Error> {
+        if std::mem::take(&mut self.giving_back) {
+            self.client.unassign().map_err(|e| self.log.refused("giving partitions back", &e))?;
+        }
         if let Some(error) = self.error.take() {
             self.failed(&error)?;
         }
@@ -285,14 +305,15 @@ impl Consumer for KafkaConsumer {
 
     fn membership(&self) -> Membership {
         let cluster = self.log.cluster_id();
-        Membership(self.client.group_metadata().map(|metadata| GroupMember { cluster, metadata }))
+        Membership(self.member.clone().map(|metadata| GroupMember { cluster, metadata }))
     }
 }
 
 impl Drop for KafkaConsumer {
     fn drop(&mut self) {
-        if !self.waiting.is_empty() {
-            // librdkafka does not close before it knows what became of the assignment.
+        self.client.context().closing.store(true, Ordering::Release);
+        if self.giving_back || !self.waiting.is_empty() {
+            // librdkafka does not close before it knows what became of the change.
             let _ = self.client.unassign();
         }
     }
@@ -310,6 +331,8 @@ fn is_of(batch: &Batch, topic: &str, partition: u32) -> bool {
 #[derive(Default)]
 struct Rebalances {
     group: Mutex<Group>,
+    /// Nobody polls any more.
+    closing: AtomicBool,
     diagnostics: Diagnostics,
 }
 
@@ -350,8 +373,10 @@ impl ConsumerContext for Rebalances {
         let mut group = self.group();
         if event != RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
             // If the caller has not heard of the assignment, it need not hear of its end.
-            if group.assigned.take().is_none() {
+            let heard = group.assigned.take().is_none() && !partitions.is_empty();
+            if heard && !self.closing.load(Ordering::Acquire) {
                 group.revoked.extend(partitions);
+                return;
             }
             drop(group);
             if let Err(error) = client.unassign() {

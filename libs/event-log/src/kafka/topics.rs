@@ -84,9 +84,8 @@ fn same(log: &KafkaLog, spec: &TopicSpec, found: &TopicDescription) -> Result<()
     if found.partitions.len() != spec.partitions as usize {
         return differs("partitions", found.partitions.len().to_string(), spec.partitions.to_string());
     }
-    let policy = |compacted| if compacted { "compact" } else { "delete" }.to_owned();
     if found.compacted != spec.compacted {
-        return differs("cleanup.policy", policy(found.compacted), policy(spec.compacted));
+        return differs("compaction", found.compacted.to_string(), spec.compacted.to_string());
     }
     Ok(())
 }
@@ -130,6 +129,7 @@ pub(super) fn partition_ids(log: &KafkaLog, topic: &str) -> Result<Vec<u32>, Err
     if found.partitions().is_empty() {
         return Err(log.unknown_topic(topic));
     }
+    log.know(topic);
     let mut ids: Vec<_> = found.partitions().iter().map(|p| p.id() as u32).collect();
     ids.sort_unstable();
     Ok(ids)

@@ -176,7 +176,7 @@ impl KafkaTransactor {
             // A consumer of another log is no member of the group on this cluster. Without a member's name the positions
             // are accepted as they are, and the transactional id alone fences.
             let stand_in = if here.is_none() { self.group_client.group_metadata() } else { None };
-            let member = here.map(|member| &member.metadata).or(stand_in.as_ref());
+            let member = here.map(|member| &*member.metadata).or(stand_in.as_ref());
             let member = member.ok_or_else(|| Failure::Abort("the consumer is in no group".into()))?;
             retry(deadline, |left| producer.send_offsets_to_transaction(&list, member, left)).map_err(abortable)?;
         }
@@ -289,11 +289,12 @@ impl Transactor for KafkaTransactor {
     }
 }
 
-/// Whether another instance has taken over the transactional id, or the place in the group.
+/// Whether another instance has taken over the transactional id. (Being replaced in the group is no proof: the group
+/// may have given this very instance a new place after a pause.)
 fn is_fenced(producer: &BaseProducer<Deliveries>, error: &KafkaError) -> bool {
-    use RDKafkaErrorCode::{Fatal, Fenced, FencedInstanceId, InvalidProducerEpoch, ProducerFenced};
+    use RDKafkaErrorCode::{Fatal, Fenced, InvalidProducerEpoch, ProducerFenced};
     let fatal = producer.client().fatal_error().map(|(code, _)| code);
-    let fences = |code| matches!(code, Some(Fenced | FencedInstanceId | ProducerFenced));
+    let fences = |code| matches!(code, Some(Fenced | ProducerFenced));
     match error.rdkafka_error_code() {
         // An old epoch may also be what is left of a transaction that timed out; then the error is not fatal.
         Some(Fatal | InvalidProducerEpoch) => fences(fatal) || fatal == Some(InvalidProducerEpoch),
