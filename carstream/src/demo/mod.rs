@@ -1,0 +1,173 @@
+//! The demo: the whole pipeline in one process, from a car to a verdict.
+//!
+//! ```text
+//!  cars ─MQTT─► bridge ─► edge log ─► preprocessor ─► edge log ─► replicator ─► cloud log ─► sink ─► lake
+//!   ▲                                                    │                                            │
+//!   └───────────── alerts ◄─────────────────────────── scorer ◄── model, hot-loaded ◄── trainer ◄─────┘
+//! ```
+//!
+//! Every stage is the one that its binary runs, over real sockets, real logs and real files. When the cars have
+//! finished, the stages drain in the order of the flow, and [`account`] holds the cars' ledger against every hop.
+
+mod account;
+mod args;
+mod detection;
+mod live;
+mod place;
+mod report;
+mod stages;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use event_log::Log;
+use lake::Lake;
+use tokio_util::sync::CancellationToken;
+
+pub use args::Args;
+pub use report::{Detection, Latency, Ledger, Notes, Report};
+
+use account::{Account, Hop};
+use live::Live;
+use place::Place;
+use report::thousands;
+use stages::Stages;
+
+/// Between two looks at the stages.
+const TICK: Duration = Duration::from_millis(250);
+
+/// A drain takes seconds; a stage that stands still for this long will not go on.
+const STALLED_AFTER: Duration = Duration::from_secs(60);
+
+/// Runs the demo to its report. Shutdown ends the cars' sending early; everything else still drains.
+pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<Report> {
+    let began = Instant::now();
+    let place = Place::prepare(args.keep.as_deref(), args.seed)?;
+    let mut live = Live::new();
+    live.say(&format!("{} cars for {} s, files in {}", thousands(args.cars.into()), args.duration, place.directory.display()));
+    let mut stages = Stages::start(&args, &place).await?;
+    let mut remarks = Vec::new();
+
+    stages.cars_send(&mut live, &shutdown, &mut remarks).await?;
+    if shutdown.is_cancelled() {
+        remarks.push("stopped early: what was sent until then is drained and accounted for".to_owned());
+    }
+    live.say("the cars have finished; draining stage by stage");
+    let trained = stages.drain(&mut live, &mut remarks).await?;
+    live.say("holding what the cars say against every hop");
+    let alerts_delivered = stages.alerts_delivered();
+    drop(stages);
+
+    let blocking = {
+        let (args, place, trained) = (args.clone(), place.clone(), trained.clone());
+        let handle = tokio::runtime::Handle::current();
+        tokio::task::spawn_blocking(move || settle(&args, &place, trained.as_ref(), &handle))
+    };
+    let mut report = blocking.await.context("the account did not finish")??;
+    report.notes.remarks.splice(0..0, remarks);
+    report.notes.alerts.1 = alerts_delivered;
+    report.notes.seconds = began.elapsed().as_secs_f64();
+    let file = place.directory.join("report.json");
+    std::fs::write(&file, report.to_json() + "\n").with_context(|| format!("cannot write {}", file.display()))?;
+    live.finish();
+    Ok(report)
+}
+
+/// What the demo needs to know of a training.
+#[derive(Debug, Clone)]
+pub(crate) struct Trained {
+    pub(crate) version: String,
+    pub(crate) rows: u64,
+    /// Where the training range ended, by partition of the cloud's telemetry topic.
+    pub(crate) until: HashMap<u32, u64>,
+}
+
+/// Reads every hop from its beginning and makes the report.
+fn settle(
+    args: &Args,
+    place: &Place,
+    trained: Option<&Trained>,
+    runtime: &tokio::runtime::Handle,
+) -> anyhow::Result<Report> {
+    let (edge, cloud) = (place.edge().open()?, place.cloud().open()?);
+    let nothing = HashMap::new();
+    let mut account = Account::open(&place.ledger(), &place.key()?)?;
+    let dead_letters_by_reason = dead_letters(&edge)?;
+    account.ledger.dead_letters = dead_letters_by_reason.iter().map(|(_, count)| count).sum();
+    account.count_raw(&edge)?;
+    account.count_topic(Hop::Clean, &edge, "telemetry", &nothing)?;
+    account.count_topic(Hop::Cloud, &cloud, "telemetry", trained.map_or(&nothing, |t| &t.until))?;
+    let objects = runtime.block_on(count_lake(&mut account, place))?;
+    account.count_topic(Hop::Scores, &edge, "scores", &nothing)?;
+    let findings = account.settle(trained.is_some());
+    let judged = detection::judge(&account, &cloud, trained)?;
+
+    let mut remarks = Vec::new();
+    let l = &account.ledger;
+    if l.raw != l.clean + l.duplicates_removed + l.dead_letters {
+        remarks.push(format!(
+            "the sums do not meet: {} raw, but {} clean, {} duplicates and {} dead letters",
+            l.raw, l.clean, l.duplicates_removed, l.dead_letters
+        ));
+    }
+    let hours = f64::from(args.duration) * f64::from(args.speedup) / 3600.0;
+    let headline = format!(
+        "{} cars, seed {}, {} s at {} times the speed of life: {hours:.0} hours of driving and parking",
+        thousands(args.cars.into()),
+        args.seed,
+        args.duration,
+        thousands(args.speedup.into())
+    );
+    Ok(Report {
+        seed: args.seed,
+        cars: args.cars,
+        ledger: account.ledger.clone(),
+        detection: judged.detection,
+        latency_ms: judged.latency,
+        directory: place.directory.clone(),
+        notes: Notes {
+            headline,
+            model: trained.map(|t| t.version.clone()),
+            trained_rows: trained.map_or(0, |t| t.rows),
+            objects,
+            dropped: account.dropped,
+            unacknowledged: account.unacknowledged,
+            dead_letters_by_reason,
+            alerts: (judged.alerts, 0),
+            findings,
+            remarks,
+            seconds: 0.0,
+        },
+    })
+}
+
+/// Dead letters of readings, by reason, most frequent first.
+fn dead_letters(edge: &Arc<dyn Log>) -> anyhow::Result<Vec<(String, u64)>> {
+    let mut by_reason = HashMap::<String, u64>::new();
+    account::each_batch(edge, "telemetry.dead-letter", |batch| {
+        for letter in batch.iter() {
+            let reason = letter.headers.get(pipeline::DeadLetterHeader::REASON).unwrap_or(b"no reason");
+            *by_reason.entry(String::from_utf8_lossy(reason).into_owned()).or_default() += 1;
+        }
+        Ok(())
+    })?;
+    let mut sorted: Vec<_> = by_reason.into_iter().collect();
+    sorted.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+    Ok(sorted)
+}
+
+/// Counts the rows of the telemetry objects; returns how many objects there are.
+async fn count_lake(account: &mut Account, place: &Place) -> anyhow::Result<u64> {
+    let lake = Lake::open(&place.lake())?;
+    let schema = telemetry::schema::Schemas::builtin().file("telemetry.v2.avsc").context("is built in")?.arrow.clone();
+    let objects = lake.objects("telemetry").await?.len() as u64;
+    for range in lake.coverage("telemetry").await? {
+        let mut reader = lake.read(range, schema.clone()).await?;
+        while let Some(rows) = reader.next().await? {
+            account.count_rows(&rows.batch)?;
+        }
+    }
+    Ok(objects)
+}

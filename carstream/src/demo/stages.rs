@@ -1,0 +1,345 @@
+//! Starts the stages, watches them, and stops them in the order of the flow.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use event_log::Log;
+use lake::LakeArgs;
+use mqtt_bridge::Bridge;
+use prometheus_client::registry::Registry;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::live::{Line, Live};
+use super::place::Place;
+use super::report::thousands;
+use super::{Args, STALLED_AFTER, TICK, Trained};
+
+/// Train when this share of the sending time has passed: enough to learn from, enough left to score live.
+const TRAIN_AFTER: f64 = 0.4;
+
+/// Below this a model would learn nothing; a demo that is stopped early then ends without one.
+const MIN_TRAINING_ROWS: u64 = 2_000;
+
+/// Some readings are sent broken, so that dead letters can be seen.
+const BROKEN_SHARE: f64 = 0.001;
+
+/// Some cars are newer, so that two schemas are on the wire.
+const NEWER_SCHEMA_SHARE: f64 = 0.25;
+
+/// Cars stay connected this long after their last reading, for the last alerts.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// Files end this often, so that training finds what was collected.
+const SINK_MAX_AGE: Duration = Duration::from_secs(3);
+
+/// Metrics of all stages, on one registry.
+#[derive(Debug, Clone)]
+pub(crate) struct Metrics {
+    simulator: simulator::Metrics,
+    bridge: mqtt_bridge::Metrics,
+    preprocessor: preprocessor::Metrics,
+    replicator: replicator::Metrics,
+    sink: sink::Metrics,
+    trainer: trainer::Metrics,
+    scorer: scorer::Metrics,
+}
+
+impl Metrics {
+    pub(crate) fn new(registry: &mut Registry) -> Self {
+        Self {
+            simulator: simulator::Metrics::new(registry),
+            bridge: mqtt_bridge::Metrics::new(registry),
+            preprocessor: preprocessor::Metrics::new(registry),
+            replicator: replicator::Metrics::new(registry),
+            sink: sink::Metrics::new(registry),
+            trainer: trainer::Metrics::new(registry),
+            scorer: scorer::Metrics::new(registry),
+        }
+    }
+}
+
+/// A running stage.
+struct Stage {
+    name: &'static str,
+    stop: CancellationToken,
+    task: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Stage {
+    fn start<F>(name: &'static str, run: impl FnOnce(CancellationToken) -> F) -> Self
+    where
+        F: Future<Output = anyhow::Result<()>> + Send + 'static,
+    {
+        let stop = CancellationToken::new();
+        Self { name, task: tokio::spawn(run(stop.clone())), stop }
+    }
+
+    /// Asks the stage to drain, and waits until it has.
+    async fn drain(self) -> anyhow::Result<()> {
+        self.stop.cancel();
+        let name = self.name;
+        self.task.await.with_context(|| format!("the {name} panicked"))?.with_context(|| format!("the {name} failed"))
+    }
+}
+
+/// All stages of a demo.
+pub(crate) struct Stages {
+    metrics: Metrics,
+    edge: Arc<dyn Log>,
+    cloud: Arc<dyn Log>,
+    place: Place,
+    sending: Duration,
+    seed: u64,
+    cars: Option<Stage>,
+    bridge: Option<Stage>,
+    /// In the order of the flow.
+    rest: Vec<Stage>,
+    training: Option<JoinHandle<anyhow::Result<Trained>>>,
+    trained: Option<Trained>,
+    began: Instant,
+}
+
+impl Stages {
+    /// Starts everything but the trainer, whose time comes later.
+    pub(crate) async fn start(args: &Args, place: &Place, metrics: Metrics) -> anyhow::Result<Self> {
+        let (edge, cloud) = (place.edge(), place.cloud());
+        let any_port = (std::net::Ipv4Addr::LOCALHOST, 0).into();
+        let bridge_args = mqtt_bridge::Args::new(any_port, edge.clone(), Some(place.key_file()));
+        let bridge = Bridge::bind(bridge_args, metrics.bridge.clone()).await.context("cannot start the bridge")?;
+        let address = bridge.local_addr();
+        let bridge = Stage::start("mqtt-bridge", |stop| bridge.serve(stop));
+
+        let preprocessor = {
+            let args = preprocessor::Args::new(edge.clone(), place.key_file());
+            let metrics = metrics.preprocessor.clone();
+            Stage::start("preprocessor", |stop| preprocessor::run_with(args, metrics, stop))
+        };
+        let scorer = {
+            let mut args = scorer::Args::new(edge.log.clone(), place.lake());
+            args.models_log = Some(cloud.log.clone());
+            let metrics = metrics.scorer.clone();
+            Stage::start("scorer", |stop| scorer::run_with(args, metrics, stop))
+        };
+        let replicator = {
+            let args = replicator::Args::new(edge.log.clone(), cloud.log.clone());
+            let metrics = metrics.replicator.clone();
+            Stage::start("replicator", |stop| replicator::run_with(args, metrics, stop))
+        };
+        let sink = {
+            let mut args = sink::Args::new(cloud.log.clone(), place.lake());
+            args.max_age = SINK_MAX_AGE;
+            let metrics = metrics.sink.clone();
+            Stage::start("sink", |stop| sink::run_with(args, metrics, stop))
+        };
+        let cars = {
+            let args = fleet(args, place, address);
+            let metrics = metrics.simulator.clone();
+            Stage::start("simulator", |stop| async move {
+                simulator::run_with(args, metrics, stop).await.map(drop)
+            })
+        };
+        Ok(Self {
+            metrics,
+            edge: edge.open()?,
+            cloud: cloud.open()?,
+            place: place.clone(),
+            sending: Duration::from_secs(args.duration.into()),
+            seed: args.seed,
+            cars: Some(cars),
+            bridge: Some(bridge),
+            rest: vec![preprocessor, scorer, replicator, sink],
+            training: None,
+            trained: None,
+            began: Instant::now(),
+        })
+    }
+
+    /// Lets the cars send until they have finished, or shutdown. Trains meanwhile.
+    pub(crate) async fn cars_send(&mut self, live: &mut Live, shutdown: &CancellationToken) -> anyhow::Result<()> {
+        let mut cars = self.cars.take().context("the cars send once")?;
+        loop {
+            live.show(&self.lines());
+            if cars.task.is_finished() {
+                break;
+            }
+            if let Some(stage) = self.rest.iter().chain(&self.bridge).find(|stage| stage.task.is_finished()) {
+                live.say(&format!("the {} has stopped; ending the run", stage.name));
+                break;
+            }
+            if self.began.elapsed() >= self.sending.mul_f64(TRAIN_AFTER) {
+                self.train(live).await?;
+            }
+            tokio::select! {
+                _ = tokio::time::sleep(TICK) => {}
+                _ = shutdown.cancelled() => break,
+                _ = &mut cars.task, if false => {}
+            }
+        }
+        cars.drain().await
+    }
+
+    /// Starts the training, or takes its result.
+    async fn train(&mut self, live: &mut Live) -> anyhow::Result<()> {
+        if let Some(training) = self.training.take_if(|training| training.is_finished()) {
+            let trained = training.await.context("the trainer panicked")?.context("the trainer failed")?;
+            live.say(&format!("model {} trained on {} rows", trained.version, thousands(trained.rows)));
+            self.trained = Some(trained);
+        }
+        if self.trained.is_none() && self.training.is_none() && self.metrics.sink.rows("telemetry") >= MIN_TRAINING_ROWS {
+            live.say("training from the lake");
+            let mut args = trainer::Args::new(self.place.cloud().log, self.place.lake());
+            args.seed = self.seed;
+            let metrics = self.metrics.trainer.clone();
+            self.training = Some(tokio::spawn(async move {
+                let trained = trainer::train_once(&args, &metrics).await?;
+                Ok(Trained::from(trained))
+            }));
+        }
+        Ok(())
+    }
+
+    /// Drains stage by stage in the order of the flow, so that each finds all that the one before it left.
+    pub(crate) async fn drain(&mut self, live: &mut Live, remarks: &mut Vec<String>) -> anyhow::Result<Option<Trained>> {
+        if let Some(bridge) = self.bridge.take() {
+            bridge.drain().await?;
+        }
+        self.wait(live, "the preprocessor", |s| {
+            Ok(s.lag_of(&s.edge, "preprocessor-telemetry", &s.edge, "telemetry.raw")?
+                + s.lag_of(&s.edge, "preprocessor-faults", &s.edge, "faults.raw")?)
+        })
+        .await?;
+        self.last_chance_to_train(live).await?;
+        if self.trained.is_some() {
+            self.wait(live, "the scorer", |s| s.lag_of(&s.edge, "scorer", &s.edge, "telemetry")).await?;
+        } else {
+            remarks.push("no model: the run was too short to collect what a training needs".to_owned());
+        }
+        self.wait(live, "the replicator", |s| s.replication_lag()).await?;
+        for stage in std::mem::take(&mut self.rest) {
+            live.show(&self.lines());
+            stage.drain().await?;
+        }
+        Ok(self.trained.clone())
+    }
+
+    async fn last_chance_to_train(&mut self, live: &mut Live) -> anyhow::Result<()> {
+        let began = Instant::now();
+        loop {
+            self.train(live).await?;
+            // The sink writes what it holds within its age limit; after that there are too few rows.
+            let hopeless = self.training.is_none() && began.elapsed() > 2 * SINK_MAX_AGE;
+            if self.trained.is_some() || hopeless {
+                return Ok(());
+            }
+            live.show(&self.lines());
+            tokio::time::sleep(TICK).await;
+        }
+    }
+
+    /// Waits until a stage has nothing left, as long as it gets on.
+    async fn wait(
+        &self,
+        live: &mut Live,
+        what: &str,
+        lag: impl Fn(&Self) -> anyhow::Result<u64>,
+    ) -> anyhow::Result<()> {
+        let (mut least, mut since) = (u64::MAX, Instant::now());
+        loop {
+            let left = lag(self)?;
+            live.show(&self.lines());
+            if left == 0 {
+                return Ok(());
+            }
+            if left < least {
+                (least, since) = (left, Instant::now());
+            }
+            if since.elapsed() > STALLED_AFTER {
+                bail!("{what} stands still with {left} records left");
+            }
+            if let Some(stage) = self.rest.iter().find(|stage| stage.task.is_finished()) {
+                bail!("the {} stopped with {left} records left for {what}", stage.name);
+            }
+            tokio::time::sleep(TICK).await;
+        }
+    }
+
+    /// Records of a topic that a group has not committed. Positions are in the log that has the group's outputs.
+    fn lag_of(
+        &self,
+        source: &Arc<dyn Log>,
+        group: &str,
+        positions: &Arc<dyn Log>,
+        topic: &str,
+    ) -> anyhow::Result<u64> {
+        let bounds = source.describe(topic)?.partitions;
+        let committed = positions.committed(group, topic)?;
+        let lag = |(bounds, committed): (&event_log::PartitionDescription, Option<u64>)| {
+            bounds.next - committed.unwrap_or(bounds.first).max(bounds.first)
+        };
+        Ok(bounds.iter().zip(committed).map(lag).sum())
+    }
+
+    fn replication_lag(&self) -> anyhow::Result<u64> {
+        let mut lag = 0;
+        for topic in replicator::DEFAULT_TOPICS {
+            lag += self.lag_of(&self.edge, &replicator::group(topic), &self.cloud, topic)?;
+        }
+        Ok(lag)
+    }
+
+    /// How many alerts reached their cars.
+    pub(crate) fn alerts_delivered(&self) -> u64 {
+        self.metrics.simulator.alerts.get()
+    }
+
+    fn lines(&self) -> Vec<Line> {
+        let m = &self.metrics;
+        let records = |topic: &str| {
+            let described = self.edge.describe(topic);
+            described.map_or(0, |d| d.partitions.iter().map(|p| p.next).sum::<u64>())
+        };
+        let lag = |group: &str, topic: &str| self.lag_of(&self.edge, group, &self.edge, topic).ok();
+        let line = |stage, done, lag, note| Line { stage, done, lag, note };
+        let telemetry = records("telemetry");
+        let rows = m.sink.rows("telemetry");
+        let connected = m.simulator.cars_connected.get();
+        let trainer = match (&self.trained, &self.training) {
+            (Some(trained), _) => format!("model {}", trained.version),
+            (None, Some(_)) => "training".to_owned(),
+            (None, None) => "collecting".to_owned(),
+        };
+        vec![
+            line("cars", m.simulator.sent.get(), None, format!("{} connected", thousands(connected.max(0) as u64))),
+            line("mqtt-bridge", records("telemetry.raw"), None, format!("{} in flight", m.bridge.in_flight())),
+            line("preprocessor", telemetry, lag("preprocessor-telemetry", "telemetry.raw"), {
+                format!("{} dead letters", thousands(records("telemetry.dead-letter")))
+            }),
+            line("replicator", m.replicator.replicated(), self.replication_lag().ok(), String::new()),
+            line("sink", rows, Some(m.sink.buffered_rows()), format!("{} objects", m.sink.objects())),
+            line("trainer", self.trained.as_ref().map_or(0, |t| t.rows), None, trainer),
+            line("scorer", m.scorer.scored.get(), lag("scorer", "telemetry"), {
+                format!("{} alerts open", m.scorer.open_alerts.get())
+            }),
+        ]
+    }
+}
+
+fn fleet(args: &Args, place: &Place, bridge: std::net::SocketAddr) -> simulator::RunArgs {
+    simulator::RunArgs {
+        fleet: simulator::FleetArgs {
+            seed: args.seed,
+            cars: args.cars,
+            duration: Some(Duration::from_secs(args.duration.into())),
+            speedup: args.speedup.into(),
+            broken_share: BROKEN_SHARE,
+            newer_schema_share: NEWER_SCHEMA_SHARE,
+            ..simulator::FleetArgs::default()
+        },
+        mqtt: bridge.to_string(),
+        linger: LINGER,
+        ledger: Some(place.ledger()),
+        ..simulator::RunArgs::default()
+    }
+}
