@@ -1,1 +1,107 @@
-//! Placeholder.
+//! The sink: from the log to Parquet in object storage, every record exactly once.
+//!
+//! ```text
+//!  log ─► Reader ─► buffer per partition ─► encode ─► conditional create ─► lake
+//!         worker.rs  buffer.rs               encode.rs  upload.rs            TOPIC/date=…/partition=P/START.parquet
+//!           ▲                                               │
+//!           └───── where a partition goes on: the end of ───┘
+//!                  its last object in the store
+//! ```
+//!
+//! An object's name is a function of topic, partition and start offset, and it is created only if no object has that
+//! name. So the chain of a partition's objects is one chain, however many sinks write it and however often each is
+//! killed: whoever comes second finds the name taken, and goes on at the end of the chain. There is no other state.
+//!
+//! It does not share partitions out between sinks: a second one is spare, not twice as fast.
+
+mod args;
+mod buffer;
+mod encode;
+mod metrics;
+mod stream;
+mod upload;
+mod worker;
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use event_log::Log;
+use lake::{Lake, LakeUrl};
+use prometheus_client::registry::Registry;
+use service::Waiting;
+use tokio_util::sync::CancellationToken;
+
+pub use args::Args;
+pub use metrics::{Metrics, Topic};
+
+/// A store that is not there yet is back soon after it starts.
+const RETRY_PAUSE: std::time::Duration = std::time::Duration::from_millis(250);
+
+/// Runs the sink until `shutdown`, with its admin port.
+pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let mut registry = Registry::default();
+    let metrics = Metrics::new(&mut registry);
+    let service = args.service.clone();
+    service::with_admin(&service, registry, run_with(args, metrics, shutdown)).await
+}
+
+/// Runs the sink until `shutdown`; then writes what the log holds at that moment, and returns.
+pub async fn run_with(args: Args, metrics: Metrics, shutdown: CancellationToken) -> anyhow::Result<()> {
+    args.check()?;
+    let log = args.log.open()?;
+    let lake = Lake::open(&args.lake.lake)?;
+    if !check_lake(&lake, &shutdown).await? {
+        return Ok(());
+    }
+    run_on(&args, log, lake, metrics, shutdown).await
+}
+
+/// Like [`run_with`], on a log and a lake that are open already: for tests and to inject faults.
+pub async fn run_on(
+    args: &Args,
+    log: Arc<dyn Log>,
+    lake: Lake,
+    metrics: Metrics,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    args.check()?;
+    let give_up = CancellationToken::new();
+    let deadline = {
+        let (shutdown, give_up, timeout) = (shutdown.clone(), give_up.clone(), args.drain_timeout);
+        async move {
+            shutdown.cancelled().await;
+            tokio::time::sleep(timeout).await;
+            give_up.cancel();
+            std::future::pending().await
+        }
+    };
+    let worker = worker::Worker::new(args, log, lake, metrics, shutdown, give_up.clone());
+    let result = tokio::select! {
+        result = tokio::task::spawn_blocking(move || worker.run()) => result.context("the sink panicked")?,
+        () = deadline => unreachable!("it never ends"),
+    };
+    // Whatever ended the loop, uploads under way are not waited for any longer.
+    give_up.cancel();
+    result
+}
+
+/// Whether the lake can be written to. A directory either can or cannot; a server may not be there yet.
+/// `false`: shut down meanwhile.
+async fn check_lake(lake: &Lake, shutdown: &CancellationToken) -> anyhow::Result<bool> {
+    let mut waiting = Waiting::new(format!("the lake {}", lake.url()));
+    while !shutdown.is_cancelled() {
+        match lake.check_writable().await {
+            Ok(()) => {
+                waiting.over();
+                return Ok(true);
+            }
+            Err(error) if matches!(lake.url(), LakeUrl::Directory(_)) => return Err(error.into()),
+            Err(error) => waiting.note(&error),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(RETRY_PAUSE) => {}
+            () = shutdown.cancelled() => {}
+        }
+    }
+    Ok(false)
+}

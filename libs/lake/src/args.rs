@@ -1,0 +1,96 @@
+//! Where the lake is, as a setting.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// The settings of a stage that reads or writes the lake.
+#[derive(Debug, Clone, clap::Args)]
+pub struct LakeArgs {
+    /// The object store: a directory, file:///DIRECTORY, or s3://BUCKET[/PREFIX] (credentials, region and endpoint
+    /// come from the usual AWS_… environment variables).
+    #[arg(long, env = "CARSTREAM_LAKE", value_name = "URL", default_value = "lake")]
+    pub lake: LakeUrl,
+}
+
+/// Where a lake is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LakeUrl {
+    /// A directory of the local file system.
+    Directory(PathBuf),
+    /// A bucket, or a part of one, of S3 or a store that speaks its protocol.
+    S3 {
+        /// The bucket.
+        bucket: String,
+        /// What every object name starts with; empty for the whole bucket.
+        prefix: String,
+    },
+}
+
+impl FromStr for LakeUrl {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        if let Some(path) = s.strip_prefix("file://") {
+            if !path.starts_with('/') || path.contains('%') {
+                return Err(format!("{s:?} is not file:///DIRECTORY with an absolute path written as it is"));
+            }
+            return Ok(Self::Directory(path.into()));
+        }
+        if let Some(rest) = s.strip_prefix("s3://") {
+            let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+            if bucket.is_empty() {
+                return Err(format!("{s:?} names no bucket: s3://BUCKET or s3://BUCKET/PREFIX"));
+            }
+            if !cfg!(feature = "s3") {
+                return Err(format!("{s:?}: this build has no S3 support; build with --features lake/s3"));
+            }
+            return Ok(Self::S3 { bucket: bucket.to_owned(), prefix: prefix.trim_matches('/').to_owned() });
+        }
+        if s.is_empty() || s.contains("://") {
+            return Err(format!("{s:?} is neither a directory, file:///DIRECTORY nor s3://BUCKET/PREFIX"));
+        }
+        Ok(Self::Directory(s.into()))
+    }
+}
+
+impl fmt::Display for LakeUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Directory(path) => write!(f, "{}", path.display()),
+            Self::S3 { bucket, prefix } if prefix.is_empty() => write!(f, "s3://{bucket}"),
+            Self::S3 { bucket, prefix } => write!(f, "s3://{bucket}/{prefix}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directories_and_urls_are_told_apart() {
+        let directory = |path: &str| Ok(LakeUrl::Directory(path.into()));
+        assert_eq!("data/lake".parse(), directory("data/lake"));
+        assert_eq!("/data/lake".parse(), directory("/data/lake"));
+        assert_eq!("file:///data/lake".parse(), directory("/data/lake"));
+        for wrong in ["", "file://data", "gs://bucket", "s3://", "s3:///prefix"] {
+            assert!(wrong.parse::<LakeUrl>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    #[cfg(not(feature = "s3"))]
+    fn a_build_without_s3_says_so() {
+        let error = "s3://bucket/prefix".parse::<LakeUrl>().unwrap_err();
+        assert!(error.contains("lake/s3"), "{error}");
+    }
+
+    #[test]
+    #[cfg(feature = "s3")]
+    fn a_bucket_may_have_a_prefix() {
+        for url in ["s3://bucket", "s3://bucket/a/b"] {
+            assert_eq!(url.parse::<LakeUrl>().unwrap().to_string(), url);
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! Records of the log to one Parquet object. Pure and synchronous.
+
+use event_log::RecordRef;
+use lake::{Object, ObjectName, ObjectWriter};
+use telemetry::Reject;
+use telemetry::avro::AvroDecoder;
+use telemetry::schema::Schemas;
+
+use crate::buffer::Segment;
+use crate::stream::Stream;
+
+/// Rows decoded before they go into the file: bounds the memory of decoded rows, and is long enough to be fast.
+const CHUNK_ROWS: usize = 8192;
+
+/// What became of a segment.
+#[derive(Debug)]
+pub(crate) struct Encoded {
+    /// The rows; none if the first record stopped it.
+    pub(crate) object: Option<Object>,
+    /// Records that were put aside.
+    pub(crate) undecodable: Vec<Undecodable>,
+    /// The record that the topic stops at. The object ends before it.
+    pub(crate) stopped_at: Option<Undecodable>,
+}
+
+/// A record that is not what its topic should hold, as it came.
+#[derive(Debug, Clone)]
+pub(crate) struct Undecodable {
+    pub(crate) offset: u64,
+    pub(crate) timestamp_ms: i64,
+    pub(crate) key: Vec<u8>,
+    pub(crate) value: Option<Vec<u8>>,
+    pub(crate) headers: Vec<(String, Vec<u8>)>,
+    pub(crate) reject: Reject,
+}
+
+impl Undecodable {
+    fn new(record: &RecordRef<'_>, reject: Reject) -> Self {
+        Self {
+            offset: record.offset,
+            timestamp_ms: record.timestamp_ms,
+            key: record.key.to_vec(),
+            value: record.value.map(<[u8]>::to_vec),
+            headers: record.headers.map(|(name, value)| (name.to_owned(), value.to_vec())).collect(),
+            reject,
+        }
+    }
+}
+
+/// Turns a segment into an object. A record that cannot be decoded is put aside if `skip` says so, and otherwise ends
+/// the object before it.
+pub(crate) fn encode(
+    stream: &Stream,
+    topic: &str,
+    partition: u32,
+    segment: &Segment,
+    skip: bool,
+) -> anyhow::Result<Encoded> {
+    let mut rows = Rows::new(stream, topic, partition, segment.start)?;
+    let mut encoded = Encoded { object: None, undecodable: Vec::new(), stopped_at: None };
+    let mut end = segment.end;
+    for record in segment.iter() {
+        let Err(reject) = rows.push(&record) else {
+            rows.write_chunk(CHUNK_ROWS)?;
+            continue;
+        };
+        let undecodable = Undecodable::new(&record, reject);
+        if !skip {
+            end = record.offset;
+            encoded.stopped_at = Some(undecodable);
+            break;
+        }
+        rows.date_from(record.timestamp_ms);
+        encoded.undecodable.push(undecodable);
+    }
+    if end > segment.start {
+        encoded.object = rows.finish(end)?;
+    }
+    Ok(encoded)
+}
+
+/// The rows of an object as they are decoded.
+struct Rows<'s> {
+    stream: &'s Stream,
+    topic: &'s str,
+    partition: u32,
+    start: u64,
+    decoder: AvroDecoder,
+    offsets: Vec<u64>,
+    timestamps_ms: Vec<i64>,
+    /// Made with the first row: the object's name has the date of its first record. That record alone decides, whether
+    /// it could be decoded or not, so that every sink gives an object of this start offset the same name.
+    date_ms: Option<i64>,
+    writer: Option<ObjectWriter>,
+}
+
+impl<'s> Rows<'s> {
+    fn new(stream: &'s Stream, topic: &'s str, partition: u32, start: u64) -> anyhow::Result<Self> {
+        let decoder = AvroDecoder::new(Schemas::builtin(), &stream.schema.file)?;
+        let (offsets, timestamps_ms) = (Vec::new(), Vec::new());
+        Ok(Self { stream, topic, partition, start, decoder, offsets, timestamps_ms, date_ms: None, writer: None })
+    }
+
+    fn push(&mut self, record: &RecordRef<'_>) -> Result<(), Reject> {
+        let no_value = || Reject { reason: "no-value", detail: "the record has no value".to_owned() };
+        self.decoder.decode(record.value.ok_or_else(no_value)?)?;
+        self.offsets.push(record.offset);
+        self.timestamps_ms.push(record.timestamp_ms);
+        Ok(())
+    }
+
+    /// The first record could not be decoded, but has a timestamp.
+    fn date_from(&mut self, timestamp_ms: i64) {
+        if self.offsets.is_empty() && self.writer.is_none() {
+            self.date_ms.get_or_insert(timestamp_ms);
+        }
+    }
+
+    /// Writes what was decoded, if it is at least `rows`.
+    fn write_chunk(&mut self, rows: usize) -> anyhow::Result<()> {
+        if self.offsets.len() < rows {
+            return Ok(());
+        }
+        let batch = self.decoder.finish();
+        if self.writer.is_none() {
+            let first_ms = || lake::first_event_time_ms(&batch).or(self.timestamps_ms.first().copied());
+            let date_ms = self.date_ms.or_else(first_ms).unwrap_or_default();
+            let name = ObjectName::new(self.topic, self.partition, self.start, date_ms);
+            self.writer = Some(ObjectWriter::new(name, &self.stream.schema.arrow, self.stream.schema_id)?);
+        }
+        if let Some(writer) = &mut self.writer {
+            writer.write(&batch, &self.offsets, &self.timestamps_ms)?;
+        }
+        self.offsets.clear();
+        self.timestamps_ms.clear();
+        Ok(())
+    }
+
+    fn finish(mut self, end: u64) -> anyhow::Result<Option<Object>> {
+        self.write_chunk(0)?;
+        Ok(self.writer.map(|writer| writer.finish(end)).transpose()?)
+    }
+}
+
+/// Records that were put aside, one JSON object a line: where they come from, why, and their bytes in hex.
+pub(crate) fn undecodable_lines(topic: &str, partition: u32, records: &[Undecodable]) -> String {
+    let mut lines = String::new();
+    for record in records {
+        let headers: Vec<_> = record.headers.iter().map(|(name, value)| (name, hex::encode(value))).collect();
+        let line = serde_json::json!({
+            "topic": topic,
+            "partition": partition,
+            "offset": record.offset,
+            "timestamp_ms": record.timestamp_ms,
+            "reason": record.reject.reason,
+            "detail": record.reject.detail,
+            "key_hex": hex::encode(&record.key),
+            "value_hex": record.value.as_ref().map(hex::encode),
+            "headers_hex": headers,
+        });
+        lines.push_str(&line.to_string());
+        lines.push('\n');
+    }
+    lines
+}

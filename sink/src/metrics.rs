@@ -1,0 +1,83 @@
+//! What the sink counts.
+
+use std::sync::Arc;
+
+use lake::Object;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::{Registry, Unit};
+
+/// Handles to the metrics of the sink.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    /// Rows that are in the lake, by topic, counted as they are stored.
+    pub rows: Family<Topic, Counter>,
+    /// Objects stored.
+    pub objects: Family<Topic, Counter>,
+    /// Bytes of Parquet stored.
+    pub stored_bytes: Family<Topic, Counter>,
+    /// Records in the log that are not in the lake yet.
+    pub lag_records: Family<Topic, Gauge>,
+    /// Records put aside under `_undecodable/`.
+    pub undecodable: Family<Topic, Counter>,
+    /// Uploads that were tried again.
+    pub retries: Counter,
+    /// Objects that another sink stored first.
+    pub conflicts: Counter,
+    /// Bytes of records in memory.
+    pub buffered_bytes: Gauge,
+    /// Topics that stopped with an error.
+    pub stopped_topics: Gauge,
+}
+
+/// One of the topics that the sink was asked to write.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Topic {
+    /// Its name.
+    pub topic: String,
+}
+
+impl Topic {
+    /// The label of this topic.
+    pub fn new(topic: &str) -> Self {
+        Self { topic: topic.to_owned() }
+    }
+}
+
+impl Metrics {
+    /// Registers the metrics of the sink as `carstream_sink_…`.
+    pub fn new(registry: &mut Registry) -> Self {
+        let registry = registry.sub_registry_with_prefix("carstream_sink");
+        let metrics = Self {
+            rows: Family::default(),
+            objects: Family::default(),
+            stored_bytes: Family::default(),
+            lag_records: Family::default(),
+            undecodable: Family::default(),
+            retries: Counter::default(),
+            conflicts: Counter::default(),
+            buffered_bytes: Gauge::default(),
+            stopped_topics: Gauge::default(),
+        };
+        registry.register("rows", "Rows stored", metrics.rows.clone());
+        registry.register("objects", "Objects stored", metrics.objects.clone());
+        registry.register_with_unit("stored", "Parquet stored", Unit::Bytes, metrics.stored_bytes.clone());
+        registry.register("lag_records", "Records in the log and not in the lake", metrics.lag_records.clone());
+        registry.register("undecodable", "Records put aside", metrics.undecodable.clone());
+        registry.register("retries", "Uploads tried again", metrics.retries.clone());
+        registry.register("conflicts", "Objects that another sink stored first", metrics.conflicts.clone());
+        registry.register_with_unit("buffered", "Records in memory", Unit::Bytes, metrics.buffered_bytes.clone());
+        registry.register("stopped_topics", "Topics stopped with an error", metrics.stopped_topics.clone());
+        metrics
+    }
+
+    pub(crate) fn stored(&self, topic: &Arc<str>, object: &Object, undecodable: usize) {
+        let topic = Topic::new(topic);
+        self.rows.get_or_create(&topic).inc_by(object.footer.rows);
+        self.objects.get_or_create(&topic).inc();
+        self.stored_bytes.get_or_create(&topic).inc_by(object.bytes.len() as u64);
+        self.undecodable.get_or_create(&topic).inc_by(undecodable as u64);
+    }
+}

@@ -1,0 +1,141 @@
+//! One segment into the store, until it is there.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use event_log::TopicPartition;
+use lake::{Error, Lake, Object};
+use service::Waiting;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::Metrics;
+use crate::buffer::Segment;
+use crate::encode::{Encoded, Undecodable, encode, undecodable_lines};
+use crate::stream::Stream;
+
+/// The first pause before an upload is tried again; it doubles up to the last.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LAST_PAUSE: Duration = Duration::from_secs(10);
+
+/// How a segment's upload ended.
+#[derive(Debug)]
+pub(crate) enum Uploaded {
+    /// The lake holds everything before `end`.
+    Stored { end: u64 },
+    /// The same up to `end`; there lies a record that the topic stops at.
+    StoppedAt { end: u64, record: Box<Undecodable> },
+    /// Another sink has stored other records from this offset. What this one holds of the partition is void.
+    Elsewhere,
+    /// The time to drain is over. Nothing is known of the object.
+    GaveUp,
+    /// It can never succeed.
+    Failed(anyhow::Error),
+}
+
+/// What all uploads share.
+#[derive(Debug, Clone)]
+pub(crate) struct Uploader {
+    pub(crate) lake: Lake,
+    pub(crate) metrics: Metrics,
+    pub(crate) skip_undecodable: bool,
+    /// An attempt that takes longer is given up and made again.
+    pub(crate) timeout: Duration,
+    /// Ends all waiting.
+    pub(crate) give_up: CancellationToken,
+    /// As many segments are encoded at once as there are cores.
+    pub(crate) encoders: Arc<Semaphore>,
+    pub(crate) waiting: Arc<Mutex<Waiting>>,
+}
+
+impl Uploader {
+    /// Encodes and stores a segment.
+    pub(crate) async fn upload(self, stream: Stream, at: TopicPartition, segment: Segment) -> Uploaded {
+        let started = segment.start;
+        let give_up = self.give_up.clone();
+        tokio::select! {
+            uploaded = self.store(stream, &at, segment) => uploaded.unwrap_or_else(|error| {
+                let TopicPartition { topic, partition } = &at;
+                Uploaded::Failed(error.context(format!("cannot write {topic}/{partition} from offset {started} on")))
+            }),
+            () = give_up.cancelled() => Uploaded::GaveUp,
+        }
+    }
+
+    async fn store(self, stream: Stream, at: &TopicPartition, segment: Segment) -> anyhow::Result<Uploaded> {
+        let start = segment.start;
+        let Encoded { object, undecodable, stopped_at } = self.encode(stream, at, segment).await?;
+        // First what is beside, then what says that it was dealt with.
+        if let (Some(first), Some(last)) = (undecodable.first(), undecodable.last()) {
+            let name = lake::undecodable_name(&at.topic, at.partition, first.offset, last.offset);
+            let lines = bytes::Bytes::from(undecodable_lines(&at.topic, at.partition, &undecodable));
+            // The name says which records are in it, so an object that is there already is the same.
+            self.retry(|| exists_is_fine(self.lake.create(&name, lines.clone()))).await?;
+        }
+        let mut end = start;
+        if let Some(object) = object {
+            let created = self.retry(|| async {
+                match self.lake.put_object(&object).await {
+                    Ok(()) => Ok(true),
+                    Err(Error::Exists { .. }) => self.is_same(&object).await,
+                    Err(error) => Err(error),
+                }
+            });
+            if !created.await? {
+                self.metrics.conflicts.inc();
+                return Ok(Uploaded::Elsewhere);
+            }
+            self.metrics.stored(&at.topic, &object, undecodable.len());
+            end = object.footer.end;
+        }
+        Ok(match stopped_at {
+            Some(record) => Uploaded::StoppedAt { end, record: Box::new(record) },
+            None => Uploaded::Stored { end },
+        })
+    }
+
+    async fn encode(&self, stream: Stream, at: &TopicPartition, segment: Segment) -> anyhow::Result<Encoded> {
+        let _permit = self.encoders.acquire().await?;
+        let (at, skip) = (at.clone(), self.skip_undecodable);
+        tokio::task::spawn_blocking(move || encode(&stream, &at.topic, at.partition, &segment, skip)).await?
+    }
+
+    /// Whether the object that is there holds the same rows: then an earlier attempt succeeded after all, or another
+    /// sink came as far as this one.
+    async fn is_same(&self, object: &Object) -> Result<bool, Error> {
+        Ok(self.lake.footer(&object.name).await? == object.footer)
+    }
+
+    /// Tries until it succeeds, or can never succeed. A store that fails, is full or does not answer is waited for.
+    async fn retry<T, F>(&self, mut attempt: impl FnMut() -> F) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match tokio::time::timeout(self.timeout, attempt()).await {
+                Ok(Ok(value)) => {
+                    self.waiting().over();
+                    return Ok(value);
+                }
+                Ok(Err(error)) if !error.is_retriable() => return Err(error),
+                Ok(Err(error)) => self.waiting().note(&error),
+                Err(elapsed) => self.waiting().note(&elapsed),
+            }
+            self.metrics.retries.inc();
+            tokio::time::sleep(pause).await;
+            pause = (2 * pause).min(LAST_PAUSE);
+        }
+    }
+
+    fn waiting(&self) -> std::sync::MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+async fn exists_is_fine(create: impl Future<Output = Result<(), Error>>) -> Result<(), Error> {
+    match create.await {
+        Err(Error::Exists { .. }) => Ok(()),
+        result => result,
+    }
+}

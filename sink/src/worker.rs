@@ -1,0 +1,451 @@
+//! The loop of the sink: one thread that reads, buffers, and starts uploads.
+//!
+//! ```text
+//!            following ──shutdown──► to the end (as of the shutdown) ──► flushing ──► done
+//!                ▲  read, buffer, start uploads, take results                │
+//!                └── a record that cannot be used, a position that the log no longer holds: that topic stops,
+//!                    the others go on; once all have stopped the loop ends with an error
+//! ```
+//!
+//! At the memory bound it reads nothing until the store has taken something. A log or a store that does not answer is
+//! waited for; what was given up is read again.
+
+use std::collections::BTreeMap;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow, bail};
+use event_log::{Error, Log, Range, Read, Reader, TopicPartition};
+use lake::Lake;
+use service::{Waiting, retry_until};
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::buffer::{Buffer, Limits};
+use crate::metrics::Topic;
+use crate::stream::Stream;
+use crate::upload::{Uploaded, Uploader};
+use crate::{Args, Metrics};
+
+/// How long one wait for records or for the store lasts, and so how late a shutdown may be noticed.
+const POLL: Duration = Duration::from_millis(50);
+/// A log that does not answer is back soon, or not soon.
+const RETRY_PAUSE: Duration = Duration::from_millis(250);
+/// Records per read.
+const READ_RECORDS: usize = 4096;
+/// Uploads at the same time: enough to hide a store's latency, few enough to be kind to it.
+const MAX_UPLOADS: usize = 8;
+/// How often the lag is brought up to date.
+const LAG_EVERY: Duration = Duration::from_secs(2);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Following,
+    ToEnd,
+    Flushing,
+}
+
+pub(crate) struct Worker {
+    log: Arc<dyn Log>,
+    lake: Lake,
+    metrics: Metrics,
+    shutdown: CancellationToken,
+    runtime: Handle,
+    limits: Limits,
+    max_memory: u64,
+    uploader: Uploader,
+    streams: BTreeMap<Arc<str>, Stream>,
+    buffers: BTreeMap<TopicPartition, Buffer>,
+    reader: Option<Box<dyn Reader>>,
+    phase: Phase,
+    /// Where each partition ended at the shutdown.
+    ends: BTreeMap<TopicPartition, u64>,
+    /// Topics that stopped, and why.
+    stopped: BTreeMap<Arc<str>, String>,
+    uploads: usize,
+    done: (Sender<(TopicPartition, Uploaded)>, Receiver<(TopicPartition, Uploaded)>),
+    waiting: Waiting,
+    lag_at: Option<Instant>,
+}
+
+impl Worker {
+    /// `give_up` ends the drain.
+    pub(crate) fn new(
+        args: &Args,
+        log: Arc<dyn Log>,
+        lake: Lake,
+        metrics: Metrics,
+        shutdown: CancellationToken,
+        give_up: CancellationToken,
+    ) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let uploader = Uploader {
+            lake: lake.clone(),
+            metrics: metrics.clone(),
+            skip_undecodable: args.skip_undecodable,
+            timeout: args.store_timeout,
+            give_up,
+            encoders: Arc::new(Semaphore::new(cores)),
+            waiting: Arc::new(Mutex::new(Waiting::new(format!("the lake {}", lake.url())))),
+        };
+        let streams = args.topics.iter().filter_map(|topic| Some((topic.as_str().into(), Stream::of(topic)?)));
+        Self {
+            streams: streams.collect(),
+            waiting: Waiting::new(format!("the log {}", log.url())),
+            limits: Limits { rows: args.max_rows, bytes: args.max_bytes, age: args.max_age },
+            max_memory: args.max_memory,
+            runtime: Handle::current(),
+            buffers: BTreeMap::new(),
+            reader: None,
+            phase: Phase::Following,
+            ends: BTreeMap::new(),
+            stopped: BTreeMap::new(),
+            uploads: 0,
+            done: channel(),
+            lag_at: None,
+            log,
+            lake,
+            metrics,
+            shutdown,
+            uploader,
+        }
+    }
+
+    /// Runs until shutdown and the drain after it, or until every topic has stopped. Blocking.
+    pub(crate) fn run(mut self) -> anyhow::Result<()> {
+        let topics: Vec<_> = self.streams.keys().cloned().collect();
+        for topic in &topics {
+            if !self.start(topic)? {
+                return Ok(());
+            }
+        }
+        loop {
+            while let Ok((partition, uploaded)) = self.done.1.try_recv() {
+                self.finish_upload(partition, uploaded)?;
+            }
+            if self.uploader.give_up.is_cancelled() {
+                bail!(self.unfinished());
+            }
+            if self.phase == Phase::Following && self.shutdown.is_cancelled() {
+                self.begin_drain();
+            }
+            self.start_uploads();
+            self.update_gauges();
+            let all_stopped = self.stopped.len() == self.streams.len();
+            if (all_stopped || self.phase == Phase::Flushing) && self.buffers.values().all(Buffer::is_empty) {
+                break;
+            }
+            if all_stopped || self.phase == Phase::Flushing || self.held() >= self.max_memory {
+                self.wait_for_upload()?;
+            } else {
+                self.read()?;
+            }
+        }
+        if self.stopped.is_empty() {
+            return Ok(());
+        }
+        let reasons: Vec<_> = self.stopped.iter().map(|(topic, why)| format!("{topic}: {why}")).collect();
+        bail!("stopped before the end of {}", reasons.join("; "))
+    }
+
+    /// Finds out where a topic goes on. `false`: shut down meanwhile.
+    fn start(&mut self, topic: &Arc<str>) -> anyhow::Result<bool> {
+        let what = format!("topic {topic} in {}", self.log.url());
+        let described = retry_until(
+            &self.shutdown,
+            what,
+            |e: &Error| !e.is_retriable(),
+            || match self.log.describe(topic) {
+                Err(Error::UnknownTopic { .. }) => {
+                    self.log.ensure_topic(&event_log::catalogue::topic(topic))?;
+                    self.log.describe(topic)
+                }
+                described => described,
+            },
+        )?;
+        let (Some(described), Some(next)) = (described, self.next_offsets(topic, &self.shutdown)?) else {
+            return Ok(false);
+        };
+        for (partition, bounds) in described.partitions.iter().enumerate() {
+            let partition = partition as u32;
+            let offset = next.get(&partition).copied().unwrap_or(bounds.first);
+            if offset < bounds.first || offset > bounds.next {
+                self.stop(topic, self.position_lost(topic, partition, offset, bounds.first, bounds.next));
+            }
+            self.buffers.insert(TopicPartition { topic: topic.clone(), partition }, Buffer::new(offset));
+        }
+        if let Some(lost) = next.keys().find(|partition| **partition as usize >= described.partitions.len()) {
+            let (lake, count) = (self.lake.url(), described.partitions.len());
+            self.stop(topic, format!("the lake {lake} holds partition {lost}, but the log has {count} partitions"));
+        }
+        Ok(true)
+    }
+
+    fn position_lost(&self, topic: &str, partition: u32, offset: u64, first: u64, next: u64) -> String {
+        let (lake, log) = (self.lake.url(), self.log.url());
+        let cause = if offset < first {
+            format!("offsets {offset} to {first} were removed by retention before they were written")
+        } else {
+            "the topic was created again, or this lake belongs to another log".to_owned()
+        };
+        format!(
+            "{topic}/{partition} goes on at offset {offset} in the lake {lake}, but {log} holds {first} to {next}: \
+             {cause}. Choose another lake, or move what this one holds of {topic} elsewhere, to start over"
+        )
+    }
+
+    /// Where the partitions of a topic go on, as the store has it. `None`: cancelled meanwhile.
+    fn next_offsets(&self, topic: &str, cancel: &CancellationToken) -> anyhow::Result<Option<BTreeMap<u32, u64>>> {
+        let what = format!("the lake {}", self.lake.url());
+        let timeout = self.uploader.timeout;
+        let timed_out = || lake::Error::TimedOut {
+            operation: "list",
+            lake: self.lake.url().to_string(),
+            object: topic.to_owned(),
+            after: timeout,
+        };
+        let next = retry_until(
+            cancel,
+            what,
+            |e: &lake::Error| !e.is_retriable(),
+            || {
+                let listed = async { tokio::time::timeout(timeout, self.lake.next_offsets(topic)).await };
+                self.runtime.block_on(listed).unwrap_or_else(|_| Err(timed_out()))
+            },
+        );
+        next.with_context(|| format!("cannot tell where {topic} goes on"))
+    }
+
+    fn read(&mut self) -> anyhow::Result<()> {
+        let read = match self.open_reader() {
+            Ok(None) => return Ok(()),
+            Ok(Some(reader)) => reader.next(READ_RECORDS, POLL),
+            Err(error) => Err(error),
+        };
+        match read {
+            Ok(Read::Batch(batch)) => {
+                self.waiting.over();
+                let at = TopicPartition { topic: batch.topic().clone(), partition: batch.partition() };
+                let buffer = self.buffers.get_mut(&at).context("records of a partition that was not asked for")?;
+                let first = batch.iter().next().map(|record| record.offset);
+                if first.is_some_and(|first| first < buffer.next) {
+                    bail!("{}/{} went back to offset {first:?} from {}", at.topic, at.partition, buffer.next);
+                }
+                buffer.push(batch, &self.limits);
+            }
+            Ok(Read::Idle) => self.waiting.over(),
+            Ok(Read::End) => self.flush(),
+            Err(error) => {
+                self.reader = None;
+                self.log_failed(error)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The reader of everything that is still to be read. Without anything the drain goes on to its next phase.
+    fn open_reader(&mut self) -> Result<Option<&mut Box<dyn Reader>>, Error> {
+        if self.reader.is_none() {
+            let end =
+                |at: &TopicPartition| (self.phase == Phase::ToEnd).then(|| self.ends.get(at).copied().unwrap_or(0));
+            let ranges: Vec<_> = self
+                .buffers
+                .iter()
+                .filter(|(at, _)| !self.stopped.contains_key(&at.topic))
+                .map(|(at, buffer)| Range {
+                    topic: at.topic.clone(),
+                    partition: at.partition,
+                    start: buffer.next,
+                    end: end(at),
+                })
+                .filter(|range| range.end.is_none_or(|end| range.start < end))
+                .collect();
+            if ranges.is_empty() {
+                self.flush();
+                return Ok(None);
+            }
+            self.reader = Some(self.log.clone().reader(ranges)?);
+        }
+        Ok(self.reader.as_mut())
+    }
+
+    fn log_failed(&mut self, error: Error) -> anyhow::Result<()> {
+        match error {
+            Error::OutOfRange { ref topic, partition, offset, first, next } => {
+                let why = self.position_lost(topic, partition, offset, first, next);
+                self.stop(&topic.as_str().into(), why);
+            }
+            Error::UnknownTopic { ref topic, .. } => {
+                let why = error.to_string();
+                self.stop(&topic.as_str().into(), why);
+            }
+            error if error.is_retriable() => {
+                self.waiting.note(&error);
+                std::thread::sleep(RETRY_PAUSE);
+            }
+            error => return Err(anyhow!(error).context(format!("cannot read the log {}", self.log.url()))),
+        }
+        Ok(())
+    }
+
+    /// Stops reading a topic. What was read of it before is still written.
+    fn stop(&mut self, topic: &Arc<str>, why: String) {
+        tracing::error!(%topic, "stopped writing {topic}: {why}");
+        self.stopped.entry(topic.clone()).or_insert(why);
+        self.metrics.stopped_topics.set(self.stopped.len() as i64);
+        for (at, buffer) in &mut self.buffers {
+            if at.topic == *topic {
+                buffer.close();
+            }
+        }
+        self.reader = None;
+    }
+
+    /// Notes where the log ends now; a log that does not answer is asked again at the next round.
+    fn begin_drain(&mut self) {
+        for topic in self.streams.keys().filter(|topic| !self.stopped.contains_key(*topic)) {
+            match self.log.describe(topic) {
+                Ok(described) => {
+                    for (partition, bounds) in described.partitions.iter().enumerate() {
+                        let at = TopicPartition { topic: topic.clone(), partition: partition as u32 };
+                        self.ends.insert(at, bounds.next);
+                    }
+                }
+                Err(error) if error.is_retriable() => {
+                    self.waiting.note(&error);
+                    std::thread::sleep(RETRY_PAUSE);
+                    return;
+                }
+                // Reading will say so too.
+                Err(_) => {}
+            }
+        }
+        self.reader = None;
+        self.phase = Phase::ToEnd;
+    }
+
+    /// Everything was read that is to be read.
+    fn flush(&mut self) {
+        self.reader = None;
+        if self.phase == Phase::ToEnd {
+            self.phase = Phase::Flushing;
+            self.buffers.values_mut().for_each(Buffer::close);
+        }
+    }
+
+    fn held(&self) -> u64 {
+        self.buffers.values().map(Buffer::bytes).sum()
+    }
+
+    fn start_uploads(&mut self) {
+        if self.held() >= self.max_memory && self.uploads < MAX_UPLOADS {
+            // One at a time: the next round closes another if that did not help.
+            if let Some(largest) = self.buffers.values_mut().max_by_key(|buffer| buffer.bytes_waiting()) {
+                largest.close();
+            }
+        }
+        for (at, buffer) in &mut self.buffers {
+            if self.uploads >= MAX_UPLOADS {
+                break;
+            }
+            let Some(segment) = buffer.start_upload(&self.limits) else { continue };
+            self.uploads += 1;
+            let (at, done, uploader) = (at.clone(), self.done.0.clone(), self.uploader.clone());
+            let stream = self.streams[&at.topic].clone();
+            self.runtime.spawn(async move {
+                let uploaded = uploader.upload(stream, at.clone(), segment).await;
+                // Without a receiver the sink has given up.
+                let _ = done.send((at, uploaded));
+            });
+        }
+    }
+
+    fn wait_for_upload(&mut self) -> anyhow::Result<()> {
+        match self.done.1.recv_timeout(POLL) {
+            Ok((partition, uploaded)) => self.finish_upload(partition, uploaded),
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Ok(()),
+        }
+    }
+
+    fn finish_upload(&mut self, at: TopicPartition, uploaded: Uploaded) -> anyhow::Result<()> {
+        self.uploads -= 1;
+        let buffer = self.buffers.get_mut(&at).context("an upload of a partition that is not held")?;
+        match uploaded {
+            Uploaded::Stored { end } => buffer.uploaded(end),
+            Uploaded::Elsewhere => {
+                let stored = buffer.stored;
+                tracing::info!("another sink writes {}/{} too: going on where it is", at.topic, at.partition);
+                match self.next_offsets(&at.topic, &self.uploader.give_up.clone()) {
+                    Ok(Some(next)) => self.go_on(&at, next.get(&at.partition).copied().unwrap_or(stored)),
+                    Ok(None) => {}
+                    Err(error) => self.give_up_partition(&at, stored, format!("{error:#}")),
+                }
+            }
+            Uploaded::StoppedAt { end, record } => {
+                let why = format!(
+                    "{}/{} offset {} cannot be decoded ({}); once it is clear what wrote it, --skip-undecodable keeps \
+                     such records under _undecodable/ and goes on",
+                    at.topic, at.partition, record.offset, record.reject
+                );
+                self.give_up_partition(&at, end, why);
+            }
+            Uploaded::Failed(error) => {
+                let stored = buffer.stored;
+                self.give_up_partition(&at, stored, format!("{error:#}"));
+            }
+            // The loop ends.
+            Uploaded::GaveUp => {}
+        }
+        Ok(())
+    }
+
+    /// Another sink has written this partition up to `next`.
+    fn go_on(&mut self, at: &TopicPartition, next: u64) {
+        if let Some(buffer) = self.buffers.get_mut(at) {
+            buffer.reset(next);
+        }
+        self.reader = None;
+        if self.phase == Phase::Flushing {
+            self.phase = Phase::ToEnd;
+        }
+    }
+
+    /// What follows `stored` cannot be written; nor then can anything after it.
+    fn give_up_partition(&mut self, at: &TopicPartition, stored: u64, why: String) {
+        if let Some(buffer) = self.buffers.get_mut(at) {
+            buffer.reset(stored);
+        }
+        self.stop(&at.topic, why);
+    }
+
+    fn unfinished(&self) -> String {
+        let records = |(at, buffer): (&TopicPartition, &Buffer)| {
+            let end = self.ends.get(at).copied().unwrap_or(buffer.next);
+            (buffer.stored < end).then(|| format!("{}/{} from offset {} on", at.topic, at.partition, buffer.stored))
+        };
+        let missing: Vec<_> = self.buffers.iter().filter_map(records).collect();
+        format!(
+            "the time to drain is over, and the lake {} lacks {}; nothing is lost, the next start goes on there",
+            self.lake.url(),
+            missing.join(", ")
+        )
+    }
+
+    fn update_gauges(&mut self) {
+        self.metrics.buffered_bytes.set(self.held() as i64);
+        if self.lag_at.is_some_and(|at| at.elapsed() < LAG_EVERY) {
+            return;
+        }
+        self.lag_at = Some(Instant::now());
+        for topic in self.streams.keys() {
+            let Ok(described) = self.log.describe(topic) else { continue };
+            let lag = described.partitions.iter().enumerate().map(|(partition, bounds)| {
+                let at = TopicPartition { topic: topic.clone(), partition: partition as u32 };
+                self.buffers.get(&at).map_or(0, |buffer| bounds.next.saturating_sub(buffer.stored))
+            });
+            self.metrics.lag_records.get_or_create(&Topic::new(topic)).set(lag.sum::<u64>() as i64);
+        }
+    }
+}
