@@ -28,7 +28,7 @@ use std::time::Duration;
 
 use rdkafka::admin::AdminClient;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
 use rdkafka::{Offset, TopicPartitionList};
 
@@ -164,10 +164,13 @@ impl KafkaLog {
 
     /// The first offset of a partition and the one after its last committed record.
     fn bounds(&self, topic: &str, partition: u32) -> Result<(u64, u64), Error> {
-        let (first, next) = self
-            .probe
-            .fetch_watermarks(topic, partition as i32, REQUEST_TIMEOUT)
-            .map_err(|e| self.unavailable("asking for the first and last offsets", &e))?;
+        use RDKafkaErrorCode::{UnknownPartition, UnknownTopic, UnknownTopicOrPartition};
+        let operation = "asking for the first and last offsets";
+        let bounds = self.probe.fetch_watermarks(topic, partition as i32, REQUEST_TIMEOUT);
+        let (first, next) = bounds.map_err(|e| match e.rdkafka_error_code() {
+            Some(UnknownTopic | UnknownPartition | UnknownTopicOrPartition) => self.unknown_topic(topic),
+            _ => self.unavailable(operation, &e),
+        })?;
         Ok((first.max(0) as u64, next.max(0) as u64))
     }
 

@@ -20,7 +20,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{Message, Offset, TopicPartitionList};
 
 use super::clients::Diagnostics;
-use super::{KafkaLog, MAX_BATCH_BYTES, REQUEST_TIMEOUT, push};
+use super::{KafkaLog, MAX_BATCH_BYTES, REQUEST_TIMEOUT, push, topics};
 use crate::{Batch, Error, Range, Read, Reader};
 
 /// Read ahead this much per partition: enough for the fastest reader between two fetches, little enough for many
@@ -84,6 +84,11 @@ impl KafkaReader {
             return Ok(client.clone());
         }
         for part in &mut self.parts {
+            if !topics::partition_ids(&self.log, &part.topic)?.contains(&part.partition) {
+                let log = self.log.url.to_string();
+                let source = format!("topic {} has no partition {}", part.topic, part.partition).into();
+                return Err(Error::Refused { operation: "reading", log, source });
+            }
             part.reaches = check_bounds(&self.log, part, part.position)?;
             for range in &part.later {
                 check_bounds(&self.log, part, range.start)?;
