@@ -1,1 +1,206 @@
-//! Placeholder.
+//! Model to scores and alerts.
+//!
+//! ```text
+//!                     topic models, lake; or --model DIR
+//!                                  │
+//!                               models    a newer one is loaded and checked beside the scoring,
+//!                                  │      then takes over between two batches
+//!                                  ▼
+//!  telemetry ──► pipeline::run( Scoring ) ──► scores, alerts      outputs and positions in one transaction
+//!                                  └────────► scorer.dead-letter
+//! ```
+//!
+//! A car's state (running means, windows, smoothed residuals) is a function of the model and of its readings. It is not
+//! stored: whenever a partition is assigned, a commit is rolled back, or another model takes over, the loop replays the
+//! partition up to the committed position. So a score never depends on when a process was started or stopped.
+//!
+//! The scorer needs its log and a model, and nothing else: no cloud, no lake with `--model`.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod alerts;
+mod args;
+mod drain;
+mod metrics;
+mod models;
+mod transform;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use event_log::{Log, catalogue};
+use lake::Lake;
+use model::Model;
+use prometheus_client::registry::Registry;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::task::spawn_blocking;
+use tokio_util::sync::CancellationToken;
+
+pub use args::Args;
+pub use metrics::{Metrics, ModelInForce};
+use models::Follower;
+use transform::Scoring;
+
+/// The model that this program scores with: the key of its announcements.
+pub const MODEL_NAME: &str = "telemetry-anomaly";
+
+const READINGS: &str = "telemetry";
+const SCORES: &str = "scores";
+const ALERTS: &str = "alerts";
+const DEAD_LETTERS: &str = "scorer.dead-letter";
+const MODELS: &str = "models";
+
+/// Runs the stage as a process does: with its admin port.
+pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let mut registry = Registry::default();
+    let metrics = Metrics::new(&mut registry);
+    let service = args.service.clone();
+    service::with_admin(&service, registry, run_with(args, metrics, shutdown)).await
+}
+
+/// Runs the stage until shutdown, then scores what the log holds by then, within [`Args::drain_timeout`].
+///
+/// [`service::ConfigError`]: settings that cannot work, a fixed model that cannot be used among them.
+pub async fn run_with(args: Args, metrics: Metrics, shutdown: CancellationToken) -> anyhow::Result<()> {
+    args.check()?;
+    let fixed = args.model.as_deref().map(models::load_directory).transpose()?;
+    let log = args.log.open()?;
+    let (latest, models) = watch::channel(None);
+    let Some(model) = fixed else {
+        let follower = follower(&args, &log, latest, &metrics)?;
+        return follow_and_score(&args, log, follower, models, metrics, shutdown).await;
+    };
+    latest.send_replace(Some(Arc::new(model)));
+    if !ensure_topics(log.clone(), &[READINGS, SCORES, ALERTS, DEAD_LETTERS], &shutdown).await? {
+        return Ok(());
+    }
+    // The sender is kept until here, so that the channel stays open.
+    let scored = score(&args, log, models, metrics, shutdown).await;
+    drop(latest);
+    scored
+}
+
+/// Scores with announced models: one task follows the announcements, beside the scoring.
+async fn follow_and_score(
+    args: &Args,
+    log: Arc<dyn Log>,
+    follower: Follower,
+    models: watch::Receiver<Option<Arc<Model>>>,
+    metrics: Metrics,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let mut topics = vec![READINGS, SCORES, ALERTS, DEAD_LETTERS];
+    if Arc::ptr_eq(&log, follower.log()) {
+        topics.push(MODELS);
+    } else if !ensure_topics(follower.log().clone(), &[MODELS], &shutdown).await? {
+        return Ok(());
+    }
+    if !ensure_topics(log.clone(), &topics, &shutdown).await? {
+        return Ok(());
+    }
+    let stop = shutdown.child_token();
+    let following = {
+        let stop = stop.clone();
+        spawn_blocking(move || follower.run(&stop))
+    };
+    let scored = score(args, log, models, metrics, shutdown).await;
+    stop.cancel();
+    following.await.context("the follower of models panicked")??;
+    scored
+}
+
+fn follower(
+    args: &Args,
+    log: &Arc<dyn Log>,
+    latest: watch::Sender<Option<Arc<Model>>>,
+    metrics: &Metrics,
+) -> anyhow::Result<Follower> {
+    let log = match &args.models_log {
+        Some(url) if url != log.url() => event_log::open(url, &args.log.kafka_options)?,
+        _ => log.clone(),
+    };
+    Ok(Follower::new(log, Lake::open(&args.lake.lake)?, latest, metrics.clone(), Handle::current()))
+}
+
+/// Scores with the newest model until shutdown, or until no more models can come.
+async fn score(
+    args: &Args,
+    log: Arc<dyn Log>,
+    mut models: watch::Receiver<Option<Arc<Model>>>,
+    metrics: Metrics,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let topics = |names: &[&str]| names.iter().map(|name| Arc::from(*name)).collect();
+    let options = pipeline::Options {
+        source: log.clone(),
+        target: log,
+        group: args.group.clone(),
+        instance: args.instance.clone(),
+        topics: topics(&[READINGS]),
+        // Which alerts are open: see `alerts`.
+        tables: topics(&[ALERTS]),
+        outputs: topics(&[SCORES, ALERTS]),
+        dead_letter: Some(DEAD_LETTERS.into()),
+        max_records: args.batch,
+        max_wait: Duration::from_millis(args.batch_ms),
+    };
+    loop {
+        let first = tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            first = models.wait_for(Option::is_some) => first.map(|model| model.clone()),
+        };
+        let Ok(Some(model)) = first else { return Ok(()) };
+        let manifest = model.manifest();
+        tracing::info!("scoring with model {}, threshold {}", manifest.version, manifest.threshold);
+        metrics.set_model(&model);
+        let until = CancellationToken::new();
+        let mut scoring = {
+            let (options, metrics, until) = (options.clone(), metrics.clone(), until.clone());
+            spawn_blocking(move || {
+                // Whoever waits for the end of the log must not wait for what has failed.
+                let _ended = until.clone().drop_guard();
+                let mut transform = Scoring::new(model, metrics.clone())?;
+                pipeline::run(options, &mut transform, &metrics.pipeline, &until)
+            })
+        };
+        let goes_on = tokio::select! {
+            biased; // at shutdown the models' follower ends, too
+            () = shutdown.cancelled() => {
+                let (log, group, timeout) = (options.source.clone(), options.group.clone(), args.drain_timeout);
+                let ended = until.clone();
+                spawn_blocking(move || drain::wait_for_end(&log, &group, READINGS, timeout, &ended))
+                    .await
+                    .context("the drain panicked")?;
+                false
+            }
+            result = &mut scoring => return result.context("the scoring panicked")?,
+            newer = models.changed() => newer.is_ok(),
+        };
+        until.cancel();
+        scoring.await.context("the scoring panicked")??;
+        if !goes_on {
+            return Ok(());
+        }
+    }
+}
+
+/// Waits for the log, and sees that the topics are there. `false`: shut down meanwhile.
+async fn ensure_topics(
+    log: Arc<dyn Log>,
+    names: &[&'static str],
+    shutdown: &CancellationToken,
+) -> anyhow::Result<bool> {
+    let (names, shutdown) = (names.to_vec(), shutdown.clone());
+    let ensured = spawn_blocking(move || {
+        let what = format!("the log {}", log.url());
+        service::retry_until(
+            &shutdown,
+            what,
+            |e: &event_log::Error| !e.is_retriable(),
+            || names.iter().try_for_each(|name| log.ensure_topic(&catalogue::topic(name))),
+        )
+    });
+    Ok(ensured.await.context("waiting for the log panicked")??.is_some())
+}

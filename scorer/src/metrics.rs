@@ -1,0 +1,111 @@
+//! What the scorer counts, and which model it scores with.
+//!
+//! Counts rise when a batch is scored. A batch whose commit is rolled back is scored, and counted, again; the loop's own
+//! metrics (`records_in`, `rollbacks`) count commits.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+use tokio::sync::watch;
+
+/// Handles to the scorer's metrics.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    /// The loop's.
+    pub pipeline: pipeline::Metrics,
+    /// Readings scored.
+    pub scored: Counter,
+    /// Readings whose score was above the threshold.
+    pub anomalous: Counter,
+    /// Alerts opened.
+    pub alerts_opened: Counter,
+    /// Alerts closed.
+    pub alerts_closed: Counter,
+    /// Cars of this instance's partitions with an open alert.
+    pub open_alerts: Gauge,
+    /// Announced models that were not taken.
+    pub models_refused: Counter,
+    /// Scores, in thresholds: 1 is the threshold.
+    pub score_ratio: Histogram,
+    /// From the bridge's receiving a reading to its score.
+    pub latency_seconds: Histogram,
+    model_info: Family<ModelLabels, Gauge>,
+    in_force: Arc<watch::Sender<Option<ModelInForce>>>,
+}
+
+/// The model that readings are scored with.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelInForce {
+    /// Its version, as in each score.
+    pub version: String,
+    /// Its threshold.
+    pub threshold: f32,
+    /// Since when, in milliseconds since the epoch.
+    pub since_ms: i64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ModelLabels {
+    version: String,
+}
+
+impl Metrics {
+    /// Registers the metrics as `carstream_scorer_…`.
+    pub fn new(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            pipeline: pipeline::Metrics::new(registry, "scorer"),
+            scored: Counter::default(),
+            anomalous: Counter::default(),
+            alerts_opened: Counter::default(),
+            alerts_closed: Counter::default(),
+            open_alerts: Gauge::default(),
+            models_refused: Counter::default(),
+            score_ratio: Histogram::new([0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0, 4.0, 8.0]),
+            latency_seconds: Histogram::new(exponential_buckets(0.005, 2.0, 14)),
+            model_info: Family::default(),
+            in_force: Arc::new(watch::Sender::new(None)),
+        };
+        let registry = registry.sub_registry_with_prefix("carstream_scorer");
+        registry.register("scored", "Readings scored", metrics.scored.clone());
+        registry.register("anomalous", "Readings whose score was above the threshold", metrics.anomalous.clone());
+        registry.register("alerts_opened", "Alerts opened", metrics.alerts_opened.clone());
+        registry.register("alerts_closed", "Alerts closed", metrics.alerts_closed.clone());
+        registry.register("open_alerts", "Cars with an open alert", metrics.open_alerts.clone());
+        registry.register("models_refused", "Announced models that were not taken", metrics.models_refused.clone());
+        registry.register("score_ratio", "Scores, in thresholds", metrics.score_ratio.clone());
+        registry.register(
+            "latency_seconds",
+            "From the bridge's receiving a reading to its score",
+            metrics.latency_seconds.clone(),
+        );
+        registry.register("model_info", "The model in force: 1", metrics.model_info.clone());
+        metrics
+    }
+
+    /// Which model is in force, and since when; `None` while the scorer waits for its first.
+    pub fn model_in_force(&self) -> watch::Receiver<Option<ModelInForce>> {
+        self.in_force.subscribe()
+    }
+
+    pub(crate) fn set_model(&self, model: &model::Model) {
+        let manifest = model.manifest();
+        self.model_info.clear();
+        self.model_info.get_or_create(&ModelLabels { version: manifest.version.clone() }).set(1);
+        self.in_force.send_replace(Some(ModelInForce {
+            version: manifest.version.clone(),
+            threshold: manifest.threshold,
+            since_ms: now_ms(),
+        }));
+    }
+}
+
+/// The wall clock, in milliseconds since the epoch.
+pub(crate) fn now_ms() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64)
+}

@@ -1,0 +1,283 @@
+//! Readings to scores and alerts: a deterministic function of the model and of a partition's readings so far.
+//!
+//! ```text
+//!              ┌──────────────── advance: changes state ────────────────┐
+//!  telemetry ─►│ Avro ─► rows ─► Model::score ─► verdicts ─► AlertState │─► apply only: scores, alerts
+//!   │          │           CarState per car         per car             │
+//!   │          └────────────────────────────────────────────────────────┘
+//!   └► what is not a reading: scorer.dead-letter
+//! ```
+//!
+//! `apply` and `replay` change state through the one function `advance`, so state after a replay is, to the bit, the
+//! state without the interruption. Neither a clock nor how records were cut into batches has a part in it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use anyhow::Context;
+use arrow::array::{ArrayRef, AsArray, BooleanArray, Float32Array, RecordBatch, StringArray};
+use arrow::datatypes::{Int64Type, SchemaRef, TimestampMillisecondType};
+use event_log::{Batch, Record, RecordRef};
+use model::{AlertState, CarState, FEATURES, Model, Verdict};
+use pipeline::{Emit, Transform};
+use telemetry::Reject;
+use telemetry::avro::{AvroDecoder, AvroEncoder};
+use telemetry::schema::Schemas;
+
+use crate::alerts::{Alert, AlertStatus, Announced};
+use crate::metrics::{Metrics, now_ms};
+
+/// The columns that the model is given; older writers resolve into it.
+const READING_SCHEMA: &str = "telemetry.v2.avsc";
+/// A score on the wire.
+const SCORE_SCHEMA: &str = "score.avsc";
+/// What a score takes over from its reading.
+const IDENTITY: [&str; 4] = ["car", "boot_id", "seq", "event_time_ms"];
+
+/// Scores readings with one model.
+pub(crate) struct Scoring {
+    model: Arc<Model>,
+    decoder: AvroDecoder,
+    encoder: AvroEncoder,
+    score_schema: SchemaRef,
+    partitions: HashMap<u32, Cars>,
+    announced: Announced,
+    scores: Arc<str>,
+    alerts: Arc<str>,
+    metrics: Metrics,
+}
+
+/// The state of the cars of one partition.
+#[derive(Default)]
+struct Cars {
+    states: HashMap<String, CarState>,
+    /// Cars whose alert state is not that of a car that never stood out.
+    alerts: HashMap<String, AlertState>,
+}
+
+/// What a batch came to.
+struct Advanced {
+    /// The readings, in offset order.
+    rows: RecordBatch,
+    /// The place of each reading in the batch.
+    places: Vec<usize>,
+    /// One for each reading.
+    verdicts: Vec<Verdict>,
+    /// Whether the car should have an open alert after each reading.
+    alert_open: Vec<bool>,
+}
+
+impl Scoring {
+    pub(crate) fn new(model: Arc<Model>, metrics: Metrics) -> anyhow::Result<Self> {
+        let schemas = Schemas::builtin();
+        let score = schemas.file(SCORE_SCHEMA).context("schemas/ has no score.avsc")?;
+        let id = score.id.context("schemas/ids.json gives score.avsc no id")?;
+        Ok(Self {
+            model,
+            decoder: AvroDecoder::new(schemas, READING_SCHEMA)?,
+            encoder: AvroEncoder::new(schemas, id)?,
+            score_schema: score.arrow.clone(),
+            partitions: HashMap::new(),
+            announced: Announced::default(),
+            scores: crate::SCORES.into(),
+            alerts: crate::ALERTS.into(),
+            metrics,
+        })
+    }
+
+    /// The only place where the state of cars changes.
+    fn advance(
+        &mut self,
+        batch: &Batch,
+        mut rejected: impl FnMut(&RecordRef<'_>, &Reject),
+    ) -> anyhow::Result<Advanced> {
+        let mut places = Vec::with_capacity(batch.len());
+        for (place, record) in batch.iter().enumerate() {
+            // A tombstone has no header either, and is rejected as such.
+            match self.decoder.decode(record.value.unwrap_or_default()) {
+                Ok(()) => places.push(place),
+                Err(reject) => rejected(&record, &reject),
+            }
+        }
+        let rows = self.decoder.finish();
+        let cars = self.partitions.entry(batch.partition()).or_default();
+        let verdicts = self.model.score(&rows, &mut cars.states)?;
+        let rule = &self.model.manifest().alert;
+        let names = text(&rows, "car")?;
+        let alert_open = verdicts.iter().enumerate().map(|(i, verdict)| cars.observe(names.value(i), rule, verdict));
+        let alert_open = alert_open.collect();
+        Ok(Advanced { rows, places, verdicts, alert_open })
+    }
+
+    fn emit_scores(&mut self, advanced: &Advanced, emit: &mut Emit) -> anyhow::Result<()> {
+        let rows = score_rows(&self.score_schema, advanced, &self.model.manifest().version)?;
+        let encoded = self.encoder.encode(&rows)?;
+        let timestamp_ms = now_ms();
+        for (car, value) in text(&rows, "car")?.iter().flatten().zip(encoded.iter()) {
+            let record = Record { key: car.as_bytes(), value: Some(value), headers: &[], timestamp_ms };
+            emit.send(&self.scores, &record);
+        }
+        Ok(())
+    }
+
+    /// Writes an alert wherever what should be open differs from what the outside knows.
+    fn emit_alerts(&mut self, partition: u32, advanced: &Advanced, emit: &mut Emit) -> anyhow::Result<()> {
+        let Advanced { rows, verdicts, alert_open, .. } = advanced;
+        let names = text(rows, "car")?;
+        for (i, (verdict, should_be_open)) in verdicts.iter().zip(alert_open).enumerate() {
+            let car = names.value(i);
+            let alert = match (self.announced.open(car), should_be_open) {
+                _ if verdict.late => continue,
+                (None, false) | (Some(_), true) => continue,
+                (None, true) => self.opened(rows, i, verdict)?,
+                (Some(opened), false) => self.closed(opened.clone(), event_time_ms(rows, i)?, verdict),
+            };
+            match alert.state {
+                AlertStatus::Open => self.metrics.alerts_opened.inc(),
+                AlertStatus::Closed => self.metrics.alerts_closed.inc(),
+            };
+            let value = serde_json::to_vec(&alert).context("an alert has no JSON form")?;
+            let record = Record { key: car.as_bytes(), value: Some(&value), headers: &[], timestamp_ms: now_ms() };
+            emit.send(&self.alerts, &record);
+            self.announced.write(partition, alert);
+        }
+        Ok(())
+    }
+
+    fn opened(&self, rows: &RecordBatch, i: usize, verdict: &Verdict) -> anyhow::Result<Alert> {
+        let car = text(rows, "car")?.value(i);
+        let event_time_ms = event_time_ms(rows, i)?;
+        Ok(Alert {
+            alert_id: Alert::id(car, long(rows, "boot_id", i)?, long(rows, "seq", i)?),
+            car: car.to_owned(),
+            state: AlertStatus::Open,
+            opened_ms: event_time_ms,
+            event_time_ms,
+            score: verdict.score,
+            threshold: verdict.threshold,
+            features: verdict.contributors.map(|(feature, _)| FEATURES[feature].to_owned()).to_vec(),
+            model_version: self.model.manifest().version.clone(),
+        })
+    }
+
+    fn closed(&self, opened: Alert, event_time_ms: i64, verdict: &Verdict) -> Alert {
+        Alert {
+            state: AlertStatus::Closed,
+            event_time_ms,
+            score: verdict.score,
+            threshold: verdict.threshold,
+            model_version: self.model.manifest().version.clone(),
+            ..opened
+        }
+    }
+
+    fn count(&self, batch: &Batch, advanced: &Advanced) {
+        let metrics = &self.metrics;
+        metrics.scored.inc_by(advanced.verdicts.len() as u64);
+        metrics.anomalous.inc_by(advanced.verdicts.iter().filter(|v| v.anomalous).count() as u64);
+        metrics.open_alerts.set(self.partitions.values().map(Cars::open_alerts).sum::<usize>() as i64);
+        let now_ms = now_ms();
+        for (verdict, place) in advanced.verdicts.iter().zip(&advanced.places) {
+            metrics.score_ratio.observe(f64::from(verdict.score / verdict.threshold));
+            let waited_ms = now_ms - batch.get(*place).timestamp_ms;
+            metrics.latency_seconds.observe(waited_ms.max(0) as f64 / 1000.0);
+        }
+    }
+}
+
+impl Transform for Scoring {
+    fn reset(&mut self, _topic: &Arc<str>, partition: u32) {
+        self.partitions.remove(&partition);
+        self.announced.reset(partition);
+    }
+
+    fn is_stateful(&self) -> bool {
+        true
+    }
+
+    fn replay(&mut self, batch: &Batch) -> anyhow::Result<()> {
+        self.advance(batch, |_, _| {})?;
+        Ok(())
+    }
+
+    fn table(&mut self, batch: &Batch) -> anyhow::Result<()> {
+        for record in batch.iter() {
+            if let Err(error) = self.announced.read(record.value.unwrap_or_default()) {
+                let (partition, offset) = (batch.partition(), record.offset);
+                tracing::warn!("{}/{partition} offset {offset} is not an alert and is ignored: {error}", batch.topic());
+            }
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, batch: &Batch, emit: &mut Emit) -> anyhow::Result<()> {
+        let advanced = self.advance(batch, |record, reject| emit.dead_letter(record, reject.reason, &reject.detail))?;
+        self.emit_scores(&advanced, emit)?;
+        self.emit_alerts(batch.partition(), &advanced, emit)?;
+        self.count(batch, &advanced);
+        Ok(())
+    }
+}
+
+impl Cars {
+    /// Takes the next verdict on a car. Returns whether it should have an open alert.
+    fn observe(&mut self, car: &str, rule: &model::AlertRule, verdict: &Verdict) -> bool {
+        let Some(state) = self.alerts.get_mut(car) else {
+            let mut state = AlertState::default();
+            state.observe(rule, verdict);
+            let open = state.is_open();
+            if state != AlertState::default() {
+                self.alerts.insert(car.to_owned(), state);
+            }
+            return open;
+        };
+        state.observe(rule, verdict);
+        let open = state.is_open();
+        if *state == AlertState::default() {
+            self.alerts.remove(car);
+        }
+        open
+    }
+
+    fn open_alerts(&self) -> usize {
+        self.alerts.values().filter(|state| state.is_open()).count()
+    }
+}
+
+/// The rows of `score.avsc`.
+fn score_rows(schema: &SchemaRef, advanced: &Advanced, version: &str) -> anyhow::Result<RecordBatch> {
+    let Advanced { rows, verdicts, .. } = advanced;
+    let mut columns: Vec<ArrayRef> = Vec::with_capacity(schema.fields().len());
+    for name in IDENTITY {
+        columns.push(rows.column_by_name(name).with_context(|| format!("{READING_SCHEMA} has no {name}"))?.clone());
+    }
+    columns.push(Arc::new(Float32Array::from_iter_values(verdicts.iter().map(|v| v.score))));
+    columns.push(Arc::new(Float32Array::from_iter_values(verdicts.iter().map(|v| v.threshold))));
+    columns.push(Arc::new(BooleanArray::from_iter(verdicts.iter().map(|v| Some(v.anomalous)))));
+    for nth in 0..3 {
+        let features = verdicts.iter().map(|v| FEATURES[v.contributors[nth].0]);
+        columns.push(Arc::new(StringArray::from_iter_values(features)));
+    }
+    for nth in 0..3 {
+        let sizes = verdicts.iter().map(|v| v.contributors[nth].1);
+        columns.push(Arc::new(Float32Array::from_iter_values(sizes)));
+    }
+    columns.push(Arc::new(StringArray::from_iter_values(verdicts.iter().map(|_| version))));
+    RecordBatch::try_new(schema.clone(), columns).context("scores do not fit schemas/score.avsc")
+}
+
+fn text<'a>(rows: &'a RecordBatch, name: &str) -> anyhow::Result<&'a StringArray> {
+    let column = rows.column_by_name(name).and_then(|column| column.as_string_opt());
+    column.with_context(|| format!("{READING_SCHEMA} has no text {name}"))
+}
+
+fn long(rows: &RecordBatch, name: &str, i: usize) -> anyhow::Result<i64> {
+    let column = rows.column_by_name(name).and_then(|column| column.as_primitive_opt::<Int64Type>());
+    Ok(column.with_context(|| format!("{READING_SCHEMA} has no long {name}"))?.value(i))
+}
+
+fn event_time_ms(rows: &RecordBatch, i: usize) -> anyhow::Result<i64> {
+    let column = rows.column_by_name("event_time_ms");
+    let column = column.and_then(|column| column.as_primitive_opt::<TimestampMillisecondType>());
+    Ok(column.with_context(|| format!("{READING_SCHEMA} has no timestamp event_time_ms"))?.value(i))
+}

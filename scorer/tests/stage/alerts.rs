@@ -1,0 +1,102 @@
+//! Alerts open once and close once, whatever happens in between.
+
+use scorer::alerts::{Alert, AlertStatus};
+
+use crate::support::{
+    Args, BOOT_ID, Running, START_MS, Site, car, readings, run_to_end, small_model, small_model_with,
+};
+
+/// Car 1 is broken from reading 20 to reading 40.
+fn broken(i: usize, seq: i64) -> bool {
+    i == 1 && (20..40).contains(&seq)
+}
+
+fn the_pair(alerts: &[Alert]) -> (&Alert, &Alert) {
+    let [opened, closed] = alerts else { panic!("wanted one opened and one closed: {alerts:#?}") };
+    assert_eq!((opened.state, closed.state), (AlertStatus::Open, AlertStatus::Closed));
+    assert_eq!(opened.alert_id, closed.alert_id);
+    (opened, closed)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fault_opens_an_alert_and_its_end_closes_it() {
+    let (site, model) = (Site::new(), small_model(1, 2.0));
+    site.append_readings(&readings(4, 0, 80, broken));
+    run_to_end(site.args_with(&model)).await;
+    let alerts = site.alerts();
+    let (opened, closed) = the_pair(&alerts);
+    let scores = site.scores();
+    let opening = (opened.event_time_ms - START_MS) / 1000;
+    assert!((20..40).contains(&opening), "opened at reading {opening}");
+    assert_eq!(opened.car, car(1));
+    assert_eq!(opened.alert_id, Alert::id(&car(1), BOOT_ID, opening));
+    assert_eq!(opened.opened_ms, opened.event_time_ms);
+    assert_eq!(opened.features[0], "current_draw");
+    assert_eq!(opened.features, scores[&(car(1), opening)].features);
+    assert_eq!(opened.score, scores[&(car(1), opening)].score);
+    assert_eq!((opened.threshold, opened.model_version.as_str()), (2.0, model.version.as_str()));
+    let closing = (closed.event_time_ms - START_MS) / 1000;
+    assert!(closing >= 40, "closed at reading {closing}");
+    assert_eq!((closed.opened_ms, &closed.features), (opened.opened_ms, &opened.features));
+    assert_eq!(closed.score, scores[&(car(1), closing)].score);
+    for stored in site.read("alerts") {
+        assert_eq!(stored.key, car(1), "the bridge finds the car by the key");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn restarts_repeat_no_alert() {
+    let (uninterrupted, interrupted, model) = (Site::new(), Site::new(), small_model(1, 2.0));
+    uninterrupted.append_readings(&readings(4, 0, 80, broken));
+    run_to_end(uninterrupted.args_with(&model)).await;
+    let opening = (uninterrupted.alerts()[0].event_time_ms - START_MS) / 1000;
+    let closing = (uninterrupted.alerts()[1].event_time_ms - START_MS) / 1000;
+    let mut from = 0;
+    for to in [opening - 1, opening, opening + 1, opening + 2, closing, closing + 1, 80] {
+        interrupted.append_readings(&readings(4, from, to, broken));
+        run_to_end(interrupted.args_with(&model)).await;
+        from = to;
+    }
+    assert_eq!(interrupted.alerts(), uninterrupted.alerts());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_model_closes_what_it_would_not_have_opened() {
+    let site = Site::new();
+    let (strict, lenient) = (small_model(1, 2.0), small_model(1, 1000.0));
+    site.append_readings(&readings(4, 0, 30, broken));
+    run_to_end(site.args_with(&strict)).await;
+    assert_eq!(site.alerts().len(), 1);
+    site.append_readings(&readings(4, 30, 32, broken));
+    run_to_end(site.args_with(&lenient)).await;
+    let alerts = site.alerts();
+    let (_, closed) = the_pair(&alerts);
+    assert_eq!(closed.event_time_ms, START_MS + 30_000, "at the car's next reading");
+    assert_eq!(closed.model_version, lenient.version);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_hysteresis_is_the_models() {
+    let site = Site::new();
+    let patient = small_model_with(1, 2.0, |manifest| manifest.alert.open_after = 100);
+    site.append_readings(&readings(4, 0, 80, broken));
+    run_to_end(site.args_with(&patient)).await;
+    assert!(site.scores().values().any(|score| score.anomalous));
+    assert_eq!(site.alerts(), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn alerts_of_one_transaction_follow_each_other() {
+    // Opened and closed within one batch, then again: nothing can have been read back from the topic meanwhile.
+    let (site, model) = (Site::new(), small_model(1, 2.0));
+    let twice = |i: usize, seq: i64| i == 0 && ((20..40).contains(&seq) || (120..140).contains(&seq));
+    site.append_readings(&readings(1, 0, 200, twice));
+    let running = Running::start(Args { batch_ms: 10_000, ..site.args_with(&model) });
+    running.until("the scores", || running.metrics.scored.get() == 200).await;
+    running.stop().await;
+    let alerts = site.alerts();
+    assert_eq!(alerts.len(), 4, "{alerts:#?}");
+    the_pair(&alerts[..2]);
+    the_pair(&alerts[2..]);
+    assert_ne!(alerts[0].alert_id, alerts[2].alert_id);
+}
