@@ -1,9 +1,9 @@
 //! The log embedded in the process: no server, one directory.
 //!
 //! ```text
-//!  Appender ──► one queue ──► group commit ─┐                        ┌─► Reader, Consumer
-//!  Transactor ── outputs + positions ───────┴─► Store: one batch, ───┘    (up to the published
-//!                                               one fsync, publish         next offset)
+//!  Appender ──► queue, a thread ────────┐                             ┌─► Reader, Consumer
+//!  Transactor ── outputs + positions ───┴─► group commit: one batch, ─┘    (up to the published
+//!                                           one fsync, publish              next offset)
 //!  DIRECTORY/lock     held while a process has the log open
 //!  DIRECTORY/store/   fjall: one keyspace per partition, one for topics and bounds, one for positions
 //! ```
@@ -21,6 +21,7 @@
 
 mod appender;
 mod block;
+mod commit;
 mod consumer;
 mod cursor;
 mod maintenance;

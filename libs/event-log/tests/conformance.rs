@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use event_log::*;
+use support::crash::{Said, Writer};
 use support::*;
 
 macro_rules! on_every_backend {
@@ -42,6 +43,13 @@ on_every_backend! {
     source_and_target_may_be_two_logs
     retention_removes_old_records_only
     compaction_keeps_the_last_record_of_each_key
+    a_killed_writer_leaves_all_that_it_acknowledged_and_nothing_half
+}
+
+/// Not a check: where the writer that is to be killed begins.
+#[test]
+fn crash_writer() {
+    support::crash::write_if_asked();
 }
 
 fn a_record_comes_back_as_it_was_written(backend: &Backend) {
@@ -336,8 +344,10 @@ fn outputs_and_positions_are_committed_together(backend: &Backend) {
     let values = |topics: Vec<Vec<Seen>>| -> Vec<Vec<_>> {
         topics.into_iter().map(|p| p.into_iter().map(|r| (r.key, r.value, r.timestamp_ms)).collect()).collect()
     };
+    // Visible once each broker has heard of the commit.
+    wait_until("the outputs are visible", || read_topic(&log, &output).iter().map(Vec::len).sum::<usize>() == 100);
+    wait_until("the other output is visible", || !read_partition(&log, &other, 0).is_empty());
     assert_eq!(values(read_topic(&log, &output)), values(read_topic(&log, &input)));
-    assert!(!read_partition(&log, &other, 0).is_empty());
     let ends: Vec<_> = read_topic(&log, &input).iter().map(|p| Some(p.last().unwrap().offset + 1)).collect();
     assert_eq!(log.committed(&group, &input).unwrap(), ends);
 }
@@ -369,6 +379,7 @@ fn a_processor_goes_on_from_what_was_committed(backend: &Backend) {
         drop(log);
         log = backend.open();
     }
+    wait_until("the copies are visible", || read_partition(&log, &output, 0).len() >= values.len());
     let copies: Vec<_> = read_partition(&log, &output, 0).into_iter().map(|r| r.value.unwrap()).collect();
     assert_eq!(copies, values);
 }
@@ -422,7 +433,7 @@ fn source_and_target_may_be_two_logs(backend: &Backend) {
     copied(&batch, &output, &mut outputs);
     assert_eq!(p.commit(&outputs, &[behind(&batch)]).unwrap(), Outcome::Committed);
     drop(p);
-    assert_eq!(read_partition(&target, &output, 0).len(), batch.len());
+    wait_until("the outputs are visible", || read_partition(&target, &output, 0).len() == batch.len());
 
     let (mut p, positions) = processor(&source, &target, &group, &[&input]);
     assert_eq!(positions, [behind(&batch)], "positions are where the outputs are");
@@ -504,4 +515,67 @@ fn compaction_keeps_the_last_record_of_each_key(backend: &Backend) {
     check(&log);
     append_all(&log, &name, [record("new", "one")]);
     assert!(read_partition(&log, &name, 0).last().unwrap().offset >= next);
+}
+
+fn a_killed_writer_leaves_all_that_it_acknowledged_and_nothing_half(backend: &Backend) {
+    let (input, output, group) = (unique("input"), unique("output"), unique("group"));
+    let log = backend.open();
+    for name in [&input, &output] {
+        log.ensure_topic(&plain(name, 3)).unwrap();
+    }
+    drop(log);
+    let (mut acknowledged, mut from) = (Vec::new(), 0);
+    for round in 1..=4u64 {
+        let mut writer = Writer::start("crash_writer", &backend.url, &input, &output, &group, from);
+        // Somewhere in the middle of things, elsewhere each time.
+        let (mut said, mut commits) = (0, 0);
+        while said < 1000 * round || commits < 3 * round {
+            match writer.next() {
+                Said::Acknowledged(number) => {
+                    acknowledged.push(number);
+                    said += 1;
+                }
+                Said::Committed(count) => commits = count,
+            }
+        }
+        acknowledged.extend(writer.kill().into_iter().filter_map(|said| match said {
+            Said::Acknowledged(number) => Some(number),
+            Said::Committed(_) => None,
+        }));
+        let log = backend.open();
+        check_after_crash(&log, &input, &output, &group, &acknowledged);
+        // Numbers that were not acknowledged may be there or not: the next writer takes new ones.
+        from = acknowledged.iter().max().unwrap() + 1_000_000;
+    }
+}
+
+fn check_after_crash(log: &Arc<dyn Log>, input: &Arc<str>, output: &Arc<str>, group: &str, acknowledged: &[u64]) {
+    let number = |r: &Seen| r.value.as_ref().unwrap().split(' ').next().unwrap().parse::<u64>().unwrap();
+    let inputs = read_topic(log, input);
+    let mut numbers: Vec<u64> = inputs.iter().flatten().map(number).collect();
+    for records in &inputs {
+        for (i, key) in records.iter().map(|r| &r.key).enumerate() {
+            let before = records[..i].iter().rev().find(|r| r.key == *key);
+            assert!(before.is_none_or(|b| number(b) < number(&records[i])), "{key} keeps its order");
+        }
+    }
+    numbers.sort_unstable();
+    assert!(numbers.is_sorted_by(|a, b| a < b), "nothing is there twice");
+    for number in acknowledged {
+        assert!(numbers.binary_search(number).is_ok(), "{number} was acknowledged and is gone");
+    }
+    for r in inputs.iter().flatten() {
+        let n = number(r);
+        assert_eq!(r.value.as_ref().unwrap().len(), format!("{n} ").len() + n as usize % 700, "{n} is whole");
+    }
+    let committed = log.committed(group, input).unwrap();
+    for (p, copies) in read_topic(log, output).iter().enumerate() {
+        let done: Vec<_> =
+            inputs[p].iter().filter(|r| committed[p].is_some_and(|c| r.offset < c)).map(number).collect();
+        assert_eq!(
+            copies.iter().map(number).collect::<Vec<_>>(),
+            done,
+            "partition {p}: outputs are those of the positions"
+        );
+    }
 }

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use super::Embedded;
 use super::block::pack_new;
+use super::commit::Request;
 use super::store::Store;
 use super::topics::{Partition, Topic};
 use crate::{AppendError, Appender, Batch, Completion, Error, OnCompletion, Record, partition_for_key};
@@ -143,8 +144,8 @@ impl Shared {
 fn write_queued(store: &Store, shared: &Shared, on_completion: &OnCompletion) {
     let (mut tokens, mut completions, mut taken) = (Vec::new(), Vec::new(), Vec::new());
     while let Some(bytes) = take_queued(shared, &mut tokens, &mut taken) {
-        let mut blocks: Vec<_> = taken.drain(..).map(|(partition, batch)| (partition, pack_new(&batch))).collect();
-        let written = store.write(&mut blocks, &[]);
+        let outputs = taken.drain(..).map(|(partition, batch)| (partition, pack_new(&batch))).collect();
+        let written = store.commit(Request { outputs, positions: Vec::new() });
         if let Err(e) = &written {
             let cause = std::error::Error::source(e).map(ToString::to_string).unwrap_or_default();
             tracing::error!(records = tokens.len(), "{e}: {cause}");

@@ -95,6 +95,7 @@ pub(super) fn now_ms() -> i64 {
 pub(super) fn run(store: &Store, now_ms: i64, effort: Effort) -> Result<(), Error> {
     let mut compacted = store.compacted.lock().unwrap_or_else(PoisonError::into_inner);
     let topics: Vec<Arc<Topic>> = store.topics().values().cloned().collect();
+    let mut dropped = false;
     for topic in topics {
         for partition in &topic.partitions {
             if topic.stored.compacted {
@@ -106,15 +107,21 @@ pub(super) fn run(store: &Store, now_ms: i64, effort: Effort) -> Result<(), Erro
             }
             if let Some(retention) = topic.stored.retention() {
                 let retention_ms = i64::try_from(retention.as_millis()).unwrap_or(i64::MAX);
-                expire(store, partition, now_ms.saturating_sub(retention_ms))?;
+                dropped |= expire(store, partition, now_ms.saturating_sub(retention_ms))?;
             }
         }
+    }
+    if dropped {
+        // fjall lets go of dropped files when, after a later write, some keyspace begins a new table: the smallest does.
+        let reclaimed =
+            store.meta.insert("reclaimed", now_ms.to_le_bytes()).and_then(|()| store.meta.rotate_memtable());
+        reclaimed.map_err(|e| store.failed("retention", e))?;
     }
     Ok(())
 }
 
-/// Forgets the blocks at the beginning whose records are all older than `before_ms`.
-fn expire(store: &Store, partition: &Partition, before_ms: i64) -> Result<(), Error> {
+/// Forgets the blocks at the beginning whose records are all older than `before_ms`. Returns whether tables went.
+fn expire(store: &Store, partition: &Partition, before_ms: i64) -> Result<bool, Error> {
     let (first, next) = (partition.first(), partition.next());
     let mut keep_from = first;
     for entry in blocks(partition, first, next) {
@@ -132,14 +139,17 @@ fn expire(store: &Store, partition: &Partition, before_ms: i64) -> Result<(), Er
         batch.commit().map_err(|e| store.failed("retention", e))?;
         partition.set_first(keep_from);
         tracing::debug!(topic = %partition.topic, partition = partition.index, first = keep_from, "retention moved on");
+        if keep_from == next {
+            // Nothing may come after it: what is in memory becomes a table now, and goes with a later run.
+            partition.records.rotate_memtable().map_err(|e| store.failed("retention", e))?;
+        }
     }
-    if keep_from > 0 {
-        // Tables that lie below as a whole; what is still in memory goes with a later run.
-        let end = (keep_from - 1).to_be_bytes();
-        let dropped = partition.records.tree.drop_range::<[u8; 8], _>(..=end);
-        dropped.map_err(|e| store.unreadable(partition, keep_from, &e.into()))?;
-    }
-    Ok(())
+    let Some(last) = keep_from.checked_sub(1) else { return Ok(false) };
+    // Tables that lie below as a whole; what is still in memory is dropped once it is in one.
+    let tables = partition.records.table_count();
+    let dropped = partition.records.tree.drop_range::<[u8; 8], _>(..=last.to_be_bytes());
+    dropped.map_err(|e| store.unreadable(partition, keep_from, &e.into()))?;
+    Ok(partition.records.table_count() < tables)
 }
 
 /// Removes the records that a later one of the same key supersedes, and tombstones whose time is over.

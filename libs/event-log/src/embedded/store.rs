@@ -1,7 +1,7 @@
 //! What is durable, and when others may see it.
 //!
 //! ```text
-//! write   pack blocks ─► lock ─► give offsets ─► one fjall batch + fsync ─► publish positions, next offsets ─► wake
+//! write   see `commit`: one fjall batch and fsync, then positions and next offsets are published
 //! read    blocks of a partition's keyspace, from a position up to its published next offset
 //! ```
 //!
@@ -11,13 +11,13 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Instant;
 
 use fjall::config::{BlockSizePolicy, CompressionPolicy, FilterPolicy};
 use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode};
 
-use super::block::Block;
+use super::commit::Commits;
 use super::maintenance::Compacted;
 use super::topics::{Partition, Topic};
 use crate::{Error, LogUrl, Position};
@@ -28,7 +28,8 @@ const MEMTABLE_BYTES: u64 = 4 << 20;
 /// Small records share a block of a table and so compress; larger blocks of ours are blocks of their own.
 const TABLE_BLOCK_BYTES: u32 = 16 << 10;
 
-type PositionKey = (Arc<str>, Arc<str>, u32);
+/// Group, topic, partition.
+pub(super) type PositionKey = (Arc<str>, Arc<str>, u32);
 
 /// The state of an open log that all its parts share.
 pub(super) struct Store {
@@ -39,8 +40,9 @@ pub(super) struct Store {
     topics: RwLock<HashMap<Arc<str>, Arc<Topic>>>,
     /// The committed positions, as stored.
     positions: RwLock<HashMap<PositionKey, u64>>,
-    /// One writer at a time: offsets are given in the order in which they become durable.
-    writer: Mutex<()>,
+    pub(super) commits: Commits,
+    /// Held while a topic is created.
+    pub(super) creating: Mutex<()>,
     /// Why nothing can be written any more.
     failure: OnceLock<String>,
     /// Counts publications.
@@ -90,7 +92,8 @@ impl Store {
             positions_keyspace,
             topics: RwLock::default(),
             positions: RwLock::default(),
-            writer: Mutex::default(),
+            commits: Commits::default(),
+            creating: Mutex::default(),
             failure: OnceLock::new(),
             published: Mutex::default(),
             wake: Condvar::new(),
@@ -103,37 +106,25 @@ impl Store {
         Ok(store)
     }
 
-    /// Makes blocks and positions durable and visible together.
-    pub(super) fn write(
+    /// Shows readers what has become durable: positions never without their outputs.
+    pub(super) fn publish(
         &self,
-        outputs: &mut [(Arc<Partition>, Vec<Block>)],
-        positions: &[(PositionKey, u64)],
-    ) -> Result<(), Error> {
-        let _writing = self.writing()?;
-        let mut batch = self.durable_batch();
-        let mut next_offsets = Vec::with_capacity(outputs.len());
-        for (partition, blocks) in outputs.iter_mut() {
-            let mut next = partition.next();
-            for block in blocks.drain(..) {
-                batch.insert(&partition.records, next.to_be_bytes(), block.bytes);
-                next += block.span;
-            }
-            next_offsets.push(next);
-        }
-        for ((group, topic, partition), offset) in positions {
-            batch.insert(&self.positions_keyspace, position_key(group, topic, *partition), offset.to_le_bytes());
-        }
-        batch.commit().map_err(|e| self.failed("a commit", e))?;
-
+        outputs: impl Iterator<Item = (Arc<Partition>, u64)>,
+        positions: impl IntoIterator<Item = (PositionKey, u64)>,
+    ) {
         let mut visible = self.positions.write().unwrap_or_else(PoisonError::into_inner);
-        visible.extend(positions.iter().cloned());
-        for ((partition, _), next) in outputs.iter().zip(next_offsets) {
+        for (partition, next) in outputs {
             partition.publish(next);
         }
+        visible.extend(positions);
         drop(visible);
         *self.published.lock().unwrap_or_else(PoisonError::into_inner) += 1;
         self.wake.notify_all();
-        Ok(())
+    }
+
+    pub(super) fn put_position(&self, batch: &mut OwnedWriteBatch, key: &PositionKey, offset: u64) {
+        let (group, topic, partition) = key;
+        batch.insert(&self.positions_keyspace, position_key(group, topic, *partition), offset.to_le_bytes());
     }
 
     /// How often something was published: read it before looking for records, so that nothing is missed in between.
@@ -162,13 +153,6 @@ impl Store {
         let (group, topic): (Arc<str>, Arc<str>) = (group.into(), topic.into());
         let positions = self.positions.read().unwrap_or_else(PoisonError::into_inner);
         partitions.into_iter().map(|p| positions.get(&(group.clone(), topic.clone(), p)).copied()).collect()
-    }
-
-    /// The right to write, unless the log has failed.
-    pub(super) fn writing(&self) -> Result<MutexGuard<'_, ()>, Error> {
-        let guard = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        self.check_writable()?;
-        Ok(guard)
     }
 
     /// Whether the log can still be written to.

@@ -3,6 +3,7 @@
 //! ```text
 //! keyspace meta   topic/NAME              → JSON: id, partitions, retention, compacted
 //!                 bounds/NAME/PARTITION   → first (u64 LE) │ next at least (u64 LE)
+//!                 reclaimed               → when retention last gave disk space back (i64 LE, ms since the epoch)
 //! keyspace records/NAME/PARTITION         → blocks
 //! ```
 //!
@@ -10,8 +11,8 @@
 //! follows the last block.
 
 use std::hash::{BuildHasher, RandomState};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use fjall::Keyspace;
@@ -128,8 +129,9 @@ impl Store {
             return self.check_same(&topic, spec);
         }
         check_spec(spec).map_err(|what| self.refused("creating a topic", what))?;
-        // Under the lock of the writers: one creates, others find it created.
-        let _writing = self.writing()?;
+        // One creates, others find it created.
+        let _creating = self.creating.lock().unwrap_or_else(PoisonError::into_inner);
+        self.check_writable()?;
         if let Ok(topic) = self.topic(&spec.name) {
             return self.check_same(&topic, spec);
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::Embedded;
 use super::appender::MAX_RECORD_BYTES;
 use super::block::pack_new;
+use super::commit::Request;
 use super::store::key_of;
 use crate::{Batch, Error, Membership, Outputs, Position, ProcessorOptions, TopicPartition, Transactor};
 
@@ -47,17 +48,17 @@ impl Transactor for EmbeddedTransactor {
     /// A write is whole or it is not, and a failed one ends the log: there is no unknown outcome, so never `Ok(false)`.
     fn commit(&mut self, outputs: &Outputs, positions: &[Position], _: &Membership) -> Result<bool, Error> {
         let store = &self.log.store;
-        let mut blocks = Vec::new();
+        let mut packed = Vec::new();
         for batch in outputs.batches() {
             let topic = store.topic(batch.topic())?;
             let partition = topic.partitions.get(batch.partition() as usize).ok_or_else(|| {
                 store.refused("a commit", format!("topic {} has no partition {}", topic.name, batch.partition()))
             })?;
             self.check_sizes(batch)?;
-            blocks.push((partition.clone(), pack_new(batch)));
+            packed.push((partition.clone(), pack_new(batch)));
         }
-        let positions: Vec<_> = positions.iter().map(|p| key_of(&self.group, p)).collect();
-        store.write(&mut blocks, &positions)?;
+        let positions = positions.iter().map(|p| key_of(&self.group, p)).collect();
+        store.commit(Request { outputs: packed, positions })?;
         Ok(true)
     }
 }

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, unreachable_pub)] // every test file uses a part
 
+pub mod crash;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
