@@ -261,7 +261,7 @@ fn positions_of_an_embedded_source_are_kept_in_kafka() {
     drop(p);
     let (_, positions) = processor(&source, &target, &group, &[&name]);
     assert_eq!(positions, [behind(&batch)]);
-    assert_eq!(read_partition(&target, &name, 0).len(), batch.len());
+    wait_until("the output is visible", || read_partition(&target, &name, 0).len() == batch.len());
 }
 
 #[test]
@@ -288,7 +288,7 @@ fn a_record_that_is_too_large_is_refused_and_blocks_nothing() {
     let mut outputs = Outputs::default();
     copied(&batch, &output, &mut outputs);
     assert_eq!(p.commit(&outputs, &[behind(&batch)]).unwrap(), Outcome::Committed);
-    assert_eq!(values(read_partition(&log, &output, 0)), ["small"]);
+    wait_until("the output is visible", || values(read_partition(&log, &output, 0)) == ["small"]);
 
     // The largest record that an appender takes can still be passed on with some headers more: as a dead letter.
     let large = "x".repeat(999_000);

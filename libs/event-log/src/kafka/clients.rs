@@ -13,9 +13,9 @@ use rdkafka::statistics::Statistics;
 
 use crate::{BoxError, KafkaOption};
 
-/// A report of a broken connection explains a time-out for this long after it. librdkafka tries to connect at least
-/// every 10 s.
-const REPORT_IS_FRESH: Duration = Duration::from_secs(15);
+/// A report of a broken connection explains a time-out for this long after it. librdkafka repeats the same report every
+/// 30 s only.
+const REPORT_IS_FRESH: Duration = Duration::from_secs(60);
 
 /// The settings of all clients of one log.
 pub(super) struct Clients {

@@ -114,8 +114,7 @@ impl KafkaTransactor {
                     RDKafkaErrorCode::TransactionalIdAuthorizationFailed | RDKafkaErrorCode::ClusterAuthorizationFailed,
                 ) => self.log.refused(operation, &e),
                 _ => {
-                    producer.poll(Duration::ZERO);
-                    let source = producer.context().diagnostics.explain(&e);
+                    let source = explain(&producer, &e);
                     Error::Unavailable { operation, log: self.log.url.to_string(), source }
                 }
             }
@@ -224,7 +223,7 @@ impl KafkaTransactor {
         if is_fenced(producer, &error) {
             return Failure::Final(self.fenced_error());
         }
-        let cause = producer.context().diagnostics.explain(&error);
+        let cause = explain(producer, &error);
         match &error {
             KafkaError::Transaction(e) if e.txn_requires_abort() => Failure::Abort(cause),
             KafkaError::Transaction(e) if before_commit && e.is_retriable() => Failure::Abort(cause),
@@ -300,6 +299,12 @@ fn is_fenced(producer: &BaseProducer<Deliveries>, error: &KafkaError) -> bool {
         Some(Fatal | InvalidProducerEpoch) => fences(fatal) || fatal == Some(InvalidProducerEpoch),
         code => fences(code),
     }
+}
+
+/// The cause of `error`, after hearing what librdkafka has to say about its connections.
+fn explain(producer: &BaseProducer<Deliveries>, error: &KafkaError) -> BoxError {
+    producer.poll(DRAIN_POLL);
+    producer.context().diagnostics.explain(error)
 }
 
 /// Serves delivery reports until none is outstanding, without the 100 ms that a flush of the binding takes.
