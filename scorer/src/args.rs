@@ -16,7 +16,7 @@ use service::{ConfigError, ServiceArgs};
 ///
 /// At an edge site without an uplink the log's directory and a model are enough:
 ///
-///     scorer --log /var/lib/carstream/log --model /var/lib/carstream/model
+///   scorer --log /var/lib/carstream/log --model /var/lib/carstream/model
 #[derive(Debug, Clone, Parser)]
 #[command(name = "scorer", version, verbatim_doc_comment)]
 pub struct Args {

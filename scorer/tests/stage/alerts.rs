@@ -91,7 +91,7 @@ async fn alerts_of_one_transaction_follow_each_other() {
     let (site, model) = (Site::new(), small_model(1, 2.0));
     let twice = |i: usize, seq: i64| i == 0 && ((20..40).contains(&seq) || (120..140).contains(&seq));
     site.append_readings(&readings(1, 0, 200, twice));
-    let running = Running::start(Args { batch_ms: 10_000, ..site.args_with(&model) });
+    let running = Running::start(Args { batch_ms: 1_000, ..site.args_with(&model) });
     running.until("the scores", || running.metrics.scored.get() == 200).await;
     running.stop().await;
     let alerts = site.alerts();

@@ -96,7 +96,7 @@ impl Site {
         self.append("telemetry", &records);
     }
 
-    /// All records of a topic: partition, key, value, headers, timestamp.
+    /// All records of a topic, partition by partition.
     pub(crate) fn read(&self, topic: &str) -> Vec<Stored> {
         let partitions = self.log.describe(topic).unwrap().partitions;
         let ranges = partitions.iter().enumerate().map(|(partition, bounds)| Range {
@@ -110,7 +110,6 @@ impl Site {
         loop {
             match reader.next(1000, Duration::from_millis(100)).unwrap() {
                 Read::Batch(batch) => stored.extend(batch.iter().map(|record| Stored {
-                    partition: batch.partition(),
                     key: String::from_utf8(record.key.to_vec()).unwrap(),
                     value: record.value.unwrap_or_default().to_vec(),
                     headers: record.headers.map(|(n, v)| (n.to_owned(), String::from_utf8_lossy(v).into())).collect(),
@@ -174,7 +173,6 @@ impl Site {
 /// A record that was read.
 #[derive(Debug, Clone)]
 pub(crate) struct Stored {
-    pub(crate) partition: u32,
     pub(crate) key: String,
     pub(crate) value: Vec<u8>,
     pub(crate) headers: HashMap<String, String>,
