@@ -73,6 +73,11 @@ impl Metrics {
         metrics
     }
 
+    /// How many rows of a topic were stored so far.
+    pub fn rows(&self, topic: &str) -> u64 {
+        self.rows.get_or_create(&Topic::new(topic)).get()
+    }
+
     pub(crate) fn stored(&self, topic: &Arc<str>, object: &Object, undecodable: usize) {
         let topic = Topic::new(topic);
         self.rows.get_or_create(&topic).inc_by(object.footer.rows);

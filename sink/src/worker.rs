@@ -126,7 +126,8 @@ impl Worker {
                 self.finish_upload(partition, uploaded)?;
             }
             if self.uploader.give_up.is_cancelled() {
-                bail!(self.unfinished());
+                tracing::warn!("{}", self.unfinished());
+                break;
             }
             if self.phase == Phase::Following && self.shutdown.is_cancelled() {
                 self.begin_drain();
