@@ -24,7 +24,7 @@ pub struct AlertRule {
 
 impl Default for AlertRule {
     fn default() -> Self {
-        Self { open_after: 5, close_below: 0.7, close_after: 20 }
+        Self { open_after: 3, close_below: 0.7, close_after: 10 }
     }
 }
 
@@ -51,9 +51,9 @@ impl AlertState {
         self.open
     }
 
-    /// Takes the next verdict of the car. A verdict on a late reading changes nothing.
+    /// Takes the next verdict of the car. One on a late reading, or on one that was not judged, changes nothing.
     pub fn observe(&mut self, rule: &AlertRule, verdict: &Verdict) -> Option<AlertChange> {
-        if verdict.late { None } else { self.step(rule, verdict.score, verdict.threshold) }
+        if verdict.late || !verdict.judged { None } else { self.step(rule, verdict.score, verdict.threshold) }
     }
 
     /// Takes the next score of the car.
@@ -109,12 +109,14 @@ mod tests {
     }
 
     #[test]
-    fn a_late_reading_changes_nothing() {
-        let bad = Verdict { score: 11.0, threshold: 10.0, anomalous: true, late: false, contributors: [(0, 11.0); 3] };
+    fn a_late_or_unjudged_reading_changes_nothing() {
+        let contributors = [(0, 11.0); 3];
+        let bad = Verdict { score: 11.0, threshold: 10.0, anomalous: true, late: false, judged: true, contributors };
         let mut state = AlertState::default();
         assert_eq!(state.observe(&RULE, &bad), None);
         assert_eq!(state.observe(&RULE, &bad), None);
         assert_eq!(state.observe(&RULE, &Verdict { late: true, ..bad }), None);
+        assert_eq!(state.observe(&RULE, &Verdict { judged: false, score: 0.0, anomalous: false, ..bad }), None);
         assert!(!state.is_open());
         assert_eq!(state.observe(&RULE, &bad), Some(AlertChange::Opened));
         assert!(state.is_open());

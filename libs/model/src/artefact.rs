@@ -177,7 +177,7 @@ pub struct Detection {
     pub alarms_per_car_day: f64,
     /// Faults with at least one judged reading.
     pub faults: u64,
-    /// Of these, with an alert open between beginning and repair.
+    /// Of these, with an alert that opened between beginning and repair.
     pub faults_found: u64,
     /// Half of the faults found were found within this time from their beginning; absent if none was.
     pub median_delay_s: Option<f64>,

@@ -1,16 +1,15 @@
-//! What is remembered of one car: 268 bytes that turn its next reading into the 18 inputs of the network.
+//! What is remembered of one car: 228 bytes that turn its next reading into the 18 inputs of the network.
 //!
 //! ```text
-//!  reading ─► less what the ─► windows: how strongly ─► against the car's own ─► inputs, ─► network ─► residuals
-//!             fleet does at    the accelerometers       slow mean and deviation  ± clip               │
-//!             this speed       fluctuate                                                   smoothed ◄─┘
-//!             (Scaling)        ▲ CarState               ▲ CarState                         ▲ CarState
+//!  reading ─► relative to ─► against the car's own ─► inputs, ─► network ─► residuals ─► smoothed
+//!             the fleet      slow mean and deviation  ± clip
+//!             (Scaling)      ▲ CarState                                                  ▲ CarState
 //! ```
 //!
-//! *Warm-up.* A car starts with the fleet's mean and deviation as its own; they count as much as
-//! [`Settings::prior_readings`] readings. Its first [`Settings::warm_up_readings`] are learnt from and not judged.
+//! *Warm-up.* A car starts with the fleet's mean and deviation as its own. Its first [`Settings::warm_up_readings`] are
+//! learnt from and not judged.
 //!
-//! *A standing car.* The accelerometers' windows hold still below [`MOVING_MPS`]: there is nothing to feel.
+//! *A parked car* ([`crate::features::is_parked`]) is neither judged nor learnt from: its state holds still.
 //!
 //! *A late reading* (not newer than the newest seen) is judged with a copy of the state and changes nothing. A value
 //! that is not a number counts as usual for that feature.
@@ -20,33 +19,25 @@
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
-use crate::features::{FEATURE_COUNT, FIRST_ACCELEROMETER, Kind, Row, SPEED, kind};
+use crate::features::{FEATURE_COUNT, FIRMWARE, Row, is_parked};
 use crate::scaling::{Scaling, check_positive};
 
-/// Below this speed the accelerometers' windows hold still.
-pub const MOVING_MPS: f32 = 1.0;
-
-/// A car's own deviation is at least this share of the fleet's: a car that stood for a day has none.
+/// A car's own deviation is at least this share of the fleet's.
 const MIN_DEVIATION: f32 = 0.2;
 
-/// A reading moves a car's own mean and deviation no further than one that many deviations away: a fault is to be
-/// seen, not to be learnt.
+/// After warm-up a reading moves a car's own mean no further than one that many deviations away, and its deviation
+/// never: a fault is to be seen, not to be learnt.
 const LEARN_CLIP: f32 = 3.0;
-
-/// Added to the energy of a window, in squares of the fleet's deviation, before its logarithm is taken.
-const ENERGY_OFFSET: f32 = 1e-3;
 
 /// How a car's state runs. Part of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// Length of the accelerometers' windows, in readings.
-    pub window_readings: f32,
     /// How long a car's own mean and deviation remember, in readings.
     pub memory_readings: f32,
-    /// How many readings the fleet's mean and deviation count for in a new car.
+    /// How many readings the fleet's deviation counts for in a new car.
     pub prior_readings: f32,
-    /// How many readings of a car are learnt from before the first is judged.
+    /// How many readings of a driving car are learnt from before the first is judged.
     pub warm_up_readings: u32,
     /// Length over which residuals are smoothed, in readings.
     pub smoothing_readings: f32,
@@ -55,13 +46,13 @@ pub struct Settings {
 }
 
 impl Default for Settings {
+    /// Measured on simulated cars (docs/decisions/0010-anomaly-score.md).
     fn default() -> Self {
         Self {
-            window_readings: 20.0,
             memory_readings: 2000.0,
-            prior_readings: 30.0,
+            prior_readings: 150.0,
             warm_up_readings: 60,
-            smoothing_readings: 20.0,
+            smoothing_readings: 8.0,
             clip: 8.0,
         }
     }
@@ -69,9 +60,8 @@ impl Default for Settings {
 
 impl Settings {
     pub(crate) fn check(&self) -> Result<(), Error> {
-        let lengths = [self.window_readings, self.memory_readings, self.smoothing_readings];
         check_positive("the clip of the settings", &[self.clip])?;
-        check_positive("a prior of the settings", &[self.prior_readings])?;
+        let lengths = [self.memory_readings, self.prior_readings, self.smoothing_readings];
         match lengths.iter().find(|v| !(v.is_finite() && **v >= 1.0)) {
             Some(v) => Err(Error::Number { what: "a length of the settings".to_owned(), value: f64::from(*v) }),
             None => Ok(()),
@@ -83,11 +73,8 @@ impl Settings {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CarState {
     last_event_time_ms: i64,
+    /// Of the driving car.
     readings: u32,
-    /// Readings that the windows have taken in.
-    window_fill: u32,
-    window_mean: [f32; 4],
-    window_energy: [f32; 4],
     mean: Row,
     variance: Row,
     smoothed: Row,
@@ -99,9 +86,6 @@ impl CarState {
         Self {
             last_event_time_ms: i64::MIN,
             readings: 0,
-            window_fill: 0,
-            window_mean: [0.0; 4],
-            window_energy: [0.0; 4],
             mean: scaling.level,
             variance: scaling.spread.map(|s| s * s),
             smoothed: [0.0; FEATURE_COUNT],
@@ -113,68 +97,120 @@ impl CarState {
         event_time_ms <= self.last_event_time_ms
     }
 
-    /// How many readings it has seen, late ones not counted.
-    pub fn readings(&self) -> u32 {
-        self.readings
-    }
-
-    /// Whether its readings are judged by now.
+    /// Whether it has driven long enough to be judged.
     pub fn is_warm(&self, settings: &Settings) -> bool {
         self.readings > settings.warm_up_readings
     }
 
-    /// First step: takes in the car's next reading and gives its values relative to the fleet, windows applied.
-    pub fn observe(&mut self, settings: &Settings, scaling: &Scaling, event_time_ms: i64, raw: &Row) -> Row {
+    /// First step: takes in the car's next reading and gives the network's inputs; none while it is parked.
+    ///
+    /// The reading is held against the car's own mean and deviation as they were before it; then they learn from it.
+    pub fn observe(&mut self, settings: &Settings, scaling: &Scaling, event_time_ms: i64, raw: &Row) -> Option<Row> {
         self.last_event_time_ms = event_time_ms;
+        if is_parked(raw) {
+            return None;
+        }
         self.readings = self.readings.saturating_add(1);
-        let mut values = scaling.relative(raw);
-        let acceleration: [f32; 4] = std::array::from_fn(|a| values[FIRST_ACCELEROMETER + a]);
-        if raw[SPEED] >= MOVING_MPS && acceleration.iter().all(|v| v.is_finite()) {
-            self.window_fill = self.window_fill.saturating_add(1);
-            let weight = 1.0 / (self.window_fill as f32).min(settings.window_readings);
-            for (a, value) in acceleration.iter().enumerate() {
-                let difference = (value - self.window_mean[a]).clamp(-20.0, 20.0);
-                self.window_mean[a] += weight * difference;
-                self.window_energy[a] += weight * (difference * difference - self.window_energy[a]);
-            }
-        }
-        for (a, energy) in self.window_energy.iter().enumerate() {
-            let i = FIRST_ACCELEROMETER + a;
-            let filled = self.window_fill as f32 >= settings.window_readings;
-            values[i] = if filled { 0.5 * (energy + ENERGY_OFFSET).ln() } else { scaling.level[i] };
-        }
-        values
-    }
-
-    /// Second step: the values against the car's own mean and deviation, which then learn from them.
-    pub fn standardise(&mut self, settings: &Settings, scaling: &Scaling, values: &Row) -> Row {
-        let weight = 1.0 / (settings.prior_readings + self.readings as f32).min(settings.memory_readings);
+        let learn_clip = if self.is_warm(settings) { LEARN_CLIP } else { f32::INFINITY };
+        let values = scaling.relative(raw);
+        let readings = self.readings as f32;
+        let variance_weight = 1.0 / (settings.prior_readings + readings).min(settings.memory_readings);
         let mut inputs = [0.0; FEATURE_COUNT];
         for i in 0..FEATURE_COUNT {
             if !values[i].is_finite() {
                 continue;
             }
             let spread = scaling.spread[i];
-            if kind(i) == Kind::Fleet {
+            if i == FIRMWARE {
+                // It is constant in a car, so the car's own past would hide it: only the fleet tells.
                 inputs[i] = ((values[i] - scaling.level[i]) / spread).clamp(-settings.clip, settings.clip);
                 continue;
             }
             let deviation = self.variance[i].sqrt().max(MIN_DEVIATION * spread);
             let distance = (values[i] - self.mean[i]) / deviation;
             inputs[i] = distance.clamp(-settings.clip, settings.clip);
+            let mean_weight = 1.0 / (scaling.level_readings[i] + readings).min(settings.memory_readings);
+            self.mean[i] += mean_weight * deviation * distance.clamp(-learn_clip, learn_clip);
             let learnt = deviation * distance.clamp(-LEARN_CLIP, LEARN_CLIP);
-            self.mean[i] += weight * learnt;
-            self.variance[i] += weight * (learnt * learnt - self.variance[i]);
+            self.variance[i] += variance_weight * (learnt * learnt - self.variance[i]);
         }
-        inputs
+        Some(inputs)
     }
 
-    /// Third step: takes in the residuals (input less output, in deviations) and gives them smoothed.
+    /// Second step: takes in the residuals (input less output, in deviations) and gives them smoothed.
     pub fn smooth(&mut self, settings: &Settings, residuals: &Row) -> Row {
         let weight = 1.0 / settings.smoothing_readings;
         for (smoothed, residual) in self.smoothed.iter_mut().zip(residuals) {
             *smoothed += weight * (residual.clamp(-settings.clip, settings.clip) - *smoothed);
         }
         self.smoothed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::features::SPEED;
+
+    fn scaling() -> Scaling {
+        Scaling::fit(std::iter::empty())
+    }
+
+    fn driving(value: f32) -> Row {
+        let mut raw = [value; FEATURE_COUNT];
+        raw[SPEED] = 10.0;
+        raw
+    }
+
+    #[test]
+    fn a_parked_car_learns_nothing_but_the_time() {
+        let (settings, scaling) = (Settings::default(), scaling());
+        let mut state = CarState::new(&scaling);
+        assert!(state.observe(&settings, &scaling, 1, &driving(1.0)).is_some());
+        let before = state.clone();
+        assert_eq!(state.observe(&settings, &scaling, 2, &[0.0; FEATURE_COUNT]), None);
+        assert!(state.is_late(2) && !before.is_late(2));
+        assert_eq!(CarState { last_event_time_ms: 1, ..state }, before);
+    }
+
+    #[test]
+    fn what_is_usual_for_a_car_becomes_small_and_a_change_is_large() {
+        let (settings, scaling) = (Settings::default(), scaling());
+        let mut state = CarState::new(&scaling);
+        let mut inputs = [0.0; FEATURE_COUNT];
+        for t in 0..500 {
+            inputs = state.observe(&settings, &scaling, t, &driving(20.0 + (t % 2) as f32)).unwrap_or_default();
+        }
+        assert!(state.is_warm(&settings));
+        assert!(inputs[9].abs() < 2.0, "{}", inputs[9]);
+        let changed = state.observe(&settings, &scaling, 500, &driving(25.0)).unwrap_or_default();
+        assert!(changed[9] > 4.0, "{}", changed[9]);
+    }
+
+    #[test]
+    fn a_value_that_is_no_number_counts_as_usual_and_leaves_no_trace() {
+        let (settings, scaling) = (Settings::default(), scaling());
+        let mut state = CarState::new(&scaling);
+        for t in 0..100 {
+            state.observe(&settings, &scaling, t, &driving(20.0));
+        }
+        for (t, bad) in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY].into_iter().enumerate() {
+            let mut raw = driving(20.0);
+            raw[9] = bad;
+            let inputs = state.observe(&settings, &scaling, 100 + t as i64, &raw).unwrap_or([1.0; FEATURE_COUNT]);
+            assert_eq!(inputs[9], 0.0);
+            assert!(inputs.iter().all(|v| v.is_finite()));
+        }
+        assert!(state.mean.iter().chain(&state.variance).all(|v| v.is_finite()));
+    }
+
+    #[test]
+    fn a_state_survives_being_stored() {
+        let (settings, scaling) = (Settings::default(), scaling());
+        let mut state = CarState::new(&scaling);
+        state.observe(&settings, &scaling, 7, &driving(0.1));
+        let stored = serde_json::to_string(&state).expect("it is plain data");
+        assert_eq!(serde_json::from_str::<CarState>(&stored).expect("as stored"), state);
+        assert!(size_of::<CarState>() <= 232, "{}", size_of::<CarState>());
     }
 }

@@ -17,7 +17,9 @@ pub enum Error {
         advice: &'static str,
     },
     /// The model was trained on other features.
-    #[error("the model's feature {index} is {found:?}, this program computes {wanted:?} there: train a model with this version")]
+    #[error(
+        "the model's feature {index} is {found:?}, this program computes {wanted:?} there: train a model with this version"
+    )]
     Features {
         /// Position, from 0.
         index: usize,
@@ -35,7 +37,9 @@ pub enum Error {
         wanted: String,
     },
     /// The weights are not those that the manifest names.
-    #[error("the weights have SHA-256 {found}, the manifest names {wanted}: the two do not belong together, or one is damaged; fetch the model again")]
+    #[error(
+        "the weights have SHA-256 {found}, the manifest names {wanted}: the two do not belong together, or one is damaged; fetch the model again"
+    )]
     WeightsHash {
         /// Of the bytes given.
         found: String,

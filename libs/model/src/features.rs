@@ -38,41 +38,47 @@ pub const FEATURES: [&str; FEATURE_COUNT] = [
 
 /// The unit of each feature as the car sends it.
 pub const UNITS: [&str; FEATURE_COUNT] = [
-    "°C", "°C", "g/s", "%", "V", "A", "m/s", "mm/s", "0-1", "psi", "psi", "psi", "psi", "g", "g", "g", "g",
+    "°C",
+    "°C",
+    "g/s",
+    "%",
+    "V",
+    "A",
+    "m/s",
+    "mm/s",
+    "0-1",
+    "psi",
+    "psi",
+    "psi",
+    "psi",
+    "g",
+    "g",
+    "g",
+    "g",
     "1000, 2000, ...",
 ];
 
+/// Position of the coolant temperature.
+pub const COOLANT: usize = 0;
+/// Position of the intake air flow.
+pub const AIR_FLOW: usize = 2;
+/// Position of the battery's charge.
+pub const CHARGE: usize = 3;
+/// Position of the battery's voltage.
+pub const VOLTAGE: usize = 4;
+/// Position of the current drawn from the battery.
+pub const CURRENT: usize = 5;
 /// Position of the speed.
 pub const SPEED: usize = 6;
 /// Position of the engine's vibration amplitude.
 pub const VIBRATION: usize = 7;
-/// Position of the first of the four accelerometers.
-pub const FIRST_ACCELEROMETER: usize = 13;
 /// Position of the firmware.
 pub const FIRMWARE: usize = 17;
 
-/// How a value becomes an input of the network.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// The value itself, against what the fleet does at this speed, then against the car's own past.
-    Level,
-    /// The logarithm of the value, else as [`Kind::Level`]: a bearing multiplies the vibration that was there.
-    Amplitude,
-    /// The strength with which the value fluctuates over a short window (logarithm of the standard deviation), against
-    /// the car's own past. One sample of an acceleration says nothing; its energy does.
-    Fluctuation,
-    /// The value against the fleet only: it is constant in a car, so the car's own past would hide it.
-    Fleet,
-}
-
-/// The kind of feature `index`.
-pub const fn kind(index: usize) -> Kind {
-    match index {
-        VIBRATION => Kind::Amplitude,
-        13..=16 => Kind::Fluctuation,
-        FIRMWARE => Kind::Fleet,
-        _ => Kind::Level,
-    }
+/// Whether a car is parked with its control unit in standby: it does not move, breathe or shake. What it measures then
+/// says nothing of how it drives.
+pub fn is_parked(raw: &Row) -> bool {
+    raw[SPEED] < 0.5 && raw[AIR_FLOW] < 0.5 && raw[VIBRATION] < 0.3
 }
 
 /// The columns of a batch of clean readings (schema telemetry.v2) that the model looks at.

@@ -4,7 +4,7 @@
 //!  reading ──► 18 inputs ──► autoencoder ──► residual ──► smoothed, per feature ──► score ──► alert
 //!              [`CarState`]   18-14-7-7-18    in − out     and normalised by σ       largest    [`AlertState`]
 //!                   ▲                                                                  of 18
-//!              one per car: windows, the car's own mean and deviation, smoothed residuals
+//!              one per car: the car's own mean and deviation, smoothed residuals
 //! ```
 //!
 //! The trainer and the scorer call the same functions, so a reading gets the same score from both. What one model is
@@ -25,7 +25,7 @@ pub use alert::{AlertChange, AlertRule, AlertState};
 pub use artefact::Manifest;
 pub use car_state::{CarState, Settings};
 pub use error::Error;
-pub use features::{FEATURES, FEATURE_COUNT, Readings, Row, UNITS};
+pub use features::{FEATURE_COUNT, FEATURES, Readings, Row, UNITS};
 pub use scaling::Scaling;
-pub use score::{Model, Verdict};
+pub use score::{Model, Verdict, residuals};
 pub use weights::Weights;

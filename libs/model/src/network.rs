@@ -81,7 +81,7 @@ fn linear<const IN: usize, const OUT: usize>(dense: &Dense<IN, OUT>, device: &De
 }
 
 fn dense<const IN: usize, const OUT: usize>(linear: &Linear) -> Dense<IN, OUT> {
-    let numbers = |data: TensorData| data.to_vec::<f32>().expect("the network's numbers are f32");
+    let numbers = |data: TensorData| data.try_to_vec::<f32>().expect("the network's numbers are f32");
     let weight = numbers(linear.weight.val().into_data());
     let bias = numbers(linear.bias.as_ref().expect("every layer has a bias").val().into_data());
     Dense {
@@ -111,7 +111,8 @@ mod tests {
         assert_eq!(network.weights(), weights);
         let rows: Vec<Row> =
             (0..300).map(|_| std::array::from_fn(|_| 8.0 * (2.0 * random.uniform() as f32 - 1.0))).collect();
-        let output = network.forward(tensor(rows.as_flattened().to_vec(), &device)).into_data().to_vec::<f32>().unwrap();
+        let output =
+            network.forward(tensor(rows.as_flattened().to_vec(), &device)).into_data().try_to_vec::<f32>().unwrap();
         for (row, expected) in rows.iter().zip(output.as_chunks::<FEATURE_COUNT>().0) {
             for (by_hand, by_burn) in weights.forward(row).iter().zip(expected) {
                 assert!((by_hand - by_burn).abs() < 1e-6, "{by_hand} {by_burn}");

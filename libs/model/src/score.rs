@@ -13,7 +13,7 @@ use crate::weights::Weights;
 /// What the model says about one reading.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Verdict {
-    /// The largest smoothed normalised residual of the 18 features; 0 while the car is in warm-up.
+    /// The largest smoothed normalised residual of the 18 features; 0 if the reading was not judged.
     pub score: f32,
     /// The model's threshold.
     pub threshold: f32,
@@ -21,6 +21,8 @@ pub struct Verdict {
     pub anomalous: bool,
     /// Whether the reading was not newer than the car's newest: it changed neither state nor alert.
     pub late: bool,
+    /// Whether there is a score: not while the car is parked or in warm-up.
+    pub judged: bool,
     /// The three features that contribute most, largest first: position in [`crate::FEATURES`] and the size of its
     /// smoothed normalised residual.
     pub contributors: [(usize, f32); 3],
@@ -40,6 +42,11 @@ impl Model {
         let manifest = Manifest::from_json(manifest_json)?;
         manifest.check_weights(weights)?;
         Ok(Self { manifest, weights: Weights::from_safetensors(weights)? })
+    }
+
+    /// A model from its parts in memory, as the trainer makes it.
+    pub fn new(manifest: Manifest, weights: Weights) -> Self {
+        Self { manifest, weights }
     }
 
     /// What is known of the model.
@@ -80,11 +87,37 @@ impl Model {
 
     fn advance(&self, state: &mut CarState, event_time_ms: i64, raw: &Row) -> Verdict {
         let m = &self.manifest;
-        let values = state.observe(&m.settings, &m.scaling, event_time_ms, raw);
-        let inputs = state.standardise(&m.settings, &m.scaling, &values);
+        let Some(inputs) = state.observe(&m.settings, &m.scaling, event_time_ms, raw) else {
+            return Verdict::none(m.threshold);
+        };
         let residuals = residuals(&self.weights, &m.residual_sigma, &inputs);
         let smoothed = state.smooth(&m.settings, &residuals);
-        verdict(&smoothed, &m.smoothed_sigma, m.threshold, state.is_warm(&m.settings))
+        if !state.is_warm(&m.settings) {
+            return Verdict::none(m.threshold);
+        }
+        Verdict::new(&smoothed, &m.smoothed_sigma, m.threshold)
+    }
+}
+
+impl Verdict {
+    /// The verdict on smoothed residuals.
+    pub fn new(smoothed: &Row, smoothed_sigma: &Row, threshold: f32) -> Self {
+        let mut contributors = [(0, f32::NEG_INFINITY); 3];
+        for i in 0..FEATURE_COUNT {
+            let size = smoothed[i].abs() / smoothed_sigma[i];
+            if let Some(place) = contributors.iter().position(|(_, other)| size > *other) {
+                contributors[place..].rotate_right(1);
+                contributors[place] = (i, size);
+            }
+        }
+        let score = contributors[0].1;
+        Self { score, threshold, anomalous: score > threshold, late: false, judged: true, contributors }
+    }
+
+    /// No verdict.
+    pub fn none(threshold: f32) -> Self {
+        let contributors = [(0, 0.0), (1, 0.0), (2, 0.0)];
+        Self { score: 0.0, threshold, anomalous: false, late: false, judged: false, contributors }
     }
 }
 
@@ -92,18 +125,4 @@ impl Model {
 pub fn residuals(weights: &Weights, residual_sigma: &Row, inputs: &Row) -> Row {
     let outputs = weights.forward(inputs);
     std::array::from_fn(|i| (inputs[i] - outputs[i]) / residual_sigma[i])
-}
-
-/// The verdict on smoothed residuals.
-pub fn verdict(smoothed: &Row, smoothed_sigma: &Row, threshold: f32, warm: bool) -> Verdict {
-    let mut contributors = [(0, f32::NEG_INFINITY); 3];
-    for i in 0..FEATURE_COUNT {
-        let size = if warm { smoothed[i].abs() / smoothed_sigma[i] } else { 0.0 };
-        if let Some(place) = contributors.iter().position(|(_, other)| size > *other) {
-            contributors[place..].rotate_right(1);
-            contributors[place] = (i, size);
-        }
-    }
-    let score = contributors[0].1;
-    Verdict { score, threshold, anomalous: score > threshold, late: false, contributors }
 }

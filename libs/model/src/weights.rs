@@ -109,13 +109,7 @@ fn read(file: &SafeTensors<'_>, name: &str, shape: &[usize]) -> Result<Vec<f32>,
     if tensor.dtype() != Dtype::F32 || tensor.shape() != shape {
         return Err(problem(format!("is {:?} {:?}, not F32 {shape:?}", tensor.dtype(), tensor.shape())));
     }
-    let values: Vec<f32> = tensor
-        .data()
-        .as_chunks::<4>()
-        .0
-        .iter()
-        .map(|bytes| f32::from_le_bytes(*bytes))
-        .collect();
+    let values: Vec<f32> = tensor.data().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
     check_finite(&format!("a number in {name}"), &values)?;
     Ok(values)
 }
