@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use event_log::LogArgs;
 use service::{ConfigError, ServiceArgs};
 
+use crate::input::READ_BYTES;
+
 /// Takes cars' MQTT messages (3.1.1 and 5) into the log.
 ///
 /// A car publishes to vehicles/{vin}/telemetry, faults, drivers or status with QoS 0 or 1. A QoS 1 publish is
@@ -159,11 +161,11 @@ impl Limits {
                 self.max_packet_bytes
             ),
         );
-        let least = u64::from(self.max_packet_bytes) * 4;
+        let least = u64::from(self.max_packet_bytes.max(READ_BYTES)) * 4;
         need(
             u64::from(self.max_unacknowledged_bytes) >= least,
             format!(
-                "--max-unacknowledged-bytes {} has no room for four packets: at least {least}",
+                "--max-unacknowledged-bytes {} has no room for four packets and reads: at least {least}",
                 self.max_unacknowledged_bytes
             ),
         );

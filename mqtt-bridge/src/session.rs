@@ -525,3 +525,6 @@ impl From<Malformed> for Refusal {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

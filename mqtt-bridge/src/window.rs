@@ -82,7 +82,6 @@ impl Window {
     pub(crate) fn len(&self) -> usize {
         self.entries.len()
     }
-
 }
 
 #[cfg(test)]
@@ -124,6 +123,6 @@ mod tests {
         assert!(window.complete(0, true));
         assert_eq!(window.pop_decided().map(|e| e.packet_id), Some(0));
         assert_eq!(window.pop_decided().map(|e| e.fate), Some(Fate::Refused(0x90)));
-        assert!(window.is_empty());
+        assert_eq!(window.len(), 0);
     }
 }

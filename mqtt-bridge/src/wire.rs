@@ -309,3 +309,6 @@ pub(crate) fn put_publish(
         Version::V5 => put_v5(v5::Packet::Publish(publish), max_packet_bytes, out),
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,235 @@
+//! Every bound holds, and nothing is lost at it.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use support::client::{Client, Connect, V3, V5, connect_packet, packet, publish_packet};
+use support::{A_MOMENT, CAR, TestBridge, wait_until};
+
+const TELEMETRY: &str = "vehicles/WVWZZZ1JZXW000001/telemetry";
+
+#[test]
+fn a_full_window_stops_reading_and_nothing_is_lost() {
+    let bridge = TestBridge::start(|args| args.limits.max_in_flight = 3);
+    let mut car = Client::connect(bridge.address, V3, CAR);
+    bridge.gate.hold();
+    for id in 1..=10 {
+        car.publish(TELEMETRY, id, id.to_string().as_bytes());
+    }
+    bridge.wait_for("paused", 1);
+    std::thread::sleep(A_MOMENT);
+    assert_eq!((bridge.metric("in_flight"), bridge.gate.held()), (3, 3), "three, whatever comes");
+    bridge.gate.open();
+    car.expect_pubacks(1..=10);
+    assert_eq!(bridge.records("telemetry.raw").len(), 10);
+    bridge.wait_for("paused", 0);
+}
+
+#[test]
+fn an_mqtt_5_client_is_told_its_window_and_held_to_it() {
+    let bridge = TestBridge::start(|args| args.limits.max_in_flight = 3);
+    let mut car = Client::connect(bridge.address, V5, CAR);
+    bridge.gate.hold();
+    for id in 1..=3 {
+        car.publish(TELEMETRY, id, b"x");
+    }
+    wait_until("the log has all", || bridge.gate.held() == 3);
+    car.send(&[0xc0, 0]);
+    assert_eq!(car.packet(), [0xd0, 0], "it is read on, and may ping");
+    car.publish(TELEMETRY, 4, b"x");
+    car.expect_end(0x93);
+}
+
+#[test]
+fn the_byte_budget_of_the_process_stops_reading_and_nothing_is_lost() {
+    let bridge = TestBridge::start(|args| {
+        args.limits.max_packet_bytes = 16 * 1_024;
+        args.limits.max_unacknowledged_bytes = 64 * 1_024;
+    });
+    let mut cars: Vec<_> = (0..4).map(|i| Client::connect(bridge.address, V3, &format!("car{i}"))).collect();
+    bridge.gate.hold();
+    let payload = vec![b'x'; 8 * 1_024];
+    let senders: Vec<_> = cars
+        .iter()
+        .map(|car| {
+            let mut stream = car.stream.try_clone().unwrap();
+            let payload = payload.clone();
+            std::thread::spawn(move || {
+                for id in 1..=10 {
+                    std::io::Write::write_all(&mut stream, &publish_packet(V3, TELEMETRY, id, &payload)).unwrap();
+                }
+            })
+        })
+        .collect();
+    bridge.wait_for("paused", 4);
+    std::thread::sleep(A_MOMENT);
+    assert!(bridge.metric("in_flight") <= 8, "64 KiB are at most eight of these: {}", bridge.metric("in_flight"));
+    assert!(bridge.metric("in_flight") >= 4);
+    bridge.gate.open();
+    for (car, sender) in cars.iter_mut().zip(senders) {
+        car.expect_pubacks(1..=10);
+        sender.join().unwrap();
+    }
+    assert_eq!(bridge.records("telemetry.raw").len(), 40);
+    bridge.wait_for("paused", 0);
+}
+
+#[test]
+fn a_full_append_queue_holds_the_message_back() {
+    for level in [V3, V5] {
+        let bridge = TestBridge::start(|_| {});
+        let mut car = Client::connect(bridge.address, level, CAR);
+        bridge.gate.set_full(true);
+        car.publish(TELEMETRY, 1, b"first");
+        car.publish(TELEMETRY, 0, b"QoS 0");
+        car.publish(TELEMETRY, 2, b"second");
+        bridge.wait_for("paused", 1);
+        car.expect_silence();
+        bridge.gate.set_full(false);
+        car.expect_pubacks([1, 2]);
+        let values: Vec<_> = bridge.records("telemetry.raw").into_iter().map(|r| r.value).collect();
+        assert_eq!(values, [&b"first"[..], b"QoS 0", b"second"]);
+    }
+}
+
+#[test]
+fn a_silent_client_is_closed_after_its_keep_alive() {
+    for level in [V3, V5] {
+        let bridge = TestBridge::start(|_| {});
+        let connect = Connect { level, client_id: CAR, keep_alive_s: 1, will: None };
+        let mut car = Client::connect_as(bridge.address, &connect);
+        let since = Instant::now();
+        for _ in 0..4 {
+            std::thread::sleep(Duration::from_millis(500));
+            car.send(&[0xc0, 0]);
+            assert_eq!(car.packet(), [0xd0, 0], "who pings stays");
+        }
+        car.expect_end(0x8d);
+        assert!(since.elapsed() >= Duration::from_millis(3_400), "not before 1.5 times the keep-alive");
+        bridge.wait_for("closes_total{reason=\"keep-alive\"}", 1);
+    }
+}
+
+#[test]
+fn keep_alive_rests_while_the_socket_is_not_read_but_a_pause_has_its_own_limit() {
+    let bridge = TestBridge::start(|args| {
+        args.limits.max_in_flight = 1;
+        args.limits.max_pause_s = 4;
+    });
+    let connect = Connect { level: V3, client_id: CAR, keep_alive_s: 1, will: None };
+    let mut car = Client::connect_as(bridge.address, &connect);
+    bridge.gate.hold();
+    car.publish(TELEMETRY, 1, b"x");
+    bridge.wait_for("paused", 1);
+    std::thread::sleep(Duration::from_millis(2_500)); // more than 1.5 times the keep-alive
+    car.expect_silence();
+    bridge.gate.open();
+    car.expect_pubacks([1]);
+    bridge.gate.hold();
+    car.publish(TELEMETRY, 2, b"x");
+    car.expect_end(0x89);
+    bridge.wait_for("closes_total{reason=\"paused-too-long\"}", 1);
+}
+
+#[test]
+fn who_says_nothing_is_closed() {
+    let bridge = TestBridge::start(|args| args.limits.connect_timeout_s = 1);
+    let mut silent = Client::silent(bridge.address, V3);
+    let mut slow = Client::silent(bridge.address, V3);
+    slow.send(&connect_packet(&Connect { level: V3, client_id: CAR, keep_alive_s: 0, will: None })[..5]);
+    silent.expect_end(0);
+    slow.expect_end(0);
+    bridge.wait_for("closes_total{reason=\"connect-timeout\"}", 2);
+}
+
+#[test]
+fn one_connection_more_than_allowed_is_told_so() {
+    let bridge = TestBridge::start(|args| args.limits.max_connections = 1);
+    let first = Client::connect(bridge.address, V3, "first");
+    for (level, answer) in [(V3, vec![0x20, 2, 0, 3]), (V5, vec![0x20])] {
+        let mut second = Client::silent(bridge.address, level);
+        second.send(&connect_packet(&Connect { level, client_id: "second", keep_alive_s: 60, will: None }));
+        let connack = second.packet();
+        assert!(connack.starts_with(&answer), "{connack:02x?}");
+        assert!(level == V3 || connack[3] == 0x89, "server busy: {connack:02x?}");
+        assert!(second.packet().is_empty());
+    }
+    assert_eq!(bridge.metric("connect_refusals_total{reason=\"busy\"}"), 2);
+    first.disconnect();
+    bridge.wait_for("connections", 0);
+    Client::connect(bridge.address, V5, "third").disconnect();
+}
+
+#[test]
+fn a_payload_of_a_megabyte_is_refused_with_its_reason() {
+    let bridge = TestBridge::start(|_| {});
+    let payload = vec![b'x'; 1_000_000];
+    for level in [V3, V5] {
+        let mut car = Client::connect(bridge.address, level, CAR);
+        let mut stream = car.stream.try_clone().unwrap();
+        let bytes = publish_packet(level, TELEMETRY, 1, &payload);
+        // The bridge may close before all is sent.
+        let sender = std::thread::spawn(move || {
+            let _ = std::io::Write::write_all(&mut stream, &bytes);
+        });
+        car.expect_end(0x95);
+        sender.join().unwrap();
+    }
+    assert_eq!(bridge.metric("closes_total{reason=\"packet-too-large\"}"), 2);
+    let mut car = Client::connect(bridge.address, V3, CAR);
+    car.publish(TELEMETRY, 1, &payload[..200_000]);
+    car.expect_pubacks([1]);
+    assert_eq!(bridge.records("telemetry.raw")[0].value.len(), 200_000);
+}
+
+#[test]
+fn wrong_topics_and_other_versions_are_refused() {
+    let bridge = TestBridge::start(|args| args.client_id = mqtt_bridge::ClientIdRule::Vin);
+    let mut car = Client::connect(bridge.address, V5, CAR);
+    car.publish("vehicles/OTHER/telemetry", 1, b"x");
+    assert_eq!(car.packet(), [0x40, 3, 0, 1, 0x87]);
+    car.publish("elsewhere", 2, b"x");
+    assert_eq!(car.packet(), [0x40, 3, 0, 2, 0x90]);
+    car.publish(TELEMETRY, 3, b"x");
+    car.expect_pubacks([3]);
+    let mut old = Client::connect(bridge.address, V3, "OTHER");
+    old.publish(TELEMETRY, 1, b"x");
+    old.expect_end(0);
+    assert_eq!(bridge.metric("publish_refusals_total{reason=\"not-authorized\"}"), 1);
+    assert_eq!(bridge.metric("closes_total{reason=\"not-authorized\"}"), 1);
+    assert_eq!(bridge.records("telemetry.raw").len(), 1);
+
+    let mut unknown = Client::silent(bridge.address, 6);
+    unknown.send(&connect_packet(&Connect { level: 6, client_id: CAR, keep_alive_s: 60, will: None }));
+    assert_eq!(unknown.packet(), [0x20, 2, 0, 1], "unacceptable protocol version");
+    assert!(unknown.packet().is_empty());
+    let mut qos2 = Client::connect(bridge.address, V5, CAR);
+    qos2.send(&packet(0x34, b"\0\x01a\0\x01\0"));
+    qos2.expect_end(0x9b);
+}
+
+#[test]
+fn garbage_harms_nobody_else() {
+    let bridge = TestBridge::start(|_| {});
+    let mut car = Client::connect(bridge.address, V3, CAR);
+    let mut state = 1u64;
+    for round in 0..200 {
+        let mut client = Client::silent(bridge.address, V3);
+        let mut bytes = Vec::new();
+        if round % 2 == 0 {
+            let client_id = &format!("garbage{round}");
+            bytes = connect_packet(&Connect { level: V3 + (round % 4 / 2), client_id, keep_alive_s: 60, will: None });
+        }
+        for _ in 0..100 {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            bytes.push((state >> 56) as u8);
+        }
+        let _ = std::io::Write::write_all(&mut client.stream, &bytes);
+    }
+    car.publish(TELEMETRY, 1, b"x");
+    car.expect_pubacks([1]);
+    bridge.wait_for("connections", 1);
+    assert_eq!(bridge.records("telemetry.raw").len(), 1);
+}

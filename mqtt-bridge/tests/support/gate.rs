@@ -1,0 +1,141 @@
+//! A log like the one it wraps, but for when and how appends complete.
+
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use event_log::{
+    AppendError, Appender, Completion, Consumer, Error, Log, LogUrl, OnCompletion, ProcessorOptions, Range, Reader,
+    Record, TopicDescription, TopicSpec, Transactor,
+};
+
+#[derive(Default)]
+struct State {
+    holding: bool,
+    failing: bool,
+    full: bool,
+    held: Vec<Completion>,
+}
+
+/// What the test does to the completions.
+#[derive(Default)]
+pub struct Gate {
+    state: Mutex<State>,
+    deliver: OnceLock<Arc<OnCompletion>>,
+}
+
+impl Gate {
+    /// From now on the log says nothing.
+    pub fn hold(&self) {
+        self.state.lock().unwrap().holding = true;
+    }
+
+    /// From now on the log says of every record that it may not be durable.
+    pub fn fail(&self) {
+        self.state.lock().unwrap().failing = true;
+    }
+
+    /// Whether the append queue has no room.
+    pub fn set_full(&self, full: bool) {
+        self.state.lock().unwrap().full = full;
+    }
+
+    /// How many completions are held back.
+    pub fn held(&self) -> usize {
+        self.state.lock().unwrap().held.len()
+    }
+
+    /// Lets go of what is held, the last first, and holds nothing any more.
+    pub fn open(&self) {
+        let held = {
+            let mut state = self.state.lock().unwrap();
+            state.holding = false;
+            state.full = false;
+            std::mem::take(&mut state.held)
+        };
+        let reversed: Vec<_> = held.into_iter().rev().collect();
+        if let (Some(deliver), false) = (self.deliver.get(), reversed.is_empty()) {
+            deliver(&reversed);
+        }
+    }
+
+    fn completed(&self, completions: &[Completion]) {
+        let mut state = self.state.lock().unwrap();
+        let failing = state.failing;
+        let decided = completions.iter().map(|c| Completion { durable: c.durable && !failing, ..*c });
+        if state.holding {
+            state.held.extend(decided);
+            return;
+        }
+        let decided: Vec<_> = decided.collect();
+        drop(state);
+        self.deliver.get().expect("an appender")(&decided);
+    }
+}
+
+/// The log.
+#[derive(Debug)]
+pub struct GatedLog {
+    pub inner: Arc<dyn Log>,
+    pub gate: Arc<Gate>,
+}
+
+impl std::fmt::Debug for Gate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Gate")
+    }
+}
+
+impl Log for GatedLog {
+    fn url(&self) -> &LogUrl {
+        self.inner.url()
+    }
+
+    fn ensure_topic(&self, spec: &TopicSpec) -> Result<(), Error> {
+        self.inner.ensure_topic(spec)
+    }
+
+    fn describe(&self, topic: &str) -> Result<TopicDescription, Error> {
+        self.inner.describe(topic)
+    }
+
+    fn committed(&self, group: &str, topic: &str) -> Result<Vec<Option<u64>>, Error> {
+        self.inner.committed(group, topic)
+    }
+
+    fn appender(self: Arc<Self>, on_completion: OnCompletion) -> Result<Arc<dyn Appender>, Error> {
+        assert!(self.gate.deliver.set(Arc::new(on_completion)).is_ok(), "one appender a gate");
+        let gate = self.gate.clone();
+        let inner = self.inner.clone().appender(Box::new(move |completions| gate.completed(completions)))?;
+        Ok(Arc::new(GatedAppender { inner, gate: self.gate.clone() }))
+    }
+
+    fn reader(self: Arc<Self>, ranges: Vec<Range>) -> Result<Box<dyn Reader>, Error> {
+        self.inner.clone().reader(ranges)
+    }
+
+    fn consumer(self: Arc<Self>, options: &ProcessorOptions) -> Result<Box<dyn Consumer>, Error> {
+        self.inner.clone().consumer(options)
+    }
+
+    fn transactor(self: Arc<Self>, options: &ProcessorOptions) -> Result<Box<dyn Transactor>, Error> {
+        self.inner.clone().transactor(options)
+    }
+}
+
+struct GatedAppender {
+    inner: Arc<dyn Appender>,
+    gate: Arc<Gate>,
+}
+
+impl Appender for GatedAppender {
+    fn append(&self, topic: &Arc<str>, record: &Record<'_>, token: u64) -> Result<(), AppendError> {
+        if self.gate.state.lock().unwrap().full {
+            return Err(AppendError::Full);
+        }
+        self.inner.append(topic, record, token)
+    }
+
+    fn flush(&self, timeout: Duration) -> bool {
+        self.inner.flush(timeout)
+    }
+}
