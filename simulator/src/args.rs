@@ -274,7 +274,8 @@ impl RunArgs {
             problems.push(format!("--in-flight {}: must be within 1 and 1000", self.in_flight));
         }
         if self.buffer < self.in_flight {
-            problems.push(format!("--buffer {}: must hold at least what is in flight ({})", self.buffer, self.in_flight));
+            problems
+                .push(format!("--buffer {}: must hold at least what is in flight ({})", self.buffer, self.in_flight));
         }
         problems
     }

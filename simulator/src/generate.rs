@@ -42,13 +42,18 @@ pub fn generate(args: &GenerateArgs, shutdown: &CancellationToken) -> anyhow::Re
         (Format::Parquet, None) => bail!("--format parquet needs --output FILE"),
     };
     let mut line = Vec::new();
-    let written = readings(&args.fleet, shutdown, |payload| sink.reading(payload), |car, fault| {
-        let Some(findings) = &mut findings else { return Ok(()) };
-        line.clear();
-        write_finding(car, fault, &mut line);
-        line.push(b'\n');
-        findings.write_all(&line).context("cannot write the findings")
-    })
+    let written = readings(
+        &args.fleet,
+        shutdown,
+        |payload| sink.reading(payload),
+        |car, fault| {
+            let Some(findings) = &mut findings else { return Ok(()) };
+            line.clear();
+            write_finding(car, fault, &mut line);
+            line.push(b'\n');
+            findings.write_all(&line).context("cannot write the findings")
+        },
+    )
     .and_then(|()| sink.finish());
     match written {
         // `simulator generate | head` is no failure.

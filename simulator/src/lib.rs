@@ -1,26 +1,142 @@
-//! A fleet of cars.
+//! A fleet of cars that behave like cars: seeded, physical, with networks that come and go.
+//!
+//! ```text
+//! seed, index ─► Car ─► readings ─┬─► queue ─► MQTT 3.1.1, QoS 1 ─► bridge        (run)
+//!                  │              │              │
+//!                  └─► findings ──┘              └─► ledger: what became of each reading
+//!                                 └─► NDJSON or Parquet                           (generate)
+//! ```
+//!
+//! [`car`] is pure: the same seed and index give the same readings in any process. What the network does decides when
+//! and how often a reading is sent, never which readings there are.
+//!
+//! What it deliberately does not do: QoS 0 and 2, MQTT 5, TLS.
 
 pub mod args;
 pub mod car;
+mod client;
 mod fleet;
 mod generate;
+mod ledger;
+mod metrics;
 mod parquet_file;
 mod payload;
 mod random;
 
-use tokio_util::sync::CancellationToken;
+use std::sync::Arc;
 
-pub use args::{Args, FleetArgs, Format, GenerateArgs, RunArgs};
+use anyhow::ensure;
+use prometheus_client::registry::Registry;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use args::{Args, Command, FleetArgs, Format, GenerateArgs, RunArgs};
+pub use car::{Car, Fault, FaultKind, Reading};
 pub use fleet::{Breaker, fleet};
 pub use generate::generate;
+pub use metrics::Metrics;
 pub use payload::{Breakage, write_broken, write_driver, write_finding, write_reading};
 
-/// What the binary does.
+use client::{Link, Shared};
+
+/// What a fleet did. Every reading is acknowledged, unacknowledged or dropped.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Readings taken.
+    pub readings: u64,
+    /// Readings that were sent at least once.
+    pub sent: u64,
+    /// Readings that the server acknowledged.
+    pub acknowledged: u64,
+    /// Readings that the server had not acknowledged at the end, sent or not.
+    pub unacknowledged: u64,
+    /// Readings dropped because a car's buffer was full.
+    pub dropped: u64,
+    /// Readings among all whose payload was broken on purpose.
+    pub broken: u64,
+    /// Publishes that were repeated because their acknowledgement was lost.
+    pub duplicates_sent: u64,
+    /// Alerts that cars received.
+    pub alerts_received: u64,
+    /// What the workshops found, by time; in the run's event time.
+    pub faults: Vec<Fault>,
+    /// Findings that the server did not acknowledge.
+    pub faults_unacknowledged: u64,
+}
+
+/// What the binary does: drive the fleet, or write its readings.
 pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
-    match args.command {
-        Some(args::Command::Generate(args)) => {
-            tokio::task::spawn_blocking(move || generate(&args, &shutdown)).await?
+    let run = match args.command {
+        Some(Command::Generate(args)) => {
+            return tokio::task::spawn_blocking(move || generate(&args, &shutdown)).await?;
         }
-        _ => anyhow::bail!("no network yet"),
+        Some(Command::Run(run)) => run,
+        None => args.run,
+    };
+    let mut registry = Registry::default();
+    let metrics = Metrics::new(&mut registry);
+    let service = run.service.clone();
+    let drive = async { run_with(run, metrics, shutdown).await.map(|summary| tell(&summary)) };
+    service::with_admin(&service, registry, drive).await
+}
+
+/// Drives the fleet until its span is covered or `shutdown` is cancelled, then waits for the acknowledgements that are
+/// still to come, as long as the settings allow.
+///
+/// # Errors
+/// [`service::ConfigError`] for settings that cannot work; a ledger that cannot be written. A server that is not there is
+/// waited for.
+pub async fn run_with(args: RunArgs, metrics: Metrics, shutdown: CancellationToken) -> anyhow::Result<Summary> {
+    service::ConfigError::check(args.problems())?;
+    let stop = shutdown.child_token();
+    let (rows, writer) = match &args.ledger {
+        Some(path) => ledger::open(path, stop.clone()).map(|(rows, writer)| (Some(rows), Some(writer)))?,
+        None => (None, None),
+    };
+    let fleet_args = args.fleet.clone();
+    let cars = args.fleet.cars;
+    let shared = Arc::new(Shared::new(args, metrics, rows, stop));
+    let tasks = TaskTracker::new();
+    for (car, number) in fleet(&fleet_args).zip(0..) {
+        tasks.spawn(Link::new(Arc::clone(&shared), car, number).run());
     }
+    tasks.close();
+    tasks.wait().await;
+    let totals = shared.totals();
+    // The last sender of rows goes with it, and the writer ends.
+    drop(shared);
+    if let Some(writer) = writer {
+        writer.await??;
+    }
+    ensure!(totals.cars == cars, "{} of {cars} cars ended by a panic", cars - totals.cars);
+    Ok(summary(totals))
+}
+
+fn summary(totals: client::Totals) -> Summary {
+    let mut faults = totals.faults;
+    faults.sort_by(|a, b| (a.began_ms, &a.vin).cmp(&(b.began_ms, &b.vin)));
+    Summary {
+        readings: totals.readings,
+        sent: totals.sent,
+        acknowledged: totals.acknowledged,
+        unacknowledged: totals.unacknowledged,
+        dropped: totals.dropped,
+        broken: totals.broken,
+        duplicates_sent: totals.repeated,
+        alerts_received: totals.alerts,
+        faults,
+        faults_unacknowledged: totals.unreported_faults,
+    }
+}
+
+fn tell(summary: &Summary) {
+    let Summary { readings, acknowledged, unacknowledged, dropped, duplicates_sent, alerts_received, .. } = summary;
+    let faults = summary.faults.len();
+    if *unacknowledged > 0 {
+        tracing::warn!("{unacknowledged} readings were not acknowledged in time");
+    }
+    tracing::info!(
+        "{readings} readings: {acknowledged} acknowledged, {unacknowledged} not, {dropped} dropped; \
+         {duplicates_sent} publishes repeated, {alerts_received} alerts, {faults} faults"
+    );
 }

@@ -30,8 +30,7 @@ impl ParquetFile {
         let mut decoder = JsonDecoder::new(schema);
         let shown = path.display().to_string();
         let file = File::create(path).with_context(|| format!("cannot create {shown}"))?;
-        let properties =
-            WriterProperties::builder().set_compression(Compression::ZSTD(ZstdLevel::default())).build();
+        let properties = WriterProperties::builder().set_compression(Compression::ZSTD(ZstdLevel::default())).build();
         let writer = ArrowWriter::try_new(file, decoder.finish().schema(), Some(properties))
             .with_context(|| format!("cannot write {shown}"))?;
         Ok(Self { decoder, writer: Some(writer), path: shown, broken: 0 })

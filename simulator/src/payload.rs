@@ -6,9 +6,14 @@ use serde::Serialize;
 
 use crate::car::{Car, FEATURES, Fault, Reading, vin};
 
-/// Topics of a car.
+/// Where a car publishes its readings.
 pub(crate) fn telemetry_topic(vin: &str) -> String {
     format!("vehicles/{vin}/telemetry")
+}
+
+/// Where the workshop publishes what it found in a car.
+pub(crate) fn faults_topic(vin: &str) -> String {
+    format!("vehicles/{vin}/faults")
 }
 
 /// Appends a reading of `car` as JSON.

@@ -25,7 +25,7 @@ const TUNNELS_PER_S: f64 = 1.0 / 4_000.0;
 
 /// The parts of a drive cycle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Road {
+pub(crate) enum Road {
     /// At a light, in a jam.
     Standstill,
     /// To 14 m/s.
@@ -74,11 +74,7 @@ impl Drive {
 
     /// A trip begins: out into the region, or home.
     pub(crate) fn set_off(&mut self, homeward: bool, home: &Home, random: &mut Random) {
-        self.heading = if homeward {
-            self.bearing_home(home)
-        } else {
-            random.range(0.0, core::f64::consts::TAU)
-        };
+        self.heading = if homeward { self.bearing_home(home) } else { random.range(0.0, core::f64::consts::TAU) };
         self.road = Road::Standstill;
         self.leg_left_s = random.range(4.0, 15.0);
         self.target_mps = 0.0;
@@ -177,10 +173,7 @@ impl Drive {
 
     fn from_home(&self, home: &Home) -> (f64, f64) {
         let metres_per_longitude = METRES_PER_DEGREE * libm::cos(home.latitude.to_radians());
-        (
-            (self.latitude - home.latitude) * METRES_PER_DEGREE,
-            (self.longitude - home.longitude) * metres_per_longitude,
-        )
+        ((self.latitude - home.latitude) * METRES_PER_DEGREE, (self.longitude - home.longitude) * metres_per_longitude)
     }
 
     fn bearing_home(&self, home: &Home) -> f64 {

@@ -14,7 +14,7 @@ use crate::random::Random;
 
 /// Hours that a fault lasts in driving time, mean over the drawn values (see [`Onset::draw`] and `ready_for_repair`);
 /// measured, as it depends on how trips are cut. Turns a share of readings into a rate of onsets.
-const MEAN_DRIVEN_H: f64 = 0.72;
+const MEAN_DRIVEN_H: f64 = 0.47;
 
 /// What breaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -130,12 +130,15 @@ impl Onset {
         }
         let kind = FaultKind::ALL[random.below(FaultKind::ALL.len())];
         let parts = if kind == FaultKind::StuckSensor { STICKING.len() } else { 4 };
+        let lasts_s = random.range(800.0, 1_700.0);
+        // Drivers don't go on for long with it: it begins when about that much of the trip is left.
+        let at_s = end_s - (lasts_s * random.range(0.7, 1.4)) as i64;
         Some(Self {
-            at_s: start_s + ((end_s - start_s) as f64 * random.range(0.03, 0.6)) as i64,
+            at_s: at_s.clamp(start_s + 30, end_s - 60),
             kind,
             part: random.below(parts),
-            grow_s: random.range(300.0, 1_000.0),
-            lasts_s: random.range(1_000.0, 2_400.0),
+            grow_s: random.range(240.0, 700.0),
+            lasts_s,
             peak: random.range(0.55, 1.0),
         })
     }
@@ -195,7 +198,7 @@ impl ActiveFault {
             // At worst a fifth of the gas in an hour: about 10 psi.
             FaultKind::SlowTireLeak => effects.leak_per_s[self.onset.part] = 0.22 / 3_600.0 * severity,
             FaultKind::BearingWear => effects.bearing[self.onset.part] = severity,
-            FaultKind::CoolingFailure => effects.cooling_loss = 0.80 * severity.sqrt(),
+            FaultKind::CoolingFailure => effects.cooling_loss = 0.92 * severity.sqrt(),
             FaultKind::WeakBatteryCell => effects.weak_cell = severity,
             FaultKind::DriveshaftImbalance => effects.imbalance = severity,
             FaultKind::OutdatedFirmware => effects.outdated_map = severity,

@@ -84,9 +84,19 @@ impl Habits {
         if random.chance(0.2) {
             return;
         }
-        plan.there_and_back(random.range(9.0, 11.0) * HOUR_S, random.range(15.0, 60.0), random.range(40.0, 240.0), random);
+        plan.there_and_back(
+            random.range(9.0, 11.0) * HOUR_S,
+            random.range(15.0, 60.0),
+            random.range(40.0, 240.0),
+            random,
+        );
         if random.chance(0.5) {
-            plan.there_and_back(random.range(17.0, 19.5) * HOUR_S, random.range(10.0, 35.0), random.range(60.0, 150.0), random);
+            plan.there_and_back(
+                random.range(17.0, 19.5) * HOUR_S,
+                random.range(10.0, 35.0),
+                random.range(60.0, 150.0),
+                random,
+            );
         }
     }
 

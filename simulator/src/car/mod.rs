@@ -164,6 +164,11 @@ impl Car {
         core::str::from_utf8(&self.vin).expect("made of ASCII characters")
     }
 
+    /// The same as bytes.
+    pub(crate) fn vin_bytes(&self) -> [u8; 17] {
+        self.vin
+    }
+
     /// The driver's name, as it stands in every reading.
     pub fn driver_name(&self) -> &str {
         &self.driver_name

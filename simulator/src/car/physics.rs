@@ -105,7 +105,14 @@ impl Body {
     }
 
     /// `dt_s` seconds of driving.
-    pub(crate) fn drive(&mut self, dt_s: f64, drive: &Drive, vehicle: &Vehicle, effects: &Effects, random: &mut Random) {
+    pub(crate) fn drive(
+        &mut self,
+        dt_s: f64,
+        drive: &Drive,
+        vehicle: &Vehicle,
+        effects: &Effects,
+        random: &mut Random,
+    ) {
         let traction_w = traction_power_w(drive, vehicle);
         let engine_w = self.engine_power_w(traction_w, drive.speed_mps, vehicle);
         self.breathe(engine_w, vehicle, effects);
@@ -144,10 +151,9 @@ impl Body {
     /// Gauge pressure of a tyre: the absolute pressure of a fixed volume goes with amount and absolute temperature of
     /// the gas (ideal gas law).
     pub(crate) fn tyre_pressure_psi(&self, tyre: usize, vehicle: &Vehicle) -> f64 {
-        let absolute = (vehicle.cold_pressure_psi[tyre] + ATMOSPHERE_PSI)
-            * self.gas[tyre]
-            * (self.tyre_c[tyre] + KELVIN)
-            / (COLD_TYRE_C + KELVIN);
+        let absolute =
+            (vehicle.cold_pressure_psi[tyre] + ATMOSPHERE_PSI) * self.gas[tyre] * (self.tyre_c[tyre] + KELVIN)
+                / (COLD_TYRE_C + KELVIN);
         (absolute - ATMOSPHERE_PSI).max(0.0)
     }
 
@@ -220,11 +226,12 @@ impl Body {
         let road = drive.roughness * (speed_mps / 10.0).sqrt();
         let base = vehicle.vibration_base_mmps;
         let engine = base * (0.6 + 0.045 * speed_mps + 1.1 * load) + 0.35 * road;
-        let mut faulty = base * effects.imbalance * 1.9 * (speed_mps / 25.0) * (speed_mps / 25.0);
+        let mut faulty = base * effects.imbalance * 2.4 * (speed_mps / 25.0) * (speed_mps / 25.0);
         for (wheel, g) in self.acceleration_g.iter_mut().enumerate() {
             let worn = effects.bearing[wheel] * (speed_mps / 20.0).min(1.4);
             faulty += base * 0.9 * worn * (1.0 + 0.25 * random.gauss()).max(0.0);
-            let shaft = if wheel >= 2 { 0.12 * effects.imbalance * (speed_mps / 25.0) * (speed_mps / 25.0) } else { 0.0 };
+            let shaft =
+                if wheel >= 2 { 0.15 * effects.imbalance * (speed_mps / 25.0) * (speed_mps / 25.0) } else { 0.0 };
             let smooth = 0.11 * vehicle.corner_gain[wheel] * road * (1.0 + 1.3 * worn) + shaft;
             *g = (smooth + 0.004 * base) * (1.0 + 0.10 * random.gauss());
         }

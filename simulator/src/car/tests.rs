@@ -92,7 +92,8 @@ fn heat_has_inertia_and_pressure_follows_temperature() {
             let rise = pair[1].values()[0] - pair[0].values()[0];
             assert!(rise.abs() < 12.0, "coolant jumps by {rise} in 30 s");
         }
-        let trips: Vec<&[Reading]> = readings.chunk_by(|a, b| a.trip_id == b.trip_id && a.boot_id == b.boot_id).collect();
+        let trips: Vec<&[Reading]> =
+            readings.chunk_by(|a, b| a.trip_id == b.trip_id && a.boot_id == b.boot_id).collect();
         for trip in trips.iter().filter(|t| t[0].trip_id.is_some() && t.len() > 60) {
             let (first, last) = (trip[0].values(), trip[trip.len() - 1].values());
             if first[0] < 30.0 {
@@ -111,8 +112,7 @@ fn faults_have_their_share_and_findings_match_the_readings() {
     for index in 0..200 {
         let (readings, faults) = life(&spec(1), index, 3 * DAY_MS);
         for reading in &readings {
-            let inside =
-                faults.iter().filter(|f| (f.began_ms..f.repaired_ms).contains(&reading.event_time_ms)).count();
+            let inside = faults.iter().filter(|f| (f.began_ms..f.repaired_ms).contains(&reading.event_time_ms)).count();
             assert_eq!(inside, usize::from(reading.faulty), "car {index} at {}", reading.event_time_ms);
         }
         for fault in &faults {

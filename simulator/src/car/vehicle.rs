@@ -86,7 +86,8 @@ impl Vehicle {
         // A day may be warmer or cooler than the season; the pressures were set to about 33 psi, not evenly.
         let pressure_psi = random.range(31.0, 37.0);
         let firmware = if random.chance(0.6) { 2_000 } else { 3_000 };
-        let mass_kg = random.range(1_350.0, 1_900.0) + if random.chance(0.25) { random.range(50.0, 300.0) } else { 0.0 };
+        let mass_kg =
+            random.range(1_350.0, 1_900.0) + if random.chance(0.25) { random.range(50.0, 300.0) } else { 0.0 };
         Self {
             home: Home {
                 latitude: latitude + 0.12 * random.gauss(),

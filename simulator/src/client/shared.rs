@@ -1,0 +1,151 @@
+//! What the cars of a process share: the clock, the server's address, where rows, counts and findings go.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use service::Waiting;
+use tokio::net::{TcpSocket, TcpStream, lookup_host};
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::args::RunArgs;
+use crate::car::Fault;
+use crate::fleet::Breaker;
+use crate::ledger::Rows;
+use crate::metrics::Metrics;
+
+/// A server that does not answer the handshake within this is not there.
+pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A resolved address is looked up again after a failure, but not more often than this.
+const RESOLVE_AGAIN_AFTER: Duration = Duration::from_secs(5);
+
+/// What the cars of a process share.
+pub(crate) struct Shared {
+    pub(crate) args: RunArgs,
+    pub(crate) breaker: Breaker,
+    pub(crate) metrics: Metrics,
+    pub(crate) ledger: Option<Rows>,
+    pub(crate) shutdown: CancellationToken,
+    /// When the run began.
+    pub(crate) start: Instant,
+    address: Mutex<Option<(SocketAddr, Instant)>>,
+    waiting: Mutex<Waiting>,
+    totals: Mutex<Totals>,
+}
+
+/// Sums over cars that have ended.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Totals {
+    pub(crate) cars: u32,
+    pub(crate) readings: u64,
+    pub(crate) sent: u64,
+    pub(crate) acknowledged: u64,
+    pub(crate) dropped: u64,
+    pub(crate) unacknowledged: u64,
+    pub(crate) broken: u64,
+    pub(crate) repeated: u64,
+    pub(crate) alerts: u64,
+    pub(crate) faults: Vec<Fault>,
+    pub(crate) unreported_faults: u64,
+}
+
+impl Shared {
+    pub(crate) fn new(args: RunArgs, metrics: Metrics, ledger: Option<Rows>, shutdown: CancellationToken) -> Self {
+        Self {
+            breaker: Breaker::new(&args.fleet),
+            waiting: Mutex::new(Waiting::new(format!("MQTT at {}", args.mqtt))),
+            args,
+            metrics,
+            ledger,
+            shutdown,
+            start: Instant::now(),
+            address: Mutex::default(),
+            totals: Mutex::default(),
+        }
+    }
+
+    /// The event time that it is now.
+    pub(crate) fn event_time_ms(&self, now: Instant) -> i64 {
+        let elapsed_s = now.saturating_duration_since(self.start).as_secs_f64();
+        self.args.fleet.start_time + (elapsed_s * self.args.fleet.speedup * 1_000.0) as i64
+    }
+
+    /// When it is that event time.
+    pub(crate) fn instant_of(&self, event_time_ms: i64) -> Instant {
+        let event_s = (event_time_ms - self.args.fleet.start_time).max(0) as f64 / 1_000.0;
+        self.start + Duration::from_secs_f64(event_s / self.args.fleet.speedup)
+    }
+
+    /// Connects car `number` of this process from its source address.
+    pub(crate) async fn connect(&self, number: u32) -> io::Result<TcpStream> {
+        let address = self.resolve().await?;
+        let sources = &self.args.source_addresses;
+        let source: Option<IpAddr> =
+            if sources.is_empty() { None } else { Some(sources[number as usize % sources.len()]) };
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        if let Some(source) = source {
+            socket.bind(SocketAddr::new(source, 0))?;
+        }
+        let stream = timeout(HANDSHAKE_TIMEOUT, socket.connect(address))
+            .await
+            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, format!("{address} does not answer")))??;
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    }
+
+    /// There is no server: says so, now and then, for all cars together.
+    pub(crate) fn no_server(&self, cause: &io::Error) {
+        if let Ok(mut waiting) = self.waiting.lock() {
+            waiting.note(cause);
+        }
+        if let Ok(mut address) = self.address.lock() {
+            address.take_if(|(_, at)| at.elapsed() > RESOLVE_AGAIN_AFTER);
+        }
+    }
+
+    /// There is one.
+    pub(crate) fn server_is_there(&self) {
+        if let Ok(mut waiting) = self.waiting.lock() {
+            waiting.over();
+        }
+    }
+
+    /// A car has ended.
+    pub(crate) fn add(&self, car: Totals) {
+        let mut totals = self.totals.lock().expect("no car panics while it adds up");
+        totals.cars += car.cars;
+        totals.readings += car.readings;
+        totals.sent += car.sent;
+        totals.acknowledged += car.acknowledged;
+        totals.dropped += car.dropped;
+        totals.unacknowledged += car.unacknowledged;
+        totals.broken += car.broken;
+        totals.repeated += car.repeated;
+        totals.alerts += car.alerts;
+        totals.faults.extend(car.faults);
+        totals.unreported_faults += car.unreported_faults;
+    }
+
+    /// The sums over all cars, once they have ended.
+    pub(crate) fn totals(&self) -> Totals {
+        self.totals.lock().expect("no car panics while it adds up").clone()
+    }
+
+    async fn resolve(&self) -> io::Result<SocketAddr> {
+        let known = self.address.lock().ok().and_then(|address| *address);
+        if let Some((address, _)) = known {
+            return Ok(address);
+        }
+        let address = lookup_host(&self.args.mqtt)
+            .await?
+            .min_by_key(|address| address.is_ipv6())
+            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("{} has no address", self.args.mqtt)))?;
+        if let Ok(mut known) = self.address.lock() {
+            *known = Some((address, Instant::now()));
+        }
+        Ok(address)
+    }
+}
