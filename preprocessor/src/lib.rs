@@ -1,1 +1,185 @@
-//! Placeholder.
+//! SQL over the stream: from what cars send to what may leave the edge.
+//!
+//! ```text
+//!               ┌────────────── one loop and one thread per stream ──────────────┐
+//!  raw topic ──►│ decode ─► origin ─► duplicates ─► SQL ─► Avro                  │──► clean topic
+//!  table ──────►│  (JSON,   (topic =  (exactly,     (filter, look up, coarsen,   │
+//!               │  schema)   key = VIN) bounded)     pseudonymise)               │──► dead letters
+//!               └────────────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! A stream is a definition, not code: input schema, `CREATE STREAM … AS SELECT …`, output schema ([`definition`]).
+//! A statement that would let out a field tagged as personal, or that could fail on a record, does not start
+//! ([`sql`]). Each reading is let through once ([`duplicates`]).
+//!
+//! What it deliberately does not do: aggregates, windows, joins of two streams; anything that needs more than the one
+//! record and a table.
+
+mod args;
+mod check;
+pub mod definition;
+pub mod duplicates;
+mod metrics;
+pub mod sql;
+mod transform;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use anyhow::Context;
+use event_log::{Error, Log, catalogue};
+use prometheus_client::registry::Registry;
+use service::ConfigError;
+use telemetry::pseudonym::PseudonymKey;
+use tokio_util::sync::CancellationToken;
+
+pub use args::Args;
+pub use metrics::{Metrics, Stream, Table};
+pub use transform::{Preprocess, reason};
+
+use definition::{Definition, Definitions};
+
+/// What the binary runs: the streams, and the admin port if one is asked for; or the check.
+pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
+    if args.check {
+        print!("{}", check(&args)?);
+        return Ok(());
+    }
+    let mut registry = Registry::default();
+    let metrics = Metrics::new(&mut registry);
+    let service = args.service.clone();
+    service::with_admin(&service, registry, run_with(args, metrics, shutdown)).await
+}
+
+/// Runs all streams until `shutdown`, and returns once the open transactions are committed.
+pub async fn run_with(args: Args, metrics: Metrics, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let streams = prepare(&args, &metrics)?;
+    tokio::task::spawn_blocking(move || run_streams(&args, streams, &metrics, &shutdown))
+        .await
+        .context("the preprocessor's thread panicked")?
+}
+
+/// Checks the definitions, and says for each stream what it lets out. Needs no key.
+pub fn check(args: &Args) -> Result<String, ConfigError> {
+    let key = PseudonymKey::from_bytes(&[0; 32]).expect("32 bytes are enough");
+    let streams = plan(args, &key, &Metrics::new(&mut Registry::default())).map_err(ConfigError)?;
+    let described: Vec<_> = streams.iter().map(|(definition, p)| check::describe(definition, p.query())).collect();
+    Ok(described.join("\n"))
+}
+
+/// Everything that can be wrong before a log is opened, told together.
+fn prepare(args: &Args, metrics: &Metrics) -> Result<Vec<(Definition, Preprocess)>, ConfigError> {
+    let mut problems = args.problems();
+    let key = args.pseudonym_key().map_err(|problem| problems.push(problem));
+    // Definitions are checked even if there is no key.
+    let placeholder = || PseudonymKey::from_bytes(&[0; 32]).expect("32 bytes are enough");
+    let streams = plan(args, &key.unwrap_or_else(|()| placeholder()), metrics).unwrap_or_else(|more| {
+        problems.extend(more);
+        Vec::new()
+    });
+    ConfigError::check(problems)?;
+    Ok(streams)
+}
+
+fn plan(args: &Args, key: &PseudonymKey, metrics: &Metrics) -> Result<Vec<(Definition, Preprocess)>, Vec<String>> {
+    let definitions = match &args.streams {
+        Some(directory) => Definitions::load(directory)?,
+        None => Definitions::builtin()?,
+    };
+    let mut problems = Vec::new();
+    let mut streams = Vec::new();
+    for definition in definitions.streams {
+        match Preprocess::new(&definition, &definitions.schemas, key, metrics) {
+            Ok(transform) => streams.push((definition, transform)),
+            Err(more) => problems.extend(more.into_iter().map(|p| format!("stream {}: {p}", definition.name))),
+        }
+    }
+    if problems.is_empty() { Ok(streams) } else { Err(problems) }
+}
+
+/// One thread per stream. If one fails the others are stopped, and the first failure is returned.
+fn run_streams(
+    args: &Args,
+    streams: Vec<(Definition, Preprocess)>,
+    metrics: &Metrics,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<()> {
+    let opened = service::retry_until(
+        shutdown,
+        args.log.log.to_string(),
+        |e: &Error| !e.is_retriable(),
+        || {
+            let log = args.log.open()?;
+            ensure_topics(log.as_ref(), &streams)?;
+            Ok(log)
+        },
+    )?;
+    let Some(log) = opened else { return Ok(()) };
+    let stop = shutdown.child_token();
+    std::thread::scope(|scope| {
+        let mut running = Vec::new();
+        for (definition, transform) in streams {
+            let (log, stopped) = (log.clone(), stop.clone());
+            let name = definition.name.clone();
+            let body = move || {
+                // Also when it panics.
+                let _stop = stopped.clone().drop_guard();
+                run_stream(args, &definition, transform, log, metrics, &stopped)
+            };
+            let thread = std::thread::Builder::new().name(format!("preprocessor-{name}")).spawn_scoped(scope, body);
+            match thread {
+                Ok(thread) => running.push((name, thread)),
+                Err(error) => {
+                    stop.cancel();
+                    return Err(error).context("cannot start a thread");
+                }
+            }
+        }
+        let mut result = Ok(());
+        for (name, thread) in running {
+            let ended = thread.join().unwrap_or_else(|_| Err(anyhow::anyhow!("its thread panicked")));
+            if let Err(error) = ended.with_context(|| format!("stream {name}")) {
+                result = result.and(Err(error));
+            }
+        }
+        result
+    })
+}
+
+fn run_stream(
+    args: &Args,
+    definition: &Definition,
+    mut transform: Preprocess,
+    log: Arc<dyn Log>,
+    metrics: &Metrics,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
+    let (input, output) = (&definition.input.topic, &definition.output_topic);
+    tracing::info!("stream {}: {input} to {output} in {}", definition.name, log.url());
+    let options = pipeline::Options {
+        source: log.clone(),
+        target: log,
+        group: format!("preprocessor-{}", definition.name),
+        instance: args.instance.clone(),
+        topics: vec![input.clone()],
+        tables: transform.table_topics(),
+        outputs: vec![output.clone()],
+        dead_letter: Some(definition.dead_letter.clone()),
+        max_records: args.max_records,
+        max_wait: args.max_wait(),
+    };
+    pipeline::run(options, &mut transform, &metrics.pipeline, stop)
+}
+
+/// Creates the topics of the catalogue that are not there. Others, of definitions of one's own, are waited for.
+fn ensure_topics(log: &dyn Log, streams: &[(Definition, Preprocess)]) -> Result<(), Error> {
+    let mut topics = BTreeSet::new();
+    for (definition, transform) in streams {
+        topics.extend([&definition.input.topic, &definition.output_topic, &definition.dead_letter].map(Arc::clone));
+        topics.extend(transform.table_topics());
+    }
+    for spec in topics.iter().filter_map(|topic| catalogue::find(topic)) {
+        log.ensure_topic(&spec)?;
+    }
+    Ok(())
+}

@@ -28,13 +28,18 @@ static TOPICS: LazyLock<BTreeMap<String, Declared>> = LazyLock::new(|| {
 /// # Panics
 /// If `schemas/topics.json` does not declare it.
 pub fn topic(name: &str) -> TopicSpec {
-    let declared = TOPICS.get(name).unwrap_or_else(|| panic!("schemas/topics.json does not declare topic {name}"));
-    TopicSpec {
+    find(name).unwrap_or_else(|| panic!("schemas/topics.json does not declare topic {name}"))
+}
+
+/// What the topic `name` should be, if `schemas/topics.json` declares it.
+pub fn find(name: &str) -> Option<TopicSpec> {
+    let declared = TOPICS.get(name)?;
+    Some(TopicSpec {
         name: name.into(),
         partitions: declared.partitions,
         retention: declared.retention_hours.map(|hours| Duration::from_secs(3600 * hours)),
         compacted: declared.compacted,
-    }
+    })
 }
 
 /// Whether records of `name` hold personal data, and so must not leave the edge. A topic that is not declared counts

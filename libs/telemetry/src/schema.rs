@@ -33,7 +33,7 @@ static BUILTIN: LazyLock<Schemas> = LazyLock::new(|| {
 });
 
 /// A set of schemas: by file name, and those that go over the wire as Avro also by id.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Schemas {
     by_file: BTreeMap<String, Arc<Schema>>,
     by_id: BTreeMap<u32, Arc<Schema>>,

@@ -1,0 +1,239 @@
+//! What has been let through: exactly, in little room.
+//!
+//! A car numbers the readings of one boot from 0 and repeats what was not acknowledged, so what has been let through
+//! is nearly always one interval per boot:
+//!
+//! ```text
+//!  car WVW…01 ─┬─ boot 81: [0 ─────────────── 5210]                    ended
+//!              └─ boot 97: [0 ── 88] [90 ─ 93]                         under way; 89 was not seen yet
+//! ```
+//!
+//! Exact as far as the state reaches: since the start of this process, and what of the raw topic was still there when
+//! it started. Bounded, and at a bound nothing is guessed: what can no longer be told apart is [`Seen::TooOld`], which
+//! becomes a dead letter, neither dropped nor doubled.
+//!
+//! - [`MAX_INTERVALS`] per boot. Past it the lowest is forgotten, and what lies below its end is too old.
+//! - [`MAX_BOOTS`] per car with their intervals. Past it the one used least recently is retired: only its id is kept,
+//!   and all of its readings are too old.
+//! - [`MAX_RETIRED_BOOTS`] ids per car. Past it a boot that is not known may be one that was forgotten: too old.
+
+use std::collections::HashMap;
+
+/// Boots per car that are kept with intervals: the one under way and some whose last readings are still to come.
+pub const MAX_BOOTS: usize = 8;
+
+/// Intervals per boot: as many gaps can be open at once. A car closes them by sending again what was not acknowledged.
+pub const MAX_INTERVALS: usize = 64;
+
+/// Ids of retired boots per car, 8 bytes each: years of starting ten times a day.
+pub const MAX_RETIRED_BOOTS: usize = 8192;
+
+/// Whether a reading has been let through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seen {
+    /// Not yet; it counts as let through from now on.
+    New,
+    /// It has been.
+    Before,
+    /// That is no longer known.
+    TooOld,
+}
+
+/// What has been let through of one partition.
+#[derive(Debug, Default)]
+pub struct Duplicates {
+    cars: HashMap<Box<str>, Car>,
+}
+
+#[derive(Debug, Default)]
+struct Car {
+    /// The one used last comes last.
+    boots: Vec<Boot>,
+    /// Sorted.
+    retired: Vec<i64>,
+}
+
+#[derive(Debug)]
+struct Boot {
+    id: i64,
+    /// What lies below is no longer known.
+    floor: i64,
+    /// First and last of each run, in order, with gaps between.
+    intervals: Vec<(i64, i64)>,
+}
+
+impl Duplicates {
+    /// Whether reading `seq` of `boot` of `car` has been let through, and notes that it now is.
+    pub fn admit(&mut self, car: &str, boot: i64, seq: i64) -> Seen {
+        match self.cars.get_mut(car) {
+            Some(known) => known.admit(boot, seq),
+            None => self.cars.entry(car.into()).or_default().admit(boot, seq),
+        }
+    }
+
+    /// How many cars are known.
+    pub fn cars(&self) -> usize {
+        self.cars.len()
+    }
+}
+
+impl Car {
+    fn admit(&mut self, id: i64, seq: i64) -> Seen {
+        match self.boots.iter().position(|boot| boot.id == id) {
+            Some(at) => {
+                self.boots[at..].rotate_left(1);
+            }
+            None => {
+                if self.retired.binary_search(&id).is_ok() || self.retired.len() == MAX_RETIRED_BOOTS {
+                    return Seen::TooOld;
+                }
+                if self.boots.len() == MAX_BOOTS {
+                    let oldest = self.boots.remove(0).id;
+                    let at = self.retired.partition_point(|id| *id < oldest);
+                    self.retired.insert(at, oldest);
+                }
+                self.boots.push(Boot { id, floor: i64::MIN, intervals: Vec::with_capacity(1) });
+            }
+        }
+        self.boots.last_mut().expect("it was just put there").admit(seq)
+    }
+}
+
+impl Boot {
+    fn admit(&mut self, seq: i64) -> Seen {
+        if seq < self.floor {
+            return Seen::TooOld;
+        }
+        // The first interval that begins after seq; nearly always there is none.
+        let next = self.intervals.partition_point(|(first, _)| *first <= seq);
+        if next > 0 && seq <= self.intervals[next - 1].1 {
+            return Seen::Before;
+        }
+        let extends_left = next > 0 && seq - 1 == self.intervals[next - 1].1;
+        let extends_right = next < self.intervals.len() && seq + 1 == self.intervals[next].0;
+        match (extends_left, extends_right) {
+            (true, true) => {
+                self.intervals[next - 1].1 = self.intervals[next].1;
+                self.intervals.remove(next);
+            }
+            (true, false) => self.intervals[next - 1].1 = seq,
+            (false, true) => self.intervals[next].0 = seq,
+            (false, false) => {
+                self.intervals.insert(next, (seq, seq));
+                if self.intervals.len() > MAX_INTERVALS {
+                    self.floor = self.intervals.remove(0).1 + 1;
+                }
+            }
+        }
+        Seen::New
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::collections::HashSet;
+
+    use super::*;
+
+    /// A small generator of our own (SplitMix64), so that the same seed gives the same walk for ever.
+    struct Random(u64);
+
+    impl Random {
+        fn below(&mut self, bound: u64) -> u64 {
+            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            (z ^ (z >> 31)) % bound
+        }
+    }
+
+    #[test]
+    fn gaps_stay_open_until_they_are_filled() {
+        let mut seen = Duplicates::default();
+        for seq in [0, 1, 2, 5, 6, 4] {
+            assert_eq!(seen.admit("a", 7, seq), Seen::New);
+        }
+        assert_eq!(seen.admit("a", 7, 5), Seen::Before);
+        assert_eq!(seen.admit("a", 7, 3), Seen::New);
+        assert_eq!(seen.admit("b", 7, 3), Seen::New, "another car");
+        assert_eq!(seen.admit("a", 8, 3), Seen::New, "another boot");
+        assert_eq!(seen.cars["a"].boots[0].intervals, [(0, 6)]);
+    }
+
+    /// Whatever the order, and as long as no bound is reached, it is a set.
+    #[test]
+    fn agrees_with_a_set() {
+        for seed in 0..200 {
+            let mut random = Random(seed);
+            let mut seen = Duplicates::default();
+            let mut model = HashSet::new();
+            let span = 1 + random.below(120);
+            for _ in 0..2000 {
+                let reading = (random.below(3), random.below(MAX_BOOTS as u64) as i64, random.below(span) as i64);
+                let (car, boot, seq) = reading;
+                let wanted = if model.insert(reading) { Seen::New } else { Seen::Before };
+                assert_eq!(seen.admit(&car.to_string(), boot, seq), wanted, "seed {seed}: {reading:?}");
+            }
+        }
+    }
+
+    /// Beyond the bounds too: never doubled, never dropped as a duplicate without having been let through.
+    #[test]
+    fn past_the_bounds_it_only_ever_says_too_old() {
+        let mut too_old = 0;
+        for seed in 0..100 {
+            let mut random = Random(seed);
+            let mut seen = Duplicates::default();
+            let mut let_through = HashSet::new();
+            let boots = 1 + random.below(2 * MAX_BOOTS as u64);
+            for _ in 0..4000 {
+                // Even numbers only: gaps that never close.
+                let (boot, seq) = (random.below(boots) as i64, 2 * random.below(3 * MAX_INTERVALS as u64) as i64);
+                match seen.admit("a", boot, seq) {
+                    Seen::New => assert!(let_through.insert((boot, seq)), "seed {seed}: {boot}/{seq} doubled"),
+                    Seen::Before => assert!(let_through.contains(&(boot, seq)), "seed {seed}: {boot}/{seq} dropped"),
+                    Seen::TooOld => too_old += 1,
+                }
+            }
+            let car = &seen.cars["a"];
+            assert!(car.boots.len() <= MAX_BOOTS && car.boots.iter().all(|b| b.intervals.len() <= MAX_INTERVALS));
+        }
+        assert!(too_old > 1000, "the bounds were reached");
+    }
+
+    #[test]
+    fn the_boot_used_least_recently_is_retired() {
+        let mut seen = Duplicates::default();
+        let boots = MAX_BOOTS as i64;
+        for boot in 0..boots {
+            seen.admit("a", boot, 0);
+        }
+        assert_eq!(seen.admit("a", 0, 1), Seen::New);
+        assert_eq!(seen.admit("a", boots, 0), Seen::New, "retires boot 1, not 0");
+        assert_eq!(seen.admit("a", 1, 0), Seen::TooOld);
+        assert_eq!(seen.admit("a", 1, 77), Seen::TooOld);
+        assert_eq!(seen.admit("a", 0, 1), Seen::Before);
+    }
+
+    #[test]
+    fn a_car_with_too_many_boots_is_not_let_in_twice() {
+        let mut seen = Duplicates::default();
+        let most = (MAX_RETIRED_BOOTS + MAX_BOOTS) as i64;
+        for boot in (0..most).rev() {
+            assert_eq!(seen.admit("a", boot, 0), Seen::New);
+        }
+        assert_eq!(seen.admit("a", most, 0), Seen::TooOld, "may be one that was forgotten");
+        assert_eq!(seen.admit("a", most - 1, 0), Seen::TooOld);
+        assert_eq!(seen.admit("a", 0, 0), Seen::Before);
+    }
+
+    #[test]
+    fn the_largest_numbers_do_not_overflow() {
+        let mut seen = Duplicates::default();
+        for seq in [i64::MAX - 1, 0, i64::MAX - 2] {
+            assert_eq!(seen.admit("a", i64::MAX, seq), Seen::New);
+            assert_eq!(seen.admit("a", i64::MAX, seq), Seen::Before);
+        }
+    }
+}

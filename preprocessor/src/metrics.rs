@@ -1,0 +1,68 @@
+//! What the preprocessor counts, by stream.
+//!
+//! Counts rise when a batch is processed. A batch whose commit is rolled back is processed, and counted, again; the
+//! loop's own metrics (`records_in`, `dead_letters`, `rollbacks`) count commits.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+/// Handles to the preprocessor's metrics.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    /// The loops', all streams together.
+    pub pipeline: pipeline::Metrics,
+    /// Records let through.
+    pub clean: Family<Stream, Counter>,
+    /// Records left out because they had been let through before.
+    pub duplicates: Family<Stream, Counter>,
+    /// Records left out by WHERE, or by an inner join.
+    pub filtered: Family<Stream, Counter>,
+    /// Cars that duplicates are looked for of.
+    pub cars: Family<Stream, Gauge>,
+    /// Rows of reference tables.
+    pub table_rows: Family<Table, Gauge>,
+    /// Rows of reference tables that could not be used.
+    pub bad_table_rows: Family<Table, Counter>,
+}
+
+/// A stream, by its name in the definitions.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Stream {
+    /// The name.
+    pub stream: String,
+}
+
+/// A reference table of a stream.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Table {
+    /// The stream's name.
+    pub stream: String,
+    /// The table's name.
+    pub table: String,
+}
+
+impl Metrics {
+    /// Registers the metrics as `carstream_preprocessor_…`.
+    pub fn new(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            pipeline: pipeline::Metrics::new(registry, "preprocessor"),
+            clean: Family::default(),
+            duplicates: Family::default(),
+            filtered: Family::default(),
+            cars: Family::default(),
+            table_rows: Family::default(),
+            bad_table_rows: Family::default(),
+        };
+        let registry = registry.sub_registry_with_prefix("carstream_preprocessor");
+        registry.register("clean", "Records let through", metrics.clean.clone());
+        registry.register("duplicates_removed", "Records that had been let through before", metrics.duplicates.clone());
+        registry.register("filtered", "Records left out by the SQL", metrics.filtered.clone());
+        registry.register("cars", "Cars whose readings are remembered", metrics.cars.clone());
+        registry.register("table_rows", "Rows of reference tables", metrics.table_rows.clone());
+        registry.register("bad_table_rows", "Table rows that could not be used", metrics.bad_table_rows.clone());
+        metrics
+    }
+}

@@ -1,0 +1,300 @@
+//! One stream's transform: from a batch of raw records to clean ones and dead letters.
+//!
+//! ```text
+//!  raw batch ─► decode ─► origin ─► duplicates ─► SQL ─► Avro ─► clean topic, key = pseudonym
+//!                 │          │          │  │        └ filtered: counted
+//!                 ▼          ▼          ▼  └ seen before: counted
+//!              reason   topic-mismatch  sequence-too-old       ─► dead-letter topic
+//! ```
+//!
+//! A reading that becomes a dead letter is not remembered: sent again, or replayed once the cause is fixed, it gets
+//! its chance. One that WHERE leaves out is. After a restart the same way is gone again without output, which rebuilds
+//! the memory.
+//!
+//! Nothing of a raw record but its timestamp goes along: headers hold the VIN.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use anyhow::Context;
+use arrow::array::{AsArray, BooleanArray, RecordBatch, StringArray};
+use arrow::compute::filter_record_batch;
+use arrow::datatypes::Int64Type;
+use event_log::{Batch, Record, RecordRef};
+use pipeline::{Emit, Transform};
+use telemetry::avro::AvroEncoder;
+use telemetry::json::JsonDecoder;
+use telemetry::pseudonym::PseudonymKey;
+use telemetry::schema::Schemas;
+
+use crate::definition::Definition;
+use crate::duplicates::{Duplicates, Seen};
+use crate::metrics::{Metrics, Stream, Table};
+use crate::sql::{LookupTable, Query};
+
+/// The header in which the bridge notes the MQTT topic.
+const MQTT_TOPIC: &str = "mqtt_topic";
+
+/// The reasons of dead letters besides those of [`telemetry::json::REASONS`].
+pub mod reason {
+    /// The record has no payload.
+    pub const NO_PAYLOAD: &str = "no-payload";
+    /// MQTT topic, key and payload are not of the same car.
+    pub const TOPIC_MISMATCH: &str = "topic-mismatch";
+    /// It can't be told any more whether it has been let through.
+    pub const SEQUENCE_TOO_OLD: &str = "sequence-too-old";
+}
+
+/// The transform of one stream.
+#[derive(Debug)]
+pub struct Preprocess {
+    definition: Definition,
+    query: Query,
+    decoder: JsonDecoder,
+    encoder: AvroEncoder,
+    /// By partition.
+    seen: HashMap<u32, Duplicates>,
+    /// One per look-up of the query.
+    lookups: Vec<LookupTable>,
+    tables: Vec<TableInput>,
+    metrics: StreamMetrics,
+}
+
+/// A table that the query looks into.
+#[derive(Debug)]
+struct TableInput {
+    topic: Arc<str>,
+    key: usize,
+    decoder: JsonDecoder,
+    /// The look-ups that it feeds.
+    feeds: Vec<usize>,
+    label: Table,
+    warned: bool,
+}
+
+#[derive(Debug)]
+struct StreamMetrics {
+    all: Metrics,
+    label: Stream,
+}
+
+/// Rows of a batch that are let through, as far as the SQL is not asked.
+struct Admitted {
+    rows: RecordBatch,
+    /// For each row its record in the batch.
+    records: Vec<u32>,
+    duplicates: u64,
+}
+
+impl Preprocess {
+    /// Plans the statement; everything that is wrong with it is returned.
+    pub fn new(
+        definition: &Definition,
+        schemas: &Schemas,
+        key: &PseudonymKey,
+        metrics: &Metrics,
+    ) -> Result<Self, Vec<String>> {
+        let query = Query::plan(definition, key)?;
+        let id = definition.output.id.unwrap_or_default();
+        let encoder = AvroEncoder::new(schemas, id).map_err(|e| vec![e.to_string()])?;
+        let mut tables: Vec<TableInput> = Vec::new();
+        for (lookup, table) in query.looked_up().enumerate() {
+            let table = &definition.tables[table];
+            match tables.iter_mut().find(|input| input.label.table == table.table) {
+                Some(input) => input.feeds.push(lookup),
+                None => tables.push(TableInput {
+                    topic: table.topic.clone(),
+                    key: table.key,
+                    decoder: JsonDecoder::new(&table.schema),
+                    feeds: vec![lookup],
+                    label: Table { stream: definition.name.clone(), table: table.table.clone() },
+                    warned: false,
+                }),
+            }
+        }
+        Ok(Self {
+            decoder: JsonDecoder::new(&definition.input.schema),
+            encoder,
+            seen: HashMap::new(),
+            lookups: query.tables(definition),
+            tables,
+            metrics: StreamMetrics { all: metrics.clone(), label: Stream { stream: definition.name.clone() } },
+            query,
+            definition: definition.clone(),
+        })
+    }
+
+    /// The planned statement.
+    pub fn query(&self) -> &Query {
+        &self.query
+    }
+
+    /// The topics of the tables that the statement looks into.
+    pub fn table_topics(&self) -> Vec<Arc<str>> {
+        let mut topics: Vec<_> = self.tables.iter().map(|table| table.topic.clone()).collect();
+        topics.sort();
+        topics.dedup();
+        topics
+    }
+
+    /// Decodes a batch, and decides what of it is let through. The one way for new records and for replayed ones.
+    fn admit(
+        &mut self,
+        batch: &Batch,
+        mut reject: impl FnMut(&RecordRef<'_>, &'static str, &str),
+    ) -> anyhow::Result<Admitted> {
+        let mut records = Vec::with_capacity(batch.len());
+        for (i, record) in batch.iter().enumerate() {
+            match record.value.map(|value| self.decoder.decode(value)) {
+                Some(Ok(())) => records.push(i as u32),
+                Some(Err(why)) => reject(&record, why.reason, &why.detail),
+                None => reject(&record, reason::NO_PAYLOAD, "the record has a key and no payload"),
+            }
+        }
+        let rows = self.decoder.finish();
+        let seen = self.seen.entry(batch.partition()).or_default();
+        let [car, boot, seq] = self.definition.identity.map(|column| rows.column(column));
+        let (cars, boots, seqs) =
+            (car.as_string::<i32>(), boot.as_primitive::<Int64Type>(), seq.as_primitive::<Int64Type>());
+        let mut duplicates = 0;
+        let keep: Vec<bool> = (0..rows.num_rows())
+            .map(|row| {
+                let (record, car) = (batch.get(records[row] as usize), cars.value(row));
+                if let Err(detail) = check_origin(&record, car) {
+                    reject(&record, reason::TOPIC_MISMATCH, detail);
+                    return false;
+                }
+                match seen.admit(car, boots.value(row), seqs.value(row)) {
+                    Seen::New => return true,
+                    Seen::Before => duplicates += 1,
+                    Seen::TooOld => {
+                        let detail = "so many of the car's boots or gaps came later that it is no longer known \
+                            whether this one was let through";
+                        reject(&record, reason::SEQUENCE_TOO_OLD, detail);
+                    }
+                }
+                false
+            })
+            .collect();
+        if keep.iter().all(|keep| *keep) {
+            return Ok(Admitted { rows, records, duplicates });
+        }
+        let mut kept = keep.iter();
+        records.retain(|_| *kept.next().expect("one for each row"));
+        let rows = filter_record_batch(&rows, &BooleanArray::from(keep))?;
+        Ok(Admitted { rows, records, duplicates })
+    }
+}
+
+impl Transform for Preprocess {
+    fn reset(&mut self, _topic: &Arc<str>, partition: u32) {
+        self.seen.remove(&partition);
+    }
+
+    fn is_stateful(&self) -> bool {
+        true
+    }
+
+    fn replay(&mut self, batch: &Batch) -> anyhow::Result<()> {
+        self.admit(batch, |_, _, _| {}).map(|_| ())
+    }
+
+    fn table(&mut self, batch: &Batch) -> anyhow::Result<()> {
+        for table in self.tables.iter_mut().filter(|table| table.topic == *batch.topic()) {
+            table.take(batch, &mut self.lookups, &self.metrics.all)?;
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, batch: &Batch, emit: &mut Emit) -> anyhow::Result<()> {
+        let admitted = self.admit(batch, |record, reason, detail| emit.dead_letter(record, reason, detail))?;
+        let selected = self.query.run(&admitted.rows, &mut self.lookups)?;
+        let messages = self.encoder.encode(&selected.batch)?;
+        let keys: &StringArray = selected.batch.column(self.query.key_column()).as_string();
+        for ((row, key), message) in selected.rows.values().iter().zip(keys).zip(messages.iter()) {
+            let raw = batch.get(admitted.records[*row as usize] as usize);
+            let key = key.context("the key is a pseudonym of a column that is never null")?;
+            let clean =
+                Record { key: key.as_bytes(), value: Some(message), headers: &[], timestamp_ms: raw.timestamp_ms };
+            emit.send(&self.definition.output_topic, &clean);
+        }
+        let StreamMetrics { all, label } = &self.metrics;
+        all.clean.get_or_create(label).inc_by(messages.len() as u64);
+        all.duplicates.get_or_create(label).inc_by(admitted.duplicates);
+        all.filtered.get_or_create(label).inc_by((admitted.records.len() - messages.len()) as u64);
+        let cars: usize = self.seen.values().map(Duplicates::cars).sum();
+        all.cars.get_or_create(label).set(cars as i64);
+        Ok(())
+    }
+}
+
+impl TableInput {
+    /// Takes rows of the table. One that can't be used is left where it is, in the table's topic, counted, and logged
+    /// once: it is no record of the stream, so that it can't be a dead letter of it, and the row before it holds.
+    fn take(&mut self, batch: &Batch, lookups: &mut [LookupTable], metrics: &Metrics) -> anyhow::Result<()> {
+        let mut changes: Vec<(&str, Option<usize>)> = Vec::with_capacity(batch.len());
+        let mut bad = 0;
+        let mut refuse = |record: &RecordRef<'_>, why: &str, warned: &mut bool| {
+            bad += 1;
+            if !std::mem::replace(warned, true) {
+                let (topic, partition, offset) = (batch.topic(), batch.partition(), record.offset);
+                tracing::warn!(%topic, partition, offset, "a row of a reference table can't be used: {why}; further ones are only counted");
+            }
+        };
+        let mut records = Vec::with_capacity(batch.len());
+        for (i, record) in batch.iter().enumerate() {
+            let Ok(key) = std::str::from_utf8(record.key) else {
+                refuse(&record, "its key is not UTF-8", &mut self.warned);
+                continue;
+            };
+            match record.value.map(|value| self.decoder.decode(value)) {
+                None => changes.push((key, None)),
+                Some(Ok(())) => {
+                    changes.push((key, Some(records.len())));
+                    records.push(i);
+                }
+                Some(Err(why)) => refuse(&record, &why.to_string(), &mut self.warned),
+            }
+        }
+        let rows = self.decoder.finish();
+        let keys: &StringArray = rows.column(self.key).as_string();
+        changes.retain(|(key, row)| {
+            let Some(row) = *row else { return true };
+            let record = batch.get(records[row]);
+            let has_topic = record.headers.get(MQTT_TOPIC).is_some();
+            let why = match () {
+                () if keys.value(row) != *key => "its key is not that of its payload",
+                // A table may also be filled by other means than MQTT.
+                () if has_topic && check_origin(&record, key).is_err() => "the MQTT topic is not that of its key",
+                () => return true,
+            };
+            refuse(&record, why, &mut self.warned);
+            false
+        });
+        for lookup in &self.feeds {
+            lookups[*lookup].update(&rows, changes.iter().copied())?;
+        }
+        if bad > 0 {
+            metrics.bad_table_rows.get_or_create(&self.label).inc_by(bad);
+        }
+        if let Some(lookup) = self.feeds.first() {
+            metrics.table_rows.get_or_create(&self.label).set(lookups[*lookup].len() as i64);
+        }
+        Ok(())
+    }
+}
+
+/// Whether key and MQTT topic are those of the car in the payload. What is wrong is said without saying who it is.
+fn check_origin(record: &RecordRef<'_>, car: &str) -> Result<(), &'static str> {
+    if record.key != car.as_bytes() {
+        return Err("the key is not the VIN of the payload");
+    }
+    let Some(topic) = record.headers.get(MQTT_TOPIC) else {
+        return Err("there is no header mqtt_topic");
+    };
+    let of_car = topic.strip_prefix(b"vehicles/").and_then(|rest| rest.strip_prefix(car.as_bytes()));
+    match of_car {
+        Some([b'/', _, ..]) => Ok(()),
+        _ => Err("the MQTT topic is not vehicles/{vin}/… with the VIN of the payload"),
+    }
+}
