@@ -50,6 +50,9 @@ const COMMITTED_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long to wait for the name of the cluster, which every client learns with its first connection.
 const CLUSTER_ID_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How many reports are taken at a time: more than come between two requests, and nothing when there are none.
+const REPORTS: usize = 64;
+
 /// One batch holds at most this much. Bounds the memory of a stage when records are large, and keeps a batch far below
 /// its limit of 4 GiB.
 const MAX_BATCH_BYTES: usize = 16 << 20;
@@ -136,9 +139,7 @@ impl Log for KafkaLog {
 impl KafkaLog {
     /// A failure that may pass. If librdkafka knows why it has no connection, that is the cause.
     fn unavailable(&self, operation: &'static str, error: &KafkaError) -> Error {
-        for _ in 0..16 {
-            let _ = self.probe.poll(Duration::ZERO); // hands what librdkafka reported to our Diagnostics
-        }
+        hear(&self.probe);
         let source = self.probe.context().explain(error);
         Error::Unavailable { operation, log: self.url.to_string(), source }
     }
@@ -192,6 +193,7 @@ impl KafkaLog {
             return Ok(Vec::new());
         }
         let client = self.group_client(group)?;
+        hear(&client);
         let mut wanted = TopicPartitionList::with_capacity(partitions.len());
         for p in partitions {
             wanted.add_partition(&p.topic, p.partition as i32);
@@ -221,6 +223,13 @@ impl KafkaLog {
             Some(id) => self.cluster_id.get_or_init(|| id).clone(),
             None => self.url.to_string(),
         }
+    }
+}
+
+/// Hands what librdkafka has reported to [`Diagnostics`], where nobody polls for records.
+fn hear(client: &BaseConsumer<Diagnostics>) {
+    for _ in 0..REPORTS {
+        let _ = client.poll(Duration::ZERO);
     }
 }
 

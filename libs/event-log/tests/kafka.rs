@@ -243,6 +243,55 @@ fn instances_of_a_group_share_the_work_exactly_once() {
 }
 
 #[test]
+fn an_instance_that_was_away_too_long_cannot_commit() {
+    let Some(backend) = kafka() else { return };
+    let log =
+        with_options(&backend, &["session.timeout.ms=6000", "heartbeat.interval.ms=500", "max.poll.interval.ms=7000"]);
+    let (input, output) = (topic(&*log, "input", 1), topic(&*log, "output", 1));
+    append_all(&log, &input, (0..10).map(|_| record("k", "v")));
+    let group = unique("group");
+    let mut away = instance(&log, &group, "away", &input);
+    let batch = next_batch_of(&mut away, 10);
+    let mut outputs = Outputs::default();
+    copied(&batch, &output, &mut outputs);
+
+    // It is busy with these records for longer than the group waits; another instance does its work, and more comes.
+    let mut other = instance(&log, &group, "other", &input);
+    let same = next_batch_of(&mut other, 10);
+    assert_eq!(same.get(0).offset, 0);
+    assert_eq!(other.commit(&outputs, &[behind(&same)]).unwrap(), Outcome::Committed);
+
+    match away.commit(&outputs, &[behind(&batch)]).unwrap() {
+        Outcome::RolledBack(positions) => assert_eq!(positions, [behind(&same)], "what holds is told"),
+        Outcome::Committed => panic!("the same records were processed twice"),
+    }
+    // It comes back into the group, and goes on when the other one is gone.
+    drop(other);
+    append_all(&log, &input, [record("k", "more")]);
+    let batch = next_batch_of(&mut away, 10);
+    assert_eq!(values(seen(&batch).collect()), ["more"]);
+    let mut outputs = Outputs::default();
+    copied(&batch, &output, &mut outputs);
+    assert_eq!(away.commit(&outputs, &[behind(&batch)]).unwrap(), Outcome::Committed);
+    wait_until("the output is visible", || read_partition(&log, &output, 0).len() == 11);
+}
+
+#[test]
+fn librdkafka_chooses_the_partition_that_we_would() {
+    let Some(backend) = kafka() else { return };
+    let log = backend.open();
+    let topic = topic(&*log, "partitioner", 7);
+    let keys: Vec<String> =
+        (0..60).map(|i| "k\u{e4}\u{1f697}-0123456789".repeat(4).chars().take(i).collect()).collect();
+    append_all(&log, &topic, keys.iter().map(|k| record(k, k)));
+    for (partition, records) in read_topic(&log, &topic).iter().enumerate() {
+        for r in records {
+            assert_eq!(partition_for_key(r.key.as_bytes(), 7), partition as u32, "{:?}", r.key);
+        }
+    }
+}
+
+#[test]
 fn positions_of_an_embedded_source_are_kept_in_kafka() {
     let Some(backend) = kafka() else { return };
     let edge = embedded();

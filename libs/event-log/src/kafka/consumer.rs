@@ -188,7 +188,10 @@ impl KafkaConsumer {
                 }
             }
         }
-        let Some(batch) = batch else { return Ok(Event::Idle) };
+        let Some(batch) = batch else {
+            self.check_fatal()?;
+            return Ok(Event::Idle);
+        };
         let partition = TopicPartition { topic: batch.topic().clone(), partition: batch.partition() };
         if let (Some(held), Some(next)) = (self.held.get_mut(&partition), batch.next_offset()) {
             *held = next;
@@ -199,18 +202,7 @@ impl KafkaConsumer {
     /// An error that librdkafka does not overcome by itself.
     fn failed(&self, error: &KafkaError) -> Result<(), Error> {
         use RDKafkaErrorCode as Code;
-        if let Some((code, reason)) = self.client.client().fatal_error() {
-            return Err(match code {
-                Code::FencedInstanceId | Code::Fenced => {
-                    Error::Fenced { group: self.options.group.clone(), instance: self.options.instance.clone() }
-                }
-                _ => Error::Refused {
-                    operation: "reading in a group",
-                    log: self.log.url.to_string(),
-                    source: reason.into(),
-                },
-            });
-        }
+        self.check_fatal()?;
         match error.rdkafka_error_code() {
             Some(Code::AutoOffsetReset | Code::OffsetOutOfRange) => Err(self.out_of_range(error)?),
             Some(Code::AllBrokersDown) => {
@@ -236,6 +228,19 @@ impl KafkaConsumer {
                 Ok(())
             }
         }
+    }
+
+    /// An error after which librdkafka does nothing more. It says so once; we say so as long as we are asked.
+    fn check_fatal(&self) -> Result<(), Error> {
+        let Some((code, reason)) = self.client.client().fatal_error() else { return Ok(()) };
+        Err(match code {
+            RDKafkaErrorCode::FencedInstanceId | RDKafkaErrorCode::Fenced => {
+                Error::Fenced { group: self.options.group.clone(), instance: self.options.instance.clone() }
+            }
+            _ => {
+                Error::Refused { operation: "reading in a group", log: self.log.url.to_string(), source: reason.into() }
+            }
+        })
     }
 
     /// Kafka does not say which partition is meant: the one whose position is not in it.

@@ -13,7 +13,7 @@ use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::types::RDKafkaRespErr;
 
 use super::topic_id::topic_id;
-use super::{KafkaLog, REQUEST_TIMEOUT};
+use super::{KafkaLog, REQUEST_TIMEOUT, hear};
 use crate::{Error, PartitionDescription, TopicDescription, TopicSpec};
 
 /// A topic that was just created is not at once known to every broker, and its partitions have no leaders yet.
@@ -112,6 +112,7 @@ pub(super) fn partition_ids(log: &KafkaLog, topic: &str) -> Result<Vec<u32>, Err
         }
         code => log.unavailable(operation, &rdkafka::error::KafkaError::MetadataFetch(code.into())),
     };
+    hear(&log.probe);
     let metadata =
         log.probe.fetch_metadata(Some(topic), REQUEST_TIMEOUT).map_err(|e| match e.rdkafka_error_code() {
             Some(RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownTopicOrPartition) => {
