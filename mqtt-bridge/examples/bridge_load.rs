@@ -1,0 +1,244 @@
+//! How fast the bridge is, and what a connection costs: QoS 1 publishes acknowledged per second, CPU time of the bridge
+//! per message, memory per idle connection. Linux only (it reads /proc).
+//!
+//! ```text
+//! cargo run --release -p mqtt-bridge --example bridge_load -- --connections 50 --seconds 5 --idle 10000
+//! ```
+//!
+//! The bridge runs in a process of its own, on an embedded log in a temporary directory, or (`--no-log`) on one that
+//! keeps nothing and calls everything durable after a millisecond, which leaves the cost of the bridge itself.
+#![allow(missing_docs)]
+
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use clap::Parser;
+use event_log::{
+    AppendError, Appender, Completion, Consumer, Error, Log, LogArgs, LogUrl, OnCompletion, ProcessorOptions, Range,
+    Reader, Record, TopicDescription, TopicSpec, Transactor,
+};
+use mqtt_bridge::{Args, Bridge, Metrics};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+#[derive(Debug, Clone, Parser)]
+struct Load {
+    /// Connections that publish.
+    #[arg(long, default_value_t = 50)]
+    connections: usize,
+    /// Publishes of one connection that are sent at once, and then waited for.
+    #[arg(long, default_value_t = 32)]
+    window: u16,
+    /// Bytes of a payload.
+    #[arg(long, default_value_t = 600)]
+    payload: usize,
+    /// Seconds of load.
+    #[arg(long, default_value_t = 5)]
+    seconds: u64,
+    /// Idle connections, for the memory of one.
+    #[arg(long, default_value_t = 5_000)]
+    idle: usize,
+    /// Keep nothing.
+    #[arg(long)]
+    no_log: bool,
+    /// (For the bridge's own process.)
+    #[arg(long, hide = true)]
+    serve: bool,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let load = Load::parse();
+    if load.serve {
+        return serve(&load).await;
+    }
+    let mut bridge = Command::new(std::env::current_exe()?)
+        .args(std::env::args().skip(1))
+        .arg("--serve")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut line = String::new();
+    BufReader::new(bridge.stdout.take().context("piped")?).read_line(&mut line)?;
+    let address: SocketAddr = line.trim().parse().context("the bridge did not start")?;
+    let pid = bridge.id();
+
+    let before = resident_bytes(pid)?;
+    let mut idle = Vec::new();
+    for i in 0..load.idle {
+        idle.push(connect(address, &format!("idle{i:013}")).await?);
+    }
+    let after = resident_bytes(pid)?;
+    if load.idle > 0 {
+        println!("memory    {} bytes per idle connection ({} of them)", (after - before) / load.idle as u64, load.idle);
+    }
+
+    let cpu_before = cpu_seconds(pid)?;
+    let started = Instant::now();
+    let until = started + Duration::from_secs(load.seconds);
+    let publishers: Vec<_> =
+        (0..load.connections).map(|i| tokio::spawn(publish(address, i, load.clone(), until))).collect();
+    let mut acknowledged = 0;
+    for publisher in publishers {
+        acknowledged += publisher.await??;
+    }
+    let (elapsed, cpu) = (started.elapsed().as_secs_f64(), cpu_seconds(pid)? - cpu_before);
+    println!("messages  {:.0} QoS 1 publishes acknowledged per second", acknowledged as f64 / elapsed);
+    println!("CPU       {:.2} µs of the bridge's process per message", cpu * 1e6 / acknowledged as f64);
+    drop(bridge.stdin.take()); // the bridge stops
+    bridge.wait()?;
+    Ok(())
+}
+
+/// The bridge's own process: stops when standard input ends.
+async fn serve(load: &Load) -> anyhow::Result<()> {
+    let directory = tempfile::tempdir()?;
+    let log_args = LogArgs::new(LogUrl::Directory(directory.path().join("log")));
+    let args = Args::new("127.0.0.1:0".parse()?, log_args.clone(), None);
+    let log: Arc<dyn Log> = if load.no_log { Arc::new(Nowhere(log_args.log)) } else { log_args.open()? };
+    let metrics = Metrics::new(&mut prometheus_client::registry::Registry::default());
+    let bridge = Bridge::bind_on(log, args, metrics).await?;
+    println!("{}", bridge.local_addr());
+    let shutdown = CancellationToken::new();
+    let stop = shutdown.clone();
+    std::thread::spawn(move || {
+        let _ = std::io::stdin().lines().count();
+        stop.cancel();
+    });
+    bridge.serve(shutdown).await
+}
+
+async fn connect(address: SocketAddr, client_id: &str) -> anyhow::Result<TcpStream> {
+    let mut stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    let mut packet = vec![0x10, 12 + client_id.len() as u8, 0, 4, b'M', b'Q', b'T', b'T', 4, 2, 0, 0];
+    packet.extend((client_id.len() as u16).to_be_bytes());
+    packet.extend(client_id.as_bytes());
+    stream.write_all(&packet).await?;
+    let mut connack = [0; 4];
+    stream.read_exact(&mut connack).await?;
+    anyhow::ensure!(connack == [0x20, 2, 0, 0], "refused: {connack:02x?}");
+    Ok(stream)
+}
+
+/// Publishes until the end. Returns how many publishes were acknowledged.
+async fn publish(address: SocketAddr, number: usize, load: Load, until: Instant) -> anyhow::Result<u64> {
+    let vin = format!("WVWZZZ1JZX{number:07}");
+    let mut stream = connect(address, &vin).await?;
+    let topic = format!("vehicles/{vin}/telemetry");
+    let mut burst = Vec::new();
+    for packet_id in 1..=load.window {
+        let remaining = 2 + topic.len() + 2 + load.payload;
+        burst.push(0x32);
+        burst.extend(length_bytes(remaining));
+        burst.extend((topic.len() as u16).to_be_bytes());
+        burst.extend(topic.as_bytes());
+        burst.extend(packet_id.to_be_bytes());
+        burst.resize(burst.len() + load.payload, b'x');
+    }
+    let mut pubacks = vec![0; 4 * usize::from(load.window)];
+    let mut acknowledged = 0;
+    while Instant::now() < until {
+        stream.write_all(&burst).await?;
+        stream.read_exact(&mut pubacks).await?;
+        acknowledged += u64::from(load.window);
+    }
+    Ok(acknowledged)
+}
+
+fn length_bytes(mut remaining: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    loop {
+        let byte = (remaining & 0x7f) as u8;
+        remaining >>= 7;
+        bytes.push(if remaining > 0 { byte | 0x80 } else { byte });
+        if remaining == 0 {
+            return bytes;
+        }
+    }
+}
+
+fn resident_bytes(pid: u32) -> anyhow::Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1_024)
+}
+
+/// User and system time, in Linux's ticks of 10 ms.
+fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let fields: Vec<_> = stat.rsplit(')').next().context("stat")?.split_whitespace().collect();
+    let ticks = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
+    Ok(ticks as f64 / 100.0)
+}
+
+/// A log that keeps nothing and calls everything durable after a millisecond.
+#[derive(Debug)]
+struct Nowhere(LogUrl);
+
+impl Nowhere {
+    fn cannot(&self, operation: &'static str) -> Error {
+        Error::Refused { operation, log: self.0.to_string(), source: "this log keeps nothing".into() }
+    }
+}
+
+impl Log for Nowhere {
+    fn url(&self) -> &LogUrl {
+        &self.0
+    }
+    fn ensure_topic(&self, _: &TopicSpec) -> Result<(), Error> {
+        Ok(())
+    }
+    fn describe(&self, _: &str) -> Result<TopicDescription, Error> {
+        Err(self.cannot("describe"))
+    }
+    fn committed(&self, _: &str, _: &str) -> Result<Vec<Option<u64>>, Error> {
+        Err(self.cannot("committed"))
+    }
+    fn appender(self: Arc<Self>, on_completion: OnCompletion) -> Result<Arc<dyn Appender>, Error> {
+        let appender = Arc::new(Forgets::default());
+        let forgets = Arc::downgrade(&appender);
+        std::thread::spawn(move || {
+            while let Some(appender) = forgets.upgrade() {
+                let done = std::mem::take(&mut *appender.queue.lock().unwrap_or_else(PoisonError::into_inner));
+                on_completion(&done);
+                drop(appender);
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        Ok(appender)
+    }
+    fn reader(self: Arc<Self>, _: Vec<Range>) -> Result<Box<dyn Reader>, Error> {
+        Err(self.cannot("reader"))
+    }
+    fn consumer(self: Arc<Self>, _: &ProcessorOptions) -> Result<Box<dyn Consumer>, Error> {
+        Err(self.cannot("consumer"))
+    }
+    fn transactor(self: Arc<Self>, _: &ProcessorOptions) -> Result<Box<dyn Transactor>, Error> {
+        Err(self.cannot("transactor"))
+    }
+}
+
+#[derive(Default)]
+struct Forgets {
+    queue: Mutex<Vec<Completion>>,
+}
+
+impl Appender for Forgets {
+    fn append(&self, _: &Arc<str>, _: &Record<'_>, token: u64) -> Result<(), AppendError> {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.push(Completion { token, durable: true });
+        Ok(())
+    }
+    fn flush(&self, _: Duration) -> bool {
+        true
+    }
+}
