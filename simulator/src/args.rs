@@ -85,7 +85,7 @@ pub struct FleetArgs {
     #[arg(long, default_value_t = 0.0)]
     pub broken_share: f64,
     /// Size of an oversized broken payload, at most 1048576.
-    #[arg(long, default_value_t = 16_384, value_name = "BYTES")]
+    #[arg(long, default_value_t = 80_000, value_name = "BYTES")]
     pub broken_bytes: usize,
 }
 
@@ -167,7 +167,7 @@ impl Default for FleetArgs {
             fault_share: 0.005,
             newer_schema_share: 0.0,
             broken_share: 0.0,
-            broken_bytes: 16_384,
+            broken_bytes: 80_000,
         }
     }
 }

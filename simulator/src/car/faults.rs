@@ -12,9 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::random::Random;
 
-/// Hours that a fault lasts in driving time, mean over the drawn values (see [`Onset::draw`] and `ready_for_repair`);
-/// measured, as it depends on how trips are cut. Turns a share of readings into a rate of onsets.
-const MEAN_DRIVEN_H: f64 = 0.47;
+/// Turns a share of readings into a rate of onsets in driving time. A fault is driven with for 0.49 h on average, but a
+/// third of all readings are taken while parked, where cars are rarely left with one. Measured over 500 cars and 20 h.
+const MEAN_DRIVEN_H: f64 = 0.40;
 
 /// What breaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -198,7 +198,7 @@ impl ActiveFault {
             // At worst a fifth of the gas in an hour: about 10 psi.
             FaultKind::SlowTireLeak => effects.leak_per_s[self.onset.part] = 0.22 / 3_600.0 * severity,
             FaultKind::BearingWear => effects.bearing[self.onset.part] = severity,
-            FaultKind::CoolingFailure => effects.cooling_loss = 0.92 * severity.sqrt(),
+            FaultKind::CoolingFailure => effects.cooling_loss = 0.95 * severity.sqrt(),
             FaultKind::WeakBatteryCell => effects.weak_cell = severity,
             FaultKind::DriveshaftImbalance => effects.imbalance = severity,
             FaultKind::OutdatedFirmware => effects.outdated_map = severity,

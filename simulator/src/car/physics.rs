@@ -194,7 +194,7 @@ impl Body {
     /// Equivalent circuit of the pack: P = (OCV − R·I)·I solved for I, then the charge counted (Plett: Battery
     /// Management Systems, volume 1, chapter 2). A weak cell adds resistance, sags, and takes capacity with it.
     fn discharge(&mut self, dt_s: f64, power_w: f64, vehicle: &Vehicle, effects: &Effects) {
-        let open_v = open_circuit_v(self.charge, vehicle) - 7.0 * effects.weak_cell;
+        let open_v = open_circuit_v(self.charge, vehicle) - 9.0 * effects.weak_cell;
         // Cold electrolyte conducts worse: about 1.2 % a degree.
         let cold = 1.0 + 0.012 * (20.0 - self.ambient_c).max(-10.0);
         let resistance = vehicle.resistance_ohm * cold * (1.0 + 2.2 * effects.weak_cell);

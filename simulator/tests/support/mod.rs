@@ -94,7 +94,7 @@ async fn serve(mut stream: TcpStream, behaviour: Behaviour, seen: &Mutex<Seen>) 
         // A car that waits for what is withheld sends nothing more: cut it then.
         let patience = Duration::from_millis(if withheld { 100 } else { 100_000 });
         match tokio::time::timeout(patience, stream.read_buf(&mut input)).await {
-            Ok(read) if read? > 0 => {}
+            Ok(Ok(1..)) => {}
             _ => return Ok(()),
         }
         while let Some((packet, _)) = codec.decode(&mut input).unwrap() {
