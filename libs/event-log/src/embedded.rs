@@ -5,7 +5,7 @@
 //!  Transactor ── outputs + positions ───┴─► group commit: one batch, ─┘    (up to the published
 //!                                           one fsync, publish              next offset)
 //!  DIRECTORY/lock     held while a process has the log open
-//!  DIRECTORY/store/   fjall: one keyspace per partition, one for topics and bounds, one for positions
+//!  DIRECTORY/store/   fjall: keyspaces of topics and bounds, positions, blocks of records, and where each block is
 //! ```
 //!
 //! It serves one process: that of the demo, of a test, or of an edge site in a box. A group has one instance here.
@@ -17,13 +17,14 @@
 //! | 64 Ki records or 64 MiB queued per appender | `AppendError::Full`: try again after a completion |
 //! | a record of 8 MiB (key, value and headers) | refused |
 //! | a batch of 16 MiB or `max_records` | the rest comes with the next batch |
-//! | about 100 MiB of memory per log, see `store` | writers wait for the disk |
+//! | memory, see `store`: some 100 MiB at most | writers wait for the disk |
 
 mod appender;
 mod block;
 mod commit;
 mod consumer;
 mod cursor;
+mod index;
 mod maintenance;
 mod reader;
 mod registry;

@@ -66,7 +66,9 @@ fn a_directory_is_one_process_s() {
         log.ensure_topic(&plain(name, 1)).unwrap();
     }
     drop(log);
-    let mut holder = Writer::start("crash_writer", &backend.url, &input, &output, "group", 0);
+    let table = unique("table");
+    backend.open().ensure_topic(&plain(&table, 1)).unwrap();
+    let mut holder = Writer::start("crash_writer", &backend.url, [&input, &output, &table], "group", 0);
     holder.next();
     let refused = event_log::open(&backend.url, &[]).unwrap_err();
     assert!(matches!(&refused, Error::InUse { path } if backend.url == LogUrl::Directory(path.clone())), "{refused}");
@@ -225,7 +227,7 @@ fn damaged_tables_are_named_not_read() {
             .into_iter()
             .filter(|f| f.metadata().is_ok_and(|m| m.len() > 1 << 20))
     };
-    wait_until("tables are written", || big().count() > 1);
+    wait_until("tables are written", || big().count() > 0);
     drop(log);
     for table in big() {
         let file = std::fs::File::options().write(true).open(table).unwrap();

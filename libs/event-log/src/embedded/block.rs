@@ -1,8 +1,7 @@
 //! How records lie on disk: several of one partition in one stored value.
 //!
 //! ```text
-//! key    first offset (u64 BE), in the keyspace of its partition
-//! value  format (u8) │ records (u32) │ last - first offset (u32) │ largest timestamp (i64) │ body bytes (u32) │ body
+//! block  format (u8) │ records (u32) │ last - first offset (u32) │ body bytes (u32) │ body
 //! body   per record: offset, timestamp (deltas), key, value, header lengths (varints) │ keys, values, headers
 //! ```
 //!
@@ -21,7 +20,7 @@ const TARGET_BYTES: usize = 256 * 1024;
 /// Below this, packing costs more than it saves; storage compresses such blocks together.
 const MIN_PACKED_BYTES: usize = 1024;
 
-const HEADER_BYTES: usize = 21;
+const HEADER_BYTES: usize = 13;
 const PLAIN: u8 = 1;
 const LZ4: u8 = 2;
 
@@ -29,19 +28,10 @@ const LZ4: u8 = 2;
 pub(super) struct Block {
     /// How many offsets it takes.
     pub(super) span: u64,
+    /// The largest timestamp in it.
+    pub(super) max_timestamp_ms: i64,
     /// What is stored.
     pub(super) bytes: Vec<u8>,
-}
-
-/// What can be known about a stored block without unpacking it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Header {
-    /// How many records it holds.
-    pub(super) records: u32,
-    /// The offset of its last record.
-    pub(super) last: u64,
-    /// The largest timestamp.
-    pub(super) max_timestamp_ms: i64,
 }
 
 /// Packs the records of `batch`, numbering them from 0.
@@ -107,7 +97,6 @@ fn pack(batch: &Batch, range: Range<usize>, numbering: Numbering) -> Block {
         bytes.push(format);
         bytes.extend_from_slice(&(entries.len() as u32).to_le_bytes());
         bytes.extend_from_slice(&u32::try_from(last).expect("a block spans less than 2^32 offsets").to_le_bytes());
-        bytes.extend_from_slice(&max_timestamp_ms.to_le_bytes());
         bytes.extend_from_slice(&u32::try_from(body.len()).expect("a block is below 4 GiB").to_le_bytes());
         bytes
     };
@@ -125,52 +114,44 @@ fn pack(batch: &Batch, range: Range<usize>, numbering: Numbering) -> Block {
             bytes.extend_from_slice(&body);
         }
     }
-    Block { span: last + 1, bytes }
+    Block { span: last + 1, max_timestamp_ms, bytes }
 }
 
-/// The header of a block that lies at `first`. The error says what is wrong.
-pub(super) fn header(first: u64, bytes: &[u8]) -> Result<Header, &'static str> {
-    let (fixed, _) = bytes.split_first_chunk::<HEADER_BYTES>().ok_or("a block is cut off")?;
-    let [format, r0, r1, r2, r3, l0, l1, l2, l3, t0, t1, t2, t3, t4, t5, t6, t7, ..] = *fixed;
-    if format != PLAIN && format != LZ4 {
-        return Err("a block has an unknown format");
-    }
-    let last = first.checked_add(u64::from(u32::from_le_bytes([l0, l1, l2, l3]))).ok_or("a block has no place")?;
-    Ok(Header {
-        records: u32::from_le_bytes([r0, r1, r2, r3]),
-        last,
-        max_timestamp_ms: i64::from_le_bytes([t0, t1, t2, t3, t4, t5, t6, t7]),
-    })
-}
-
-/// Replaces the records of `batch` by those of the block that lies at `first`. The error says what is wrong; then the
-/// records are void.
+/// Replaces the records of `batch` by those of the block that begins at offset `first`. The error says what is wrong;
+/// then the records are void.
 pub(super) fn unpack(first: u64, bytes: &[u8], batch: &mut Batch) -> Result<(), &'static str> {
-    let header = header(first, bytes)?;
-    let stored = &bytes[HEADER_BYTES..];
-    let body_bytes = u32::from_le_bytes([bytes[17], bytes[18], bytes[19], bytes[20]]) as usize;
+    let (fixed, stored) = bytes.split_first_chunk::<HEADER_BYTES>().ok_or("a block is cut off")?;
+    let [format, r0, r1, r2, r3, s0, s1, s2, s3, b0, b1, b2, b3] = *fixed;
+    let records = u32::from_le_bytes([r0, r1, r2, r3]) as usize;
+    let last = first.checked_add(u64::from(u32::from_le_bytes([s0, s1, s2, s3]))).ok_or("a block has no place")?;
+    let body_bytes = u32::from_le_bytes([b0, b1, b2, b3]) as usize;
     let (entries, buffer) = batch.reset_columns();
-    if bytes[0] == PLAIN {
-        buffer.extend_from_slice(stored);
-    } else {
+    match format {
+        PLAIN => buffer.extend_from_slice(stored),
         // LZ4 reaches at most a factor of 255: a length beyond that is damage, not a reason to allocate.
-        if body_bytes / 255 > stored.len() {
-            return Err("a block's length is wrong");
+        LZ4 if body_bytes / 255 <= stored.len() => {
+            buffer.resize(body_bytes, 0);
+            let len = lz4_flex::block::decompress_into(stored, buffer).map_err(|_| "a block cannot be unpacked")?;
+            buffer.truncate(len);
         }
-        buffer.resize(body_bytes, 0);
-        let len = lz4_flex::block::decompress_into(stored, buffer).map_err(|_| "a block cannot be unpacked")?;
-        buffer.truncate(len);
+        LZ4 => return Err("a block's length is wrong"),
+        _ => return Err("a block has an unknown format"),
     }
     if buffer.len() != body_bytes {
         return Err("a block's length is wrong");
     }
-    unpack_entries(first, header, buffer, entries)
+    unpack_entries(first, last, records, buffer, entries)
 }
 
-fn unpack_entries(first: u64, header: Header, body: &[u8], entries: &mut Vec<Entry>) -> Result<(), &'static str> {
+fn unpack_entries(
+    first: u64,
+    last: u64,
+    records: usize,
+    body: &[u8],
+    entries: &mut Vec<Entry>,
+) -> Result<(), &'static str> {
     const DAMAGED: &str = "a block's records are damaged";
     // Five varints are at least five bytes.
-    let records = header.records as usize;
     if records == 0 || records > body.len() / 5 {
         return Err(DAMAGED);
     }
@@ -199,7 +180,7 @@ fn unpack_entries(first: u64, header: Header, body: &[u8], entries: &mut Vec<Ent
             tombstone: value == 0,
         });
     }
-    if rest.len() as u64 != end || offset != header.last {
+    if rest.len() as u64 != end || offset != last {
         return Err(DAMAGED);
     }
     // The lengths stay in front of the buffer: moving the places is cheaper than moving the bytes.
@@ -297,10 +278,8 @@ mod tests {
             let mut back = Batch::new("t".into(), 0);
             unpack(first, &block.bytes, &mut back).unwrap();
             prop_assert_eq!(owned(&back), records.clone());
-            let header = header(first, &block.bytes).unwrap();
-            prop_assert_eq!(header.last, records[records.len() - 1].0);
-            prop_assert_eq!(header.last, first + block.span - 1);
-            prop_assert_eq!(header.max_timestamp_ms, records.iter().map(|r| r.1).max().unwrap());
+            prop_assert_eq!(first + block.span - 1, records[records.len() - 1].0);
+            prop_assert_eq!(block.max_timestamp_ms, records.iter().map(|r| r.1).max().unwrap());
         }
 
         #[test]

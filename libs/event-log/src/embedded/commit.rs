@@ -9,12 +9,19 @@
 //! With several stages in a process the disk is asked once for all of them, and none is starved by a busier one.
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use fjall::PersistMode;
 
 use super::block::Block;
 use super::store::{PositionKey, Store};
 use super::topics::Partition;
 use crate::Error;
+
+/// Four tables in waiting; fjall itself would only stop one kind of topic at a time.
+const MAX_UNWRITTEN_BYTES: u64 = 32 << 20;
 
 /// Blocks and positions that become durable and visible together or not at all.
 pub(super) struct Request {
@@ -82,9 +89,11 @@ impl Store {
 
     fn write(&self, requests: Vec<Request>) -> Result<(), Error> {
         self.check_writable()?;
+        self.wait_for_tables().map_err(|e| self.failed("a commit", e))?;
         let mut batch = self.durable_batch();
         let mut next_offsets: HashMap<*const Partition, (Arc<Partition>, u64)> = HashMap::new();
         let mut positions = Vec::new();
+        let mut number = self.next_block.load(Ordering::Relaxed); // nobody else writes
         for request in requests {
             for (partition, blocks) in request.outputs {
                 let next = next_offsets.entry(Arc::as_ptr(&partition)).or_insert_with(|| {
@@ -92,8 +101,9 @@ impl Store {
                     (partition.clone(), next)
                 });
                 for block in blocks {
-                    batch.insert(&partition.records, next.1.to_be_bytes(), block.bytes);
-                    next.1 += block.span;
+                    let span = block.span;
+                    self.put_block(&mut batch, &partition, next.1, number, block);
+                    (next.1, number) = (next.1 + span, number + 1);
                 }
             }
             positions.extend(request.positions);
@@ -103,6 +113,17 @@ impl Store {
         }
         batch.commit().map_err(|e| self.failed("a commit", e))?;
         self.publish(next_offsets.into_values(), positions);
+        // After publishing, so that maintenance takes no block for dead that is about to be seen.
+        self.next_block.store(number, Ordering::Release);
+        Ok(())
+    }
+
+    /// Bounds the memory of what is in the journal and not yet in tables.
+    fn wait_for_tables(&self) -> fjall::Result<()> {
+        while self.db.write_buffer_size() > MAX_UNWRITTEN_BYTES && self.db.outstanding_flushes() > 0 {
+            self.db.persist(PersistMode::Buffer)?; // fails if the one who writes tables has failed
+            std::thread::sleep(Duration::from_millis(1));
+        }
         Ok(())
     }
 }

@@ -1,10 +1,11 @@
 //! The reading half of a processor: the one instance of its group holds all partitions.
 
 use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::Embedded;
 use super::cursor::{Cursor, read_in_turn};
+use super::store::deadline;
 use crate::{Consumer, Error, Event, Log, Membership, Position, ProcessorOptions};
 
 pub(super) struct EmbeddedConsumer {
@@ -45,7 +46,7 @@ impl Consumer for EmbeddedConsumer {
         if !self.assigned {
             return self.assign();
         }
-        let deadline = Instant::now() + timeout;
+        let deadline = deadline(timeout);
         let store = &self.membership.log.store;
         loop {
             let seen = store.publications();

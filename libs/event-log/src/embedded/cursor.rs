@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::block;
-use super::store::{Store, offset_of};
+use super::store::Store;
 use super::topics::Partition;
 use crate::{Batch, Error};
 
@@ -67,23 +67,21 @@ impl Cursor {
     }
 
     fn read_blocks(&mut self, store: &Store, batch: &mut Batch, limit: u64, max_records: usize) -> Result<(), Error> {
-        let records = self.partition.records.clone();
-        let unreadable = |at: u64, e: fjall::Error| store.unreadable(&self.partition, at, &e);
-        let mut start = self.position.to_be_bytes().to_vec();
-        if self.boundary != Some(self.position)
-            && let Some(before) = records.range(..=start.clone()).next_back()
+        let partition = self.partition.clone();
+        let mut start = self.position;
+        if self.boundary != Some(start)
+            && let Some(before) = store.place_before(&partition, start)?
         {
             // The block that holds the position begins at or before it.
-            start = before.key().map_err(|e| unreadable(self.position, e))?.to_vec();
+            start = before.first;
         }
-        for entry in records.range(start..limit.to_be_bytes().to_vec()) {
-            let (key, value) = entry.into_inner().map_err(|e| store.unreadable(&self.partition, self.position, &e))?;
-            let first = offset_of(&key)
-                .ok_or_else(|| store.corrupt(self.partition.place(self.position), "a key is no offset"))?;
+        for place in store.places(&partition, start..limit) {
+            let place = place?;
+            let Some(bytes) = store.block(&partition, &place)? else { continue };
             self.index = 0;
-            if let Err(what) = block::unpack(first, &value, &mut self.unpacked) {
+            if let Err(what) = block::unpack(place.first, &bytes, &mut self.unpacked) {
                 self.unpacked.reset_columns();
-                return Err(store.corrupt(self.partition.place(first), what));
+                return Err(store.corrupt(partition.place(place.first), what));
             }
             self.take(batch, limit, max_records);
             if is_full(batch, max_records) {

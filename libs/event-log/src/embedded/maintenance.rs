@@ -1,7 +1,7 @@
 //! What keeps the log from growing for ever: retention by age, compaction by key.
 //!
 //! ```text
-//! retention   first ──► behind the blocks that are older; stored, then shown, then their tables are dropped
+//! retention   first ──► behind the blocks that are older; stored, then shown, then tables without live blocks dropped
 //! compaction  each block again without the records that a later one of the same key supersedes
 //! ```
 //!
@@ -10,14 +10,16 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use fjall::AbstractTree;
+use fjall::{AbstractTree, Keyspace};
 
 use super::block;
-use super::store::{Store, offset_of};
+use super::index::Place;
+use super::store::Store;
 use super::topics::{Partition, Topic, encode_bounds};
 use crate::{Batch, Error};
 
@@ -95,21 +97,24 @@ pub(super) fn now_ms() -> i64 {
 pub(super) fn run(store: &Store, now_ms: i64, effort: Effort) -> Result<(), Error> {
     let mut compacted = store.compacted.lock().unwrap_or_else(PoisonError::into_inner);
     let topics: Vec<Arc<Topic>> = store.topics().values().cloned().collect();
-    let mut dropped = false;
-    for topic in topics {
-        for partition in &topic.partitions {
-            if topic.stored.compacted {
-                let last = compacted.entry((topic.name.clone(), partition.index)).or_default();
-                let dirty = partition.next().saturating_sub(last.next);
-                if effort == Effort::Everything || dirty >= last.kept.max(MIN_DIRTY_RECORDS) {
-                    *last = compact(store, partition, now_ms)?;
-                }
+    // By retention: those share a keyspace.
+    let mut aging: HashMap<Duration, Vec<Arc<Partition>>> = HashMap::new();
+    for (topic, partition) in topics.iter().flat_map(|topic| topic.partitions.iter().map(move |p| (topic, p))) {
+        if topic.stored.compacted {
+            let last = compacted.entry((topic.name.clone(), partition.index)).or_default();
+            let dirty = partition.next().saturating_sub(last.next);
+            if effort == Effort::Everything || dirty >= last.kept.max(MIN_DIRTY_RECORDS) {
+                *last = compact(store, partition, now_ms)?;
             }
-            if let Some(retention) = topic.stored.retention() {
-                let retention_ms = i64::try_from(retention.as_millis()).unwrap_or(i64::MAX);
-                dropped |= expire(store, partition, now_ms.saturating_sub(retention_ms))?;
-            }
+        } else if let Some(retention) = topic.stored.retention() {
+            let retention_ms = i64::try_from(retention.as_millis()).unwrap_or(i64::MAX);
+            expire(store, partition, now_ms.saturating_sub(retention_ms))?;
+            aging.entry(retention).or_default().push(partition.clone());
         }
+    }
+    let mut dropped = false;
+    for partitions in aging.values() {
+        dropped |= drop_tables(store, &partitions[0].blocks, partitions)?;
     }
     if dropped {
         // fjall lets go of dropped files when, after a later write, some keyspace begins a new table: the smallest does.
@@ -120,36 +125,47 @@ pub(super) fn run(store: &Store, now_ms: i64, effort: Effort) -> Result<(), Erro
     Ok(())
 }
 
-/// Forgets the blocks at the beginning whose records are all older than `before_ms`. Returns whether tables went.
-fn expire(store: &Store, partition: &Partition, before_ms: i64) -> Result<bool, Error> {
-    let (first, next) = (partition.first(), partition.next());
-    let mut keep_from = first;
-    for entry in blocks(partition, first, next) {
-        let (at, value) = open_block(store, partition, entry)?;
-        let header = block::header(at, &value).map_err(|what| store.corrupt(partition.place(at), what))?;
-        if header.max_timestamp_ms >= before_ms {
+/// Forgets the blocks at the beginning whose records are all older than `before_ms`.
+fn expire(store: &Store, partition: &Partition, before_ms: i64) -> Result<(), Error> {
+    let mut first = partition.first();
+    let mut batch = store.durable_batch();
+    for place in store.places(partition, first..partition.next()) {
+        let place = place?;
+        if place.max_timestamp_ms >= before_ms {
             break;
         }
-        keep_from = header.last + 1;
+        store.remove_place(&mut batch, partition, &place);
+        first = place.last + 1;
     }
-    if keep_from > first {
+    if first > partition.first() {
         store.check_writable()?;
-        let mut batch = store.durable_batch();
-        batch.insert(&store.meta, partition.bounds_key(), encode_bounds(keep_from, keep_from));
+        batch.insert(&store.meta, partition.bounds_key(), encode_bounds(first, first));
         batch.commit().map_err(|e| store.failed("retention", e))?;
-        partition.set_first(keep_from);
-        tracing::debug!(topic = %partition.topic, partition = partition.index, first = keep_from, "retention moved on");
-        if keep_from == next {
-            // Nothing may come after it: what is in memory becomes a table now, and goes with a later run.
-            partition.records.rotate_memtable().map_err(|e| store.failed("retention", e))?;
+        partition.set_first(first);
+        tracing::debug!(topic = %partition.topic, partition = partition.index, first, "retention moved on");
+    }
+    Ok(())
+}
+
+/// Drops the tables of a keyspace that hold no live block. Returns whether there were any.
+fn drop_tables(store: &Store, blocks: &Keyspace, partitions: &[Arc<Partition>]) -> Result<bool, Error> {
+    // In this order: a block that is not published by now has a number from here on.
+    let end = store.next_block.load(Ordering::Acquire);
+    let mut live_from = end;
+    for partition in partitions {
+        if let Some(place) = store.places(partition, partition.first()..partition.next()).next() {
+            live_from = live_from.min(place?.number);
         }
     }
-    let Some(last) = keep_from.checked_sub(1) else { return Ok(false) };
-    // Tables that lie below as a whole; what is still in memory is dropped once it is in one.
-    let tables = partition.records.table_count();
-    let dropped = partition.records.tree.drop_range::<[u8; 8], _>(..=last.to_be_bytes());
-    dropped.map_err(|e| store.unreadable(partition, keep_from, &e.into()))?;
-    Ok(partition.records.table_count() < tables)
+    let Some(last) = live_from.checked_sub(1) else { return Ok(false) };
+    let failed = |e: fjall::Error| store.failed("retention", e);
+    if live_from == end && blocks.last_key_value().is_some() {
+        // Nothing may come after it: what is in memory becomes a table now, and goes with a later run.
+        blocks.rotate_memtable().map_err(failed)?;
+    }
+    let tables = blocks.table_count();
+    blocks.tree.drop_range::<[u8; 8], _>(..=last.to_be_bytes()).map_err(|e| failed(e.into()))?;
+    Ok(blocks.table_count() < tables)
 }
 
 /// Removes the records that a later one of the same key supersedes, and tombstones whose time is over.
@@ -157,9 +173,8 @@ fn compact(store: &Store, partition: &Partition, now_ms: i64) -> Result<Compacte
     let (first, next) = (partition.first(), partition.next());
     let mut records = Batch::new(partition.topic.clone(), partition.index);
     let mut last_of_key: HashMap<Box<[u8]>, u64> = HashMap::new();
-    for entry in blocks(partition, first, next) {
-        let (at, value) = open_block(store, partition, entry)?;
-        block::unpack(at, &value, &mut records).map_err(|what| store.corrupt(partition.place(at), what))?;
+    for place in store.places(partition, first..next) {
+        unpack(store, partition, &place?, &mut records)?;
         for record in records.iter() {
             match last_of_key.get_mut(record.key) {
                 Some(last) => *last = record.offset,
@@ -169,9 +184,9 @@ fn compact(store: &Store, partition: &Partition, now_ms: i64) -> Result<Compacte
     }
     let mut kept = Batch::new(partition.topic.clone(), partition.index);
     let mut total = 0;
-    for entry in blocks(partition, first, next) {
-        let (at, value) = open_block(store, partition, entry)?;
-        block::unpack(at, &value, &mut records).map_err(|what| store.corrupt(partition.place(at), what))?;
+    for place in store.places(partition, first..next) {
+        let place = place?;
+        unpack(store, partition, &place, &mut records)?;
         kept.reset_columns();
         for (index, record) in records.iter().enumerate() {
             let is_last = last_of_key.get(record.key) == Some(&record.offset);
@@ -182,32 +197,30 @@ fn compact(store: &Store, partition: &Partition, now_ms: i64) -> Result<Compacte
         }
         total += kept.len() as u64;
         if kept.len() < records.len() {
-            replace(store, partition, at, next, &kept)?;
+            replace(store, partition, &place, next, &kept)?;
         }
     }
     Ok(Compacted { next, kept: total })
 }
 
-/// Replaces the block at `at`. Not synced: after a crash either block may be there, and both are right.
-fn replace(store: &Store, partition: &Partition, at: u64, next: u64, kept: &Batch) -> Result<(), Error> {
+fn unpack(store: &Store, partition: &Partition, place: &Place, records: &mut Batch) -> Result<(), Error> {
+    let corrupt = |what| store.corrupt(partition.place(place.first), what);
+    // Only compaction removes blocks here, and this is the only one that runs.
+    let bytes = store.block(partition, place)?.ok_or_else(|| corrupt("its block is missing"))?;
+    block::unpack(place.first, &bytes, records).map_err(corrupt)
+}
+
+/// Replaces a block. Not synced: after a crash either one may be there, and both are right.
+fn replace(store: &Store, partition: &Partition, place: &Place, next: u64, kept: &Batch) -> Result<(), Error> {
     store.check_writable()?;
     let mut batch = store.db.batch();
     if kept.is_empty() {
-        batch.remove(&partition.records, at.to_be_bytes());
+        store.remove_block(&mut batch, partition, place);
         // If this was the last block, the offsets still must not be given again.
         batch.insert(&store.meta, partition.bounds_key(), encode_bounds(partition.first(), next));
     } else {
-        batch.insert(&partition.records, at.to_be_bytes(), block::pack_sparse(kept, at).bytes);
+        let block = block::pack_sparse(kept, place.first);
+        store.put_block(&mut batch, partition, place.first, place.number, block);
     }
     batch.commit().map_err(|e| store.failed("compaction", e))
-}
-
-fn blocks(partition: &Partition, first: u64, next: u64) -> fjall::Iter {
-    partition.records.range(first.to_be_bytes()..next.to_be_bytes())
-}
-
-fn open_block(store: &Store, partition: &Partition, entry: fjall::Guard) -> Result<(u64, fjall::UserValue), Error> {
-    let (key, value) = entry.into_inner().map_err(|e| store.unreadable(partition, partition.first(), &e))?;
-    let at = offset_of(&key).ok_or_else(|| store.corrupt(partition.place(partition.first()), "a key is no offset"))?;
-    Ok((at, value))
 }

@@ -1,10 +1,11 @@
 //! Reading ranges.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::Embedded;
 use super::cursor::{Cursor, read_in_turn};
+use super::store::deadline;
 use crate::{Error, Range, Read, Reader};
 
 pub(super) struct EmbeddedReader {
@@ -30,7 +31,7 @@ impl EmbeddedReader {
 
 impl Reader for EmbeddedReader {
     fn next(&mut self, max_records: usize, timeout: Duration) -> Result<Read, Error> {
-        let deadline = Instant::now() + timeout;
+        let deadline = deadline(timeout);
         loop {
             let seen = self.log.store.publications();
             if let Some(batch) = read_in_turn(self.cursors.iter_mut(), &mut self.turn, &self.log.store, max_records)? {

@@ -2,17 +2,18 @@
 //!
 //! ```text
 //! write   see `commit`: one fjall batch and fsync, then positions and next offsets are published
-//! read    blocks of a partition's keyspace, from a position up to its published next offset
+//! read    the blocks of a partition, from a position up to its published next offset
 //! ```
 //!
-//! Memory, per log: a partition's newest blocks stay in memory until they are 4 MiB or until fjall's journals pass
-//! 128 MiB together, packed as they are on disk; then they go to a table and the journal is dropped. The cache of
-//! tables is 16 MiB. Keys only grow, so tables are moved from level to level, never rewritten.
+//! Memory, per log: the newest blocks stay in memory, packed as they are on disk, until there are 8 MiB of a kind of
+//! topic (see `index`); then they go to a table. If the disk does not keep up, writers wait at 32 MiB. The cache of tables
+//! is 16 MiB. On top come what appenders hold, and batches in the hands of readers.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use fjall::config::{BlockSizePolicy, CompressionPolicy, FilterPolicy};
 use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode};
@@ -24,7 +25,8 @@ use crate::{Error, LogUrl, Position};
 
 const CACHE_BYTES: u64 = 16 << 20;
 const JOURNAL_BYTES: u64 = 64 << 20; // fjall's minimum, besides the active one
-const MEMTABLE_BYTES: u64 = 4 << 20;
+const BLOCKS_MEMTABLE_BYTES: u64 = 8 << 20;
+const SMALL_MEMTABLE_BYTES: u64 = 2 << 20;
 /// Small records share a block of a table and so compress; larger blocks of ours are blocks of their own.
 const TABLE_BLOCK_BYTES: u32 = 16 << 10;
 
@@ -36,6 +38,9 @@ pub(super) struct Store {
     pub(super) url: LogUrl,
     pub(super) db: Database,
     pub(super) meta: Keyspace,
+    pub(super) index: Keyspace,
+    /// The number of the next block. A block below it is published, or never will be.
+    pub(super) next_block: AtomicU64,
     positions_keyspace: Keyspace,
     topics: RwLock<HashMap<Arc<str>, Arc<Topic>>>,
     /// The committed positions, as stored.
@@ -66,10 +71,10 @@ pub(super) fn database(path: &Path) -> fjall::Result<Database> {
         .open()
 }
 
-/// The settings of a partition's keyspace: large values, read in order, keys that only grow.
-pub(super) fn records_options() -> KeyspaceCreateOptions {
+/// The settings of a keyspace of blocks: large values, keys that only grow and are there when they are looked for.
+pub(super) fn blocks_options() -> KeyspaceCreateOptions {
     KeyspaceCreateOptions::default()
-        .max_memtable_size(MEMTABLE_BYTES)
+        .max_memtable_size(BLOCKS_MEMTABLE_BYTES)
         .data_block_size_policy(BlockSizePolicy::all(TABLE_BLOCK_BYTES))
         .data_block_compression_policy(CompressionPolicy::all(CompressionType::Lz4))
         .filter_policy(FilterPolicy::disabled())
@@ -77,7 +82,7 @@ pub(super) fn records_options() -> KeyspaceCreateOptions {
 }
 
 fn small_options() -> KeyspaceCreateOptions {
-    KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES).manual_journal_persist(true)
+    KeyspaceCreateOptions::default().max_memtable_size(SMALL_MEMTABLE_BYTES).manual_journal_persist(true)
 }
 
 impl Store {
@@ -85,10 +90,13 @@ impl Store {
         let failed = |e| open_error(&url, e);
         let db = database(path).map_err(failed)?;
         let meta = db.keyspace("meta", small_options).map_err(failed)?;
+        let index = db.keyspace("index", small_options).map_err(failed)?;
         let positions_keyspace = db.keyspace("positions", small_options).map_err(failed)?;
         let store = Self {
             db,
             meta,
+            index,
+            next_block: AtomicU64::new(0),
             positions_keyspace,
             topics: RwLock::default(),
             positions: RwLock::default(),
@@ -235,9 +243,10 @@ fn parse_position_key(key: &[u8]) -> Option<PositionKey> {
     Some((group.into(), topic.into(), u32::from_be_bytes(*partition)))
 }
 
-/// The offset that a stored key stands for.
-pub(super) fn offset_of(key: &[u8]) -> Option<u64> {
-    key.try_into().ok().map(u64::from_be_bytes)
+/// The end of a time-out, which a caller may mean to be without end.
+pub(super) fn deadline(timeout: Duration) -> Instant {
+    const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
+    Instant::now() + timeout.min(FOREVER)
 }
 
 /// A database that did not open.

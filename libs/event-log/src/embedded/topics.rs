@@ -1,10 +1,9 @@
 //! Topics and the bounds of their partitions, in memory and as stored.
 //!
 //! ```text
-//! keyspace meta   topic/NAME              → JSON: id, partitions, retention, compacted
+//! keyspace meta   topic/NAME              → JSON: id, number, partitions, retention, compacted
 //!                 bounds/NAME/PARTITION   → first (u64 LE) │ next at least (u64 LE)
 //!                 reclaimed               → when retention last gave disk space back (i64 LE, ms since the epoch)
-//! keyspace records/NAME/PARTITION         → blocks
 //! ```
 //!
 //! Bounds are stored only when retention or compaction move them: otherwise the first offset is 0 and the next one
@@ -18,8 +17,7 @@ use std::time::Duration;
 use fjall::Keyspace;
 use serde::{Deserialize, Serialize};
 
-use super::store::{Store, records_options};
-use super::{block, store};
+use super::store::{self, Store, blocks_options};
 use crate::{Error, PartitionDescription, TopicDescription, TopicSpec};
 
 /// Kafka's bound, so that a name is good for both backends.
@@ -37,7 +35,11 @@ pub(super) struct Topic {
 pub(super) struct Partition {
     pub(super) topic: Arc<str>,
     pub(super) index: u32,
-    pub(super) records: Keyspace,
+    /// Shared with all topics of the same kind.
+    pub(super) blocks: Keyspace,
+    pub(super) compacted: bool,
+    /// The topic's number in the index.
+    number: u32,
     first: AtomicU64,
     next: AtomicU64,
 }
@@ -46,6 +48,8 @@ pub(super) struct Partition {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Stored {
     id: String,
+    /// Small and unique, for keys.
+    number: u32,
     partitions: u32,
     retention_ms: Option<u64>,
     pub(super) compacted: bool,
@@ -54,6 +58,15 @@ pub(super) struct Stored {
 impl Stored {
     pub(super) fn retention(&self) -> Option<Duration> {
         self.retention_ms.map(Duration::from_millis)
+    }
+
+    /// Topics of one kind share a keyspace of blocks.
+    fn keyspace_name(&self) -> String {
+        match (self.compacted, self.retention_ms) {
+            (true, _) => "blocks/compacted".to_owned(),
+            (false, Some(ms)) => format!("blocks/{ms}ms"),
+            (false, None) => "blocks/kept".to_owned(),
+        }
     }
 }
 
@@ -69,6 +82,20 @@ impl Topic {
 }
 
 impl Partition {
+    fn new(topic: &Arc<str>, stored: &Stored, index: u32, blocks: Keyspace) -> Self {
+        let (first, next) = (AtomicU64::new(0), AtomicU64::new(0));
+        let (number, compacted) = (stored.number, stored.compacted);
+        Self { topic: topic.clone(), index, blocks, compacted, number, first, next }
+    }
+
+    pub(super) fn index_key(&self, offset: u64) -> [u8; 16] {
+        let mut key = [0; 16];
+        key[..4].copy_from_slice(&self.number.to_be_bytes());
+        key[4..8].copy_from_slice(&self.index.to_be_bytes());
+        key[8..].copy_from_slice(&offset.to_be_bytes());
+        key
+    }
+
     pub(super) fn first(&self) -> u64 {
         self.first.load(Ordering::Acquire)
     }
@@ -135,26 +162,19 @@ impl Store {
         if let Ok(topic) = self.topic(&spec.name) {
             return self.check_same(&topic, spec);
         }
+        let number = self.topics().values().map(|t| t.stored.number + 1).max().unwrap_or(0);
         let stored = Stored {
             id: random_id(),
+            number,
             partitions: spec.partitions,
             retention_ms: spec.retention.map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX)),
             compacted: spec.compacted,
         };
         let failed = |e| self.failed("creating a topic", e);
-        // The partitions first: after a crash in between there is no topic, and empty partitions are taken over.
-        let partitions = (0..spec.partitions)
-            .map(|index| {
-                let records = self.db.keyspace(&keyspace_name(&spec.name, index), records_options).map_err(failed)?;
-                Ok(Arc::new(Partition {
-                    topic: spec.name.clone(),
-                    index,
-                    records,
-                    first: AtomicU64::new(0),
-                    next: AtomicU64::new(0),
-                }))
-            })
-            .collect::<Result<_, Error>>()?;
+        // The keyspace first: after a crash in between there is no topic, and the next one of its kind takes it over.
+        let blocks = self.db.keyspace(&stored.keyspace_name(), blocks_options).map_err(failed)?;
+        let partition = |index| Arc::new(Partition::new(&spec.name, &stored, index, blocks.clone()));
+        let partitions = (0..spec.partitions).map(partition).collect();
         let value = serde_json::to_vec(&stored).map_err(|e| self.refused("creating a topic", e.to_string()))?;
         let mut batch = self.durable_batch();
         batch.insert(&self.meta, topic_key(&spec.name), value);
@@ -188,38 +208,33 @@ impl Store {
             let name: Arc<str> = String::from_utf8_lossy(&key["topic/".len()..]).into();
             let stored: Stored = serde_json::from_slice(&value)
                 .map_err(|e| self.corrupt(format!("the settings of topic {name}"), &e.to_string()))?;
-            let partitions =
-                (0..stored.partitions).map(|index| self.load_partition(&name, index)).collect::<Result<_, _>>()?;
+            if !self.db.keyspace_exists(&stored.keyspace_name()) {
+                return Err(self.corrupt(format!("topic {name}"), "its records are missing"));
+            }
+            let blocks = self.db.keyspace(&stored.keyspace_name(), blocks_options);
+            let blocks = blocks.map_err(|e| store::open_error(&self.url, e))?;
+            if let Some(last) = blocks.last_key_value() {
+                let key = last.key().map_err(|e| store::open_error(&self.url, e))?;
+                let number = key.first_chunk::<8>().map_or(0, |number| u64::from_be_bytes(*number));
+                self.next_block.fetch_max(number + 1, Ordering::AcqRel);
+            }
+            let partition = |index| self.load_partition(Partition::new(&name, &stored, index, blocks.clone()));
+            let partitions = (0..stored.partitions).map(partition).collect::<Result<_, _>>()?;
             self.topics_mut().insert(name.clone(), Arc::new(Topic { name, stored, partitions }));
         }
         Ok(())
     }
 
-    fn load_partition(&self, topic: &Arc<str>, index: u32) -> Result<Arc<Partition>, Error> {
-        let failed = |e| store::open_error(&self.url, e);
-        let name = keyspace_name(topic, index);
-        if !self.db.keyspace_exists(&name) {
-            return Err(self.corrupt(format!("{topic}/{index}"), "its records are missing"));
-        }
-        let records = self.db.keyspace(&name, records_options).map_err(failed)?;
-        let partition =
-            Partition { topic: topic.clone(), index, records, first: AtomicU64::new(0), next: AtomicU64::new(0) };
-        let bounds = self.meta.get(partition.bounds_key()).map_err(failed)?;
+    fn load_partition(&self, partition: Partition) -> Result<Arc<Partition>, Error> {
+        let bounds = self.meta.get(partition.bounds_key()).map_err(|e| store::open_error(&self.url, e))?;
         let (first, next_at_least) = match bounds {
             None => (0, 0),
             Some(bytes) => decode_bounds(&bytes)
-                .ok_or_else(|| self.corrupt(format!("the bounds of {topic}/{index}"), "they are cut off"))?,
+                .ok_or_else(|| self.corrupt(partition.place(0), "the bounds of the partition are cut off"))?,
         };
-        let mut next = next_at_least.max(first);
-        if let Some(last) = partition.records.last_key_value() {
-            let (key, value) = last.into_inner().map_err(failed)?;
-            let at =
-                store::offset_of(&key).ok_or_else(|| self.corrupt(format!("{topic}/{index}"), "a key is no offset"))?;
-            let header = block::header(at, &value).map_err(|what| self.corrupt(partition.place(at), what))?;
-            next = next.max(header.last + 1);
-        }
+        let last = self.place_before(&partition, u64::MAX)?;
         partition.set_first(first);
-        partition.publish(next);
+        partition.publish(last.map_or(0, |place| place.last + 1).max(next_at_least));
         Ok(Arc::new(partition))
     }
 }
@@ -240,10 +255,6 @@ fn check_spec(spec: &TopicSpec) -> Result<(), String> {
 
 fn topic_key(name: &str) -> Vec<u8> {
     format!("topic/{name}").into_bytes()
-}
-
-fn keyspace_name(topic: &str, partition: u32) -> String {
-    format!("records/{topic}/{partition}")
 }
 
 /// 128 bits that no other topic has: the hasher's keys are random.

@@ -14,7 +14,15 @@ const TOPICS: &str = "CARSTREAM_CRASH_TOPICS";
 const FROM: &str = "CARSTREAM_CRASH_FROM";
 const GROUP: &str = "CARSTREAM_CRASH_GROUP";
 
-/// A process that appends numbered records to one topic and copies them to another, and says what is acknowledged.
+/// Every so many records, one goes to the table too.
+pub const TABLE_EVERY: u64 = 16;
+/// As many keys as cars.
+pub const KEYS: u64 = 97;
+/// What is added to the numbers of the table's records to tell them apart.
+const TABLE: u64 = 1 << 62;
+
+/// A process that appends numbered records to a topic, copies them to another, keeps a compacted table of the last number
+/// of each key, and says what is acknowledged.
 pub struct Writer {
     child: Child,
     lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
@@ -22,11 +30,11 @@ pub struct Writer {
 
 impl Writer {
     /// Starts it. `entry` is the test that calls [`write_if_asked`].
-    pub fn start(entry: &str, url: &LogUrl, input: &str, output: &str, group: &str, from: u64) -> Self {
+    pub fn start(entry: &str, url: &LogUrl, topics: [&str; 3], group: &str, from: u64) -> Self {
         let mut child = Command::new(std::env::current_exe().expect("this binary"))
             .args(["--exact", entry, "--nocapture", "--test-threads", "1"])
             .env(LOG, url.to_string())
-            .env(TOPICS, format!("{input} {output}"))
+            .env(TOPICS, topics.join(" "))
             .env(GROUP, group)
             .env(FROM, from.to_string())
             .stdout(Stdio::piped())
@@ -59,6 +67,8 @@ impl Writer {
 pub enum Said {
     /// The record with this number is durable.
     Acknowledged(u64),
+    /// The record with this number is durable in the table.
+    Kept(u64),
     /// So many transactions are committed.
     Committed(u64),
 }
@@ -69,6 +79,7 @@ impl Said {
         let (word, number) = line.strip_suffix('.')?.split_once(' ')?;
         let number = number.parse().ok()?;
         match word {
+            "acknowledged" if number >= TABLE => Some(Self::Kept(number - TABLE)),
             "acknowledged" => Some(Self::Acknowledged(number)),
             "committed" => Some(Self::Committed(number)),
             _ => None,
@@ -81,14 +92,21 @@ pub fn write_if_asked() {
     let Ok(url) = std::env::var(LOG) else { return };
     let get = |name| std::env::var(name).expect("set by the parent");
     let topics = get(TOPICS);
-    let (input, output) = topics.split_once(' ').expect("two topics");
-    let (input, output): (Arc<str>, Arc<str>) = (input.into(), output.into());
+    let topics: Vec<Arc<str>> = topics.split(' ').map(Arc::from).collect();
+    let [input, output, table] = topics.try_into().expect("three topics");
     let log = event_log::open(&url.parse().expect("a URL"), &[]).expect("the log opens");
 
     let copier = {
         let (log, input, group) = (log.clone(), input.clone(), get(GROUP));
         std::thread::spawn(move || copy(&log, &input, &output, group))
     };
+    let maintained = log.clone();
+    std::thread::spawn(move || {
+        loop {
+            maintained.maintain().expect("maintenance");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    });
     let appender = log.appender(Box::new(|completions| {
         let mut text = String::new();
         for c in completions.iter().filter(|c| c.durable) {
@@ -99,14 +117,29 @@ pub fn write_if_asked() {
     let appender = appender.expect("an appender");
     let from: u64 = get(FROM).parse().expect("a number");
     for number in from.. {
-        let (key, value) = (format!("key {}", number % 97), format!("{number} {}", "x".repeat(number as usize % 700)));
+        let (key, value) = (format!("key {}", number % KEYS), value(number));
         let record = Record { key: key.as_bytes(), value: Some(value.as_bytes()), headers: &[], timestamp_ms: 0 };
         append(&*appender, &input, &record, number);
+        if number % TABLE_EVERY == 0 {
+            append(&*appender, &table, &record, TABLE + number);
+        }
         if number % 64 == 0 {
             std::thread::sleep(Duration::from_millis(1));
         }
         assert!(!copier.is_finished(), "the copier goes on");
     }
+}
+
+/// The value of a record, by which it can be told whether it is whole: its number and some text that hardly compresses,
+/// now and then long, so that tables are written too.
+pub fn value(number: u64) -> String {
+    let mut state = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let len = if number % 8 == 0 { number % 20_000 } else { number % 200 };
+    let noise = (0..len).map(|_| {
+        state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+        char::from(b' ' + (state >> 33) as u8 % 95)
+    });
+    format!("{number} ").chars().chain(noise).collect()
 }
 
 fn copy(log: &Arc<dyn Log>, input: &Arc<str>, output: &Arc<str>, group: String) {
