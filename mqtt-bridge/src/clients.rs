@@ -72,7 +72,7 @@ impl Mailbox {
     }
 
     /// Tells a connection that another one takes over.
-    pub(crate) fn take_over(&self, successor: Arc<Mailbox>) {
+    fn take_over(&self, successor: Arc<Mailbox>) {
         self.put(|mail| mail.successor = Some(successor));
     }
 
@@ -199,9 +199,12 @@ pub(crate) struct Directory {
 }
 
 impl Directory {
-    /// Enters a client. Returns the one that had the identifier until now.
-    pub(crate) fn enter(&self, client_id: &str, mailbox: &Arc<Mailbox>) -> Option<Arc<Mailbox>> {
-        lock(&self.by_client_id).insert(client_id.into(), mailbox.clone())
+    /// Enters a client. Whoever had the identifier until now is told; returns whether there was somebody.
+    pub(crate) fn enter(&self, client_id: &str, mailbox: &Arc<Mailbox>) -> bool {
+        let mut clients = lock(&self.by_client_id);
+        let earlier = clients.insert(client_id.into(), mailbox.clone());
+        // Told under the lock: who leaves looks into its mailbox afterwards, so no successor waits in vain.
+        earlier.inspect(|earlier| earlier.take_over(mailbox.clone())).is_some()
     }
 
     /// Removes a client, unless another connection has its identifier by now.
@@ -267,15 +270,18 @@ mod tests {
     fn who_was_replaced_removes_nobody() {
         let directory = Directory::default();
         let (old, new) = (Arc::new(Mailbox::default()), Arc::new(Mailbox::default()));
-        assert!(directory.enter("car", &old).is_none());
-        assert!(directory.enter("car", &new).is_some_and(|found| Arc::ptr_eq(&found, &old)));
+        assert!(!directory.enter("car", &old));
+        assert!(directory.enter("car", &new));
+        let mut mail = Mail::default();
+        old.fetch(&mut mail);
+        assert!(mail.successor.is_some_and(|successor| Arc::ptr_eq(&successor, &new)));
         directory.leave("car", &old);
         directory.subscribe(7, &new);
         directory.unsubscribe(7, &old);
         assert!(directory.subscribed(7).is_some());
         directory.leave("car", &new);
         directory.unsubscribe(7, &new);
-        assert!(directory.enter("car", &old).is_none());
+        assert!(!directory.enter("car", &old));
         assert!(directory.subscribed(7).is_none());
     }
 }
