@@ -1,1 +1,241 @@
-//! Placeholder.
+//! Data to model.
+//!
+//! ```text
+//!  lake or log ──► rows ──► train ──► model: manifest, weights ──┬──► lake: models/NAME/VERSION
+//!  (exact ranges)   │       (pure)      └──► plots ──────────────┘         │
+//!                   └ hash                                                 └──► announced on topic `models`
+//! ```
+//!
+//! The network and what is done with it are [`model`]'s, which the scorer uses as well; here is what only training
+//! needs: exact ranges, splits, Burn's optimiser, thresholds, metrics, plots.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod args;
+mod evaluate;
+mod fit;
+mod fleet;
+mod metrics;
+mod plots;
+mod report;
+mod rows;
+mod split;
+mod train;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use bytes::Bytes;
+use event_log::{Log, Record, catalogue};
+use lake::{Lake, ModelFiles};
+use model::artefact::TrainingRange;
+use prometheus_client::registry::Registry;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use tokio::task::spawn_blocking;
+use tokio_util::sync::CancellationToken;
+
+pub use args::{Args, Command, DEFAULT_NAME, Range, Source};
+pub use fleet::{Car, Fault, Fleet};
+pub use metrics::Metrics;
+pub use plots::plots;
+pub use report::TrainedModel;
+pub use rows::{From, TrainingSet};
+pub use train::{Trained, train};
+
+pub(crate) const READINGS: &str = "telemetry";
+pub(crate) const FINDINGS: &str = "faults";
+const MODELS: &str = "models";
+
+/// How often the trainer looks whether there are enough readings.
+const POLL_MS: u64 = 1_000;
+
+/// An announcement that is not durable by then has failed.
+const ANNOUNCE_TIMEOUT_S: u64 = 30;
+
+/// How good a model's verdicts are on all cars of a fleet.
+pub fn detection(model: &model::Model, fleet: &Fleet) -> model::artefact::Detection {
+    let cars: Vec<_> = fleet.cars.values().map(|car| evaluate::score(model, car, i64::MIN)).collect();
+    evaluate::detection(&cars, &model.manifest().alert, model.manifest().threshold)
+}
+
+/// Runs the stage as a process does: with its admin port.
+pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let mut registry = Registry::default();
+    let metrics = Metrics::new(&mut registry);
+    let service = args.service.clone();
+    service::with_admin(&service, registry, run_with(args, metrics, shutdown)).await
+}
+
+/// Trains once, or again and again with `--every`, and prints what came of it. Ends early at shutdown.
+pub async fn run_with(args: Args, metrics: Metrics, shutdown: CancellationToken) -> anyhow::Result<()> {
+    loop {
+        let Some(trained) = train_once(&args, &metrics, &shutdown).await? else { return Ok(()) };
+        if args.json {
+            println!("{}", serde_json::to_string(&trained)?);
+        } else {
+            print!("{}", trained.report());
+        }
+        let Some(every) = args.every else { return Ok(()) };
+        tokio::select! {
+            () = tokio::time::sleep(every) => {}
+            () = shutdown.cancelled() => return Ok(()),
+        }
+    }
+}
+
+/// Waits for enough readings, trains, stores the model and announces it. `None`: shut down meanwhile.
+///
+/// [`service::ConfigError`]: settings that cannot work.
+pub async fn train_once(
+    args: &Args,
+    metrics: &Metrics,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<Option<TrainedModel>> {
+    args.check()?;
+    let from = From::new(args)?;
+    let lake = Lake::open(&args.lake.lake)?;
+    let Some(ranges) = wait_for_ranges(args, &from, metrics, shutdown).await? else { return Ok(None) };
+    let started = Instant::now();
+    let Some(trained) = read_and_train(args, from, ranges, shutdown).await? else { return Ok(None) };
+    let manifest = trained.0.model.manifest().clone();
+    let files = ModelFiles {
+        manifest: Bytes::from(trained.0.manifest),
+        weights: Bytes::from(trained.0.weights),
+        plots: trained.1.into_iter().map(|(name, png)| (name, Bytes::from(png))).collect(),
+    };
+    let path = lake.put_model(&args.name, &manifest.version, &files).await?;
+    if !args.no_announce {
+        let announcement = Announcement {
+            name: args.name.clone(),
+            version: manifest.version.clone(),
+            path: path.clone(),
+            manifest_sha256: hex::encode(Sha256::digest(&files.manifest)),
+        };
+        let (log, shutdown) = (args.log.open()?, shutdown.clone());
+        spawn_blocking(move || announce(log, &announcement, &shutdown)).await.context("announcing panicked")??;
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    metrics.models.inc();
+    metrics.rows.inc_by(manifest.training.rows);
+    metrics.duration_seconds.set(seconds);
+    metrics.auc.set(manifest.metrics.test.auc.unwrap_or_default());
+    let name = args.name.clone();
+    Ok(Some(TrainedModel { name, version: manifest.version.clone(), path, seconds, manifest }))
+}
+
+/// Not enough readings yet.
+#[derive(Debug, thiserror::Error)]
+#[error("there are {found}")]
+struct TooFew {
+    found: u64,
+}
+
+/// The ranges to train on, once they hold enough.
+async fn wait_for_ranges(
+    args: &Args,
+    from: &From,
+    metrics: &Metrics,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<Option<Vec<lake::OffsetRange>>> {
+    let mut waiting = service::Waiting::new(format!("{} readings in {}", args.min_rows.max(1), from.name()));
+    loop {
+        match from.ranges(args).await {
+            Ok(ranges) => {
+                let found = rows::readings(&ranges);
+                metrics.rows_available.set(found as i64);
+                // Named ranges are what they are: waiting would not make them longer.
+                if found >= args.min_rows.max(1) || !args.ranges.is_empty() {
+                    waiting.over();
+                    return Ok(Some(ranges));
+                }
+                waiting.note(&TooFew { found });
+            }
+            Err(error) => match error.downcast_ref::<event_log::Error>() {
+                Some(cause) if cause.is_retriable() => waiting.note(cause),
+                _ => return Err(error),
+            },
+        }
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_millis(POLL_MS)) => {}
+            () = shutdown.cancelled() => return Ok(None),
+        }
+    }
+}
+
+/// File names and PNGs.
+type Plots = Vec<(String, Vec<u8>)>;
+
+async fn read_and_train(
+    args: &Args,
+    from: From,
+    ranges: Vec<lake::OffsetRange>,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<Option<(Trained, Plots)>> {
+    let (args, shutdown) = (args.clone(), shutdown.clone());
+    let runtime = tokio::runtime::Handle::current();
+    let work = move || {
+        let Some(set) = runtime.block_on(from.read(ranges, &shutdown))? else { return Ok(None) };
+        tracing::info!("training on {} readings of {} cars", set.fleet.rows, set.fleet.cars.len());
+        let ranges = set.ranges.iter().map(|range| TrainingRange {
+            topic: range.topic.clone(),
+            partition: range.partition,
+            start: range.start,
+            end: range.end,
+        });
+        let Some(trained) = train(&args, &set.fleet, ranges.collect(), set.row_hash, &shutdown)? else {
+            return Ok(None);
+        };
+        let plots = plots::plots(&trained, &set.fleet).context("cannot draw the plots")?;
+        Ok(Some((trained, plots)))
+    };
+    spawn_blocking(work).await.context("the training panicked")?
+}
+
+/// A record of topic `models`.
+#[derive(Debug, Clone, Serialize)]
+struct Announcement {
+    name: String,
+    version: String,
+    path: String,
+    manifest_sha256: String,
+}
+
+fn announce(log: Arc<dyn Log>, announcement: &Announcement, shutdown: &CancellationToken) -> anyhow::Result<()> {
+    let topic = catalogue::topic(MODELS);
+    let ensured = service::retry_until(
+        shutdown,
+        format!("the log {}", log.url()),
+        |e: &event_log::Error| !e.is_retriable(),
+        || log.ensure_topic(&topic),
+    )?;
+    if ensured.is_none() {
+        bail!("stopped before model {} was announced; it is in the lake", announcement.version);
+    }
+    // 0: no answer yet, 1: durable, 2: not.
+    let outcome = Arc::new(AtomicU8::new(0));
+    let completed = outcome.clone();
+    let appender = log.appender(Box::new(move |completions| {
+        for completion in completions {
+            completed.store(if completion.durable { 1 } else { 2 }, Ordering::Release);
+        }
+    }))?;
+    let value = serde_json::to_vec(announcement)?;
+    let record = Record {
+        key: announcement.name.as_bytes(),
+        value: Some(&value),
+        headers: &[],
+        timestamp_ms: chrono::Utc::now().timestamp_millis(),
+    };
+    appender.append(&topic.name, &record, 0)?;
+    appender.flush(Duration::from_secs(ANNOUNCE_TIMEOUT_S));
+    if outcome.load(Ordering::Acquire) != 1 {
+        bail!(
+            "model {} is in the lake, but its announcement did not become durable: train again",
+            announcement.version
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,230 @@
+//! Settings.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use event_log::LogArgs;
+use lake::{LakeArgs, OffsetRange};
+use service::{ConfigError, ServiceArgs};
+
+/// The model that the scorer looks for.
+pub const DEFAULT_NAME: &str = "telemetry-anomaly";
+
+/// Learns from clean readings what healthy cars do, and writes a model for the scorer.
+///
+/// Reads an exact range of the topics `telemetry` and `faults`, from the lake or from the log: the same range gives the
+/// same rows, and the same seed then the same model, byte for byte. The workshop's findings (`faults`) are not learnt
+/// from: they tell false alarms from true ones, and how good the model is.
+///
+/// The model goes into the lake under models/NAME/VERSION, with its manifest, weights and plots, and is announced on
+/// topic `models`, from which scorers take it.
+#[derive(Debug, Clone, clap::Parser)]
+#[command(
+    version,
+    after_help = "Examples:
+  trainer --lake lake --log edge-log                       all that is there now
+  trainer --from log --range telemetry/0:0-50000 --range faults/0:0-20 --seed 7
+  trainer --min-rows 100000 --every 24h                    when there is enough, then daily"
+)]
+pub struct Args {
+    /// What to do.
+    #[arg(value_enum, default_value_t)]
+    pub command: Command,
+
+    /// Where the readings come from.
+    #[arg(long, env = "CARSTREAM_TRAIN_FROM", value_enum, default_value_t)]
+    pub from: Source,
+
+    /// A part of a partition to train on: readings (telemetry) or findings (faults), offsets from START up to and
+    /// without END; may be repeated. Without any: everything of both topics that is there now.
+    #[arg(long = "range", value_name = "TOPIC/PARTITION:START-END")]
+    pub ranges: Vec<Range>,
+
+    /// What the model is called.
+    #[arg(long, env = "CARSTREAM_MODEL_NAME", default_value = DEFAULT_NAME)]
+    pub name: String,
+
+    /// Everything random depends on this: which cars are trained, validated and tested on, first weights, order.
+    #[arg(long, env = "CARSTREAM_SEED", default_value_t = 1)]
+    pub seed: u64,
+
+    /// Passes over the readings.
+    #[arg(long, default_value_t = 12)]
+    pub epochs: u32,
+
+    /// Readings per step.
+    #[arg(long, default_value_t = 512)]
+    pub batch_size: u32,
+
+    /// The learning rate of the first step; it falls along half a cosine.
+    #[arg(long, default_value_t = 5e-3)]
+    pub learning_rate: f64,
+
+    /// False alarms per car and day that are acceptable: sets the threshold.
+    #[arg(long, env = "CARSTREAM_ALARMS_PER_CAR_DAY", default_value_t = 0.05)]
+    pub alarms_per_car_day: f64,
+
+    /// Wait until there are so many readings.
+    #[arg(long, default_value_t = 20_000)]
+    pub min_rows: u64,
+
+    /// Train the network on at most so many readings of the training split: a sample, drawn by the seed. Scaling,
+    /// threshold and metrics always come from all.
+    #[arg(long, default_value_t = 500_000)]
+    pub max_rows: usize,
+
+    /// Train again after this time, as 90s, 15m, 24h or 7d; without it: once.
+    #[arg(long, value_parser = parse_duration)]
+    pub every: Option<Duration>,
+
+    /// Do not announce the model on topic `models`; with --from lake, no log is needed then.
+    #[arg(long)]
+    pub no_announce: bool,
+
+    /// Print the result as JSON.
+    #[arg(long)]
+    pub json: bool,
+
+    /// The log with the readings (--from log) and with the topic `models`.
+    #[command(flatten)]
+    pub log: LogArgs,
+
+    /// The lake with the readings (--from lake), and for the model.
+    #[command(flatten)]
+    pub lake: LakeArgs,
+
+    /// Logging and metrics.
+    #[command(flatten)]
+    pub service: ServiceArgs,
+}
+
+impl AsRef<ServiceArgs> for Args {
+    fn as_ref(&self) -> &ServiceArgs {
+        &self.service
+    }
+}
+
+/// What the trainer does.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Command {
+    /// Train a model.
+    #[default]
+    Train,
+}
+
+/// Where readings come from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Source {
+    /// Parquet objects of the sink.
+    #[default]
+    Lake,
+    /// The topics themselves, as far as retention has kept them.
+    Log,
+}
+
+/// A part of a partition, as a setting.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Range(pub OffsetRange);
+
+impl FromStr for Range {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let parse = || {
+            let (topic, rest) = s.rsplit_once('/')?;
+            let (partition, offsets) = rest.split_once(':')?;
+            let (start, end) = offsets.split_once('-')?;
+            let range = OffsetRange {
+                topic: topic.to_owned(),
+                partition: partition.parse().ok()?,
+                start: start.parse().ok()?,
+                end: end.parse().ok()?,
+            };
+            (!range.topic.is_empty()).then_some(range)
+        };
+        let range = parse().ok_or_else(|| format!("{s:?} is not TOPIC/PARTITION:START-END, as telemetry/0:0-5000"))?;
+        if range.start >= range.end {
+            return Err(format!("{s:?} holds nothing: the end is the offset after the last"));
+        }
+        Ok(Self(range))
+    }
+}
+
+impl Args {
+    /// Reports all settings that cannot work together.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let mut problems = Vec::new();
+        let mut refuse = |bad: bool, problem: &str| {
+            if bad {
+                problems.push(problem.to_owned());
+            }
+        };
+        refuse(self.epochs == 0, "--epochs must be at least 1");
+        refuse(self.batch_size == 0, "--batch-size must be at least 1");
+        let rate = self.learning_rate;
+        refuse(!(rate.is_finite() && rate > 0.0), "--learning-rate must be positive");
+        let alarms = self.alarms_per_car_day;
+        refuse(!(alarms.is_finite() && alarms >= 0.0), "--alarms-per-car-day must be 0 or more");
+        refuse(self.max_rows < crate::train::MIN_TRAINING_ROWS, "--max-rows is too small to train with: 1000 or more");
+        let topics = |range: &Range| [crate::READINGS, crate::FINDINGS].contains(&range.0.topic.as_str());
+        refuse(!self.ranges.iter().all(topics), "--range: a model is trained on the topics telemetry and faults only");
+        let readings = |range: &Range| range.0.topic == crate::READINGS;
+        refuse(!self.ranges.is_empty() && !self.ranges.iter().any(readings), "--range: none of topic telemetry");
+        let mut sorted: Vec<_> = self.ranges.iter().map(|range| &range.0).collect();
+        sorted.sort();
+        let overlap = |pair: &[&OffsetRange]| {
+            (&pair[0].topic, pair[0].partition) == (&pair[1].topic, pair[1].partition) && pair[0].end > pair[1].start
+        };
+        refuse(sorted.windows(2).any(overlap), "--range: two of them overlap, so readings would count twice");
+        ConfigError::check(problems)
+    }
+}
+
+/// `90`, `90s`, `15m`, `24h`, `7d`.
+fn parse_duration(s: &str) -> Result<Duration, String> {
+    let digits = s.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit_s = match &s[digits.len()..] {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        "d" => 86_400,
+        _ => 0,
+    };
+    match digits.parse::<u64>() {
+        Ok(number) if unit_s > 0 && number > 0 => Ok(Duration::from_secs(number * unit_s)),
+        _ => Err(format!("{s:?} is no time: use 90s, 15m, 24h or 7d")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[test]
+    fn ranges_are_read_and_refused() {
+        let range: Range = "telemetry/3:10-20".parse().expect("a range");
+        assert_eq!(range.0.to_string(), "telemetry/3 offsets 10 to 20");
+        for bad in ["", "telemetry", "telemetry/3", "telemetry/3:10", "telemetry/x:1-2", "/0:1-2", "telemetry/0:5-5"] {
+            assert!(bad.parse::<Range>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn all_bad_settings_are_reported_together() {
+        let args =
+            Args::try_parse_from(["trainer", "--epochs", "0", "--range", "drivers/0:0-5", "--alarms-per-car-day=-1"]);
+        let problems = args.expect("they parse").check().expect_err("they cannot work").0;
+        assert_eq!(problems.len(), 4, "{problems:?}");
+        let overlapping = ["trainer", "--range", "telemetry/0:0-5", "--range", "telemetry/0:4-9"];
+        assert!(Args::try_parse_from(overlapping).expect("they parse").check().is_err());
+        assert!(Args::try_parse_from(["trainer", "train"]).expect("the default").check().is_ok());
+    }
+
+    #[test]
+    fn times_have_units() {
+        assert_eq!(parse_duration("24h"), Ok(Duration::from_secs(86_400)));
+        assert!(parse_duration("soon").is_err() && parse_duration("0s").is_err() && parse_duration("5y").is_err());
+    }
+}
