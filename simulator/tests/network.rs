@@ -214,6 +214,19 @@ async fn alerts_are_counted_and_acknowledged() {
     assert!(seen.alerts_acknowledged >= 12 && seen.alerts_acknowledged as u64 <= summary.alerts_received);
 }
 
+/// Other systems give a loopback interface one address.
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn source_addresses_are_taken_in_turn() {
+    let peer = Peer::start(Behaviour::default()).await;
+    let mut args = args(&peer.address.to_string(), 4);
+    args.source_addresses = ["127.0.0.2", "127.0.0.3"].map(|address| address.parse().unwrap()).to_vec();
+    let sources: BTreeSet<_> = args.source_addresses.iter().copied().collect();
+    let summary = run_with(args, metrics(), CancellationToken::new()).await.unwrap();
+    assert_eq!(summary.acknowledged, summary.readings);
+    assert_eq!(peer.seen.lock().unwrap().sources, sources);
+}
+
 #[tokio::test]
 async fn bad_settings_are_told_together() {
     let mut args = args("nowhere", 0);

@@ -40,6 +40,7 @@ pub struct Received {
 #[derive(Debug, Default)]
 pub struct Seen {
     pub connects: Vec<Connect>,
+    pub sources: std::collections::BTreeSet<std::net::IpAddr>,
     pub publishes: Vec<Received>,
     pub alerts_acknowledged: usize,
     pub disconnects: usize,
@@ -69,8 +70,9 @@ impl Peer {
         let shared = Arc::clone(&seen);
         let task = tokio::spawn(async move {
             loop {
-                let (stream, _) = listener.accept().await.unwrap();
+                let (stream, source) = listener.accept().await.unwrap();
                 let seen = Arc::clone(&shared);
+                seen.lock().unwrap().sources.insert(source.ip());
                 tokio::spawn(async move {
                     let _ = serve(stream, behaviour, &seen).await;
                 });
