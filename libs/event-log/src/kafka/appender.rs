@@ -110,7 +110,7 @@ impl Appender for KafkaAppender {
             partition: None,
             payload: record.value,
             key: Some(record.key),
-            timestamp: Some(record.timestamp_ms),
+            timestamp: Some(record.timestamp_ms), // librdkafka takes 0 for "now"
             headers: headers(record.headers.iter().copied()),
             delivery_opaque: token as usize,
         };

@@ -12,6 +12,9 @@
 //! answered with the same call again, within a budget. An error that asks for an abort gets one. After any other, and
 //! when the broker does not tell what became of a commit, the producer is replaced by a new one with the same id; then
 //! nothing of the old one is open any more, and the committed positions say what happened.
+//!
+//! `Ok(true)` means that the commit is certain. The partitions hear of it some milliseconds later, all of it or nothing:
+//! a reader may find the records a moment after the committer knows.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
