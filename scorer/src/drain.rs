@@ -10,58 +10,67 @@ use tokio_util::sync::CancellationToken;
 
 /// How often the positions are looked at.
 const POLL_MS: u64 = 50;
+/// How long one look at what is left may take: on Kafka a reader connects first.
+const LOOK_S: u64 = 2;
 
 /// Waits until `group` has committed everything that `topic` holds now, at most `timeout`, or until `ended`. Blocking.
 ///
 /// A log that does not answer is not waited for.
 pub(crate) fn wait_for_end(log: &Arc<dyn Log>, group: &str, topic: &str, timeout: Duration, ended: &CancellationToken) {
-    let deadline = Instant::now() + timeout;
-    let waited = ends(log, topic).and_then(|ends| {
-        while !ended.is_cancelled() && is_behind(log, group, topic, &ends)? {
-            if Instant::now() >= deadline {
-                let seconds = timeout.as_secs();
-                tracing::warn!("readings are left in {topic} after {seconds} s; they are scored at the next start");
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(POLL_MS));
-        }
-        Ok(())
-    });
-    if let Err(error) = waited {
+    if let Err(error) = try_wait_for_end(log, group, topic, timeout, ended) {
         tracing::warn!("not waiting for the end of {topic}: {:#}", anyhow::Error::from(error));
     }
 }
 
-fn ends(log: &Arc<dyn Log>, topic: &str) -> Result<Vec<u64>, Error> {
-    Ok(log.describe(topic)?.partitions.iter().map(|bounds| bounds.next).collect())
+fn try_wait_for_end(
+    log: &Arc<dyn Log>,
+    group: &str,
+    topic: &str,
+    timeout: Duration,
+    ended: &CancellationToken,
+) -> Result<(), Error> {
+    let deadline = Instant::now() + timeout;
+    let ends: Vec<u64> = log.describe(topic)?.partitions.iter().map(|bounds| bounds.next).collect();
+    let mut before = None;
+    while !ended.is_cancelled() {
+        let positions: Vec<u64> = log.committed(group, topic)?.iter().map(|position| position.unwrap_or(0)).collect();
+        if positions.iter().zip(&ends).all(|(position, end)| position >= end) {
+            return Ok(());
+        }
+        if before.as_ref() == Some(&positions) && nothing_left(log, topic, &positions, &ends)? {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            let seconds = timeout.as_secs();
+            tracing::warn!("readings are left in {topic} after {seconds} s; they are scored at the next start");
+            return Ok(());
+        }
+        before = Some(positions);
+        std::thread::sleep(Duration::from_millis(POLL_MS));
+    }
+    Ok(())
 }
 
-/// Whether there are records between the committed positions and `ends`. Offsets do not tell: Kafka's transaction
-/// markers take some, too.
-fn is_behind(log: &Arc<dyn Log>, group: &str, topic: &str, ends: &[u64]) -> Result<bool, Error> {
+/// Whether there are no records between `positions` and `ends`. Offsets do not tell: Kafka's transaction markers take
+/// some, too.
+fn nothing_left(log: &Arc<dyn Log>, topic: &str, positions: &[u64], ends: &[u64]) -> Result<bool, Error> {
     let bounds = log.describe(topic)?.partitions;
-    let committed = log.committed(group, topic)?;
-    let left: Vec<_> = committed
-        .iter()
-        .zip(&bounds)
-        .zip(ends)
-        .enumerate()
-        .map(|(partition, ((committed, bounds), end))| Range {
+    let ranges =
+        bounds.iter().zip(positions).zip(ends).enumerate().map(|(partition, ((bounds, position), end))| Range {
             topic: topic.into(),
             partition: partition as u32,
-            start: committed.unwrap_or(0).max(bounds.first),
+            start: (*position).max(bounds.first),
             end: Some(*end),
-        })
-        .filter(|range| range.end > Some(range.start))
-        .collect();
+        });
+    let left: Vec<_> = ranges.filter(|range| range.end > Some(range.start)).collect();
     if left.is_empty() {
-        return Ok(false);
+        return Ok(true);
     }
     let mut reader = log.clone().reader(left)?;
-    match reader.next(1, Duration::from_millis(POLL_MS)) {
-        Ok(Read::End) => Ok(false),
+    match reader.next(1, Duration::from_secs(LOOK_S)) {
+        Ok(Read::End) => Ok(true),
         // Idle: not known yet. Out of range: retention went on meanwhile.
-        Ok(Read::Batch(_) | Read::Idle) | Err(Error::OutOfRange { .. }) => Ok(true),
+        Ok(Read::Batch(_) | Read::Idle) | Err(Error::OutOfRange { .. }) => Ok(false),
         Err(error) => Err(error),
     }
 }

@@ -31,7 +31,7 @@ pub struct Metrics {
     pub open_alerts: Gauge,
     /// Announced models that were not taken.
     pub models_refused: Counter,
-    /// Scores, in thresholds: 1 is the threshold.
+    /// Scores of readings that were judged, in thresholds: 1 is the threshold.
     pub score_ratio: Histogram,
     /// From the bridge's receiving a reading to its score.
     pub latency_seconds: Histogram,
@@ -78,7 +78,11 @@ impl Metrics {
         registry.register("alerts_closed", "Alerts closed", metrics.alerts_closed.clone());
         registry.register("open_alerts", "Cars with an open alert", metrics.open_alerts.clone());
         registry.register("models_refused", "Announced models that were not taken", metrics.models_refused.clone());
-        registry.register("score_ratio", "Scores, in thresholds", metrics.score_ratio.clone());
+        registry.register(
+            "score_ratio",
+            "Scores of readings that were judged, in thresholds",
+            metrics.score_ratio.clone(),
+        );
         registry.register(
             "latency_seconds",
             "From the bridge's receiving a reading to its score",

@@ -127,7 +127,7 @@ impl Scoring {
         for (i, (verdict, should_be_open)) in verdicts.iter().zip(alert_open).enumerate() {
             let car = names.value(i);
             let alert = match (self.announced.open(car), should_be_open) {
-                _ if verdict.late => continue,
+                _ if verdict.late || !verdict.judged => continue,
                 (None, false) | (Some(_), true) => continue,
                 (None, true) => self.opened(rows, i, verdict)?,
                 (Some(opened), false) => self.closed(opened.clone(), event_time_ms(rows, i)?, verdict),
@@ -178,7 +178,9 @@ impl Scoring {
         metrics.open_alerts.set(self.partitions.values().map(Cars::open_alerts).sum::<usize>() as i64);
         let now_ms = now_ms();
         for (verdict, place) in advanced.verdicts.iter().zip(&advanced.places) {
-            metrics.score_ratio.observe(f64::from(verdict.score / verdict.threshold));
+            if verdict.judged {
+                metrics.score_ratio.observe(f64::from(verdict.score / verdict.threshold));
+            }
             let waited_ms = now_ms - batch.get(*place).timestamp_ms;
             metrics.latency_seconds.observe(waited_ms.max(0) as f64 / 1000.0);
         }

@@ -20,7 +20,7 @@ fn the_pair(alerts: &[Alert]) -> (&Alert, &Alert) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fault_opens_an_alert_and_its_end_closes_it() {
-    let (site, model) = (Site::new(), small_model(1, 2.0));
+    let (site, model) = (Site::new(), small_model(1, 4.0));
     site.append_readings(&readings(4, 0, 80, broken));
     run_to_end(site.args_with(&model)).await;
     let alerts = site.alerts();
@@ -34,7 +34,7 @@ async fn a_fault_opens_an_alert_and_its_end_closes_it() {
     assert_eq!(opened.features[0], "current_draw");
     assert_eq!(opened.features, scores[&(car(1), opening)].features);
     assert_eq!(opened.score, scores[&(car(1), opening)].score);
-    assert_eq!((opened.threshold, opened.model_version.as_str()), (2.0, model.version.as_str()));
+    assert_eq!((opened.threshold, opened.model_version.as_str()), (4.0, model.version.as_str()));
     let closing = (closed.event_time_ms - START_MS) / 1000;
     assert!(closing >= 40, "closed at reading {closing}");
     assert_eq!((closed.opened_ms, &closed.features), (opened.opened_ms, &opened.features));
@@ -46,7 +46,7 @@ async fn a_fault_opens_an_alert_and_its_end_closes_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn restarts_repeat_no_alert() {
-    let (uninterrupted, interrupted, model) = (Site::new(), Site::new(), small_model(1, 2.0));
+    let (uninterrupted, interrupted, model) = (Site::new(), Site::new(), small_model(1, 4.0));
     uninterrupted.append_readings(&readings(4, 0, 80, broken));
     run_to_end(uninterrupted.args_with(&model)).await;
     let opening = (uninterrupted.alerts()[0].event_time_ms - START_MS) / 1000;
@@ -63,7 +63,7 @@ async fn restarts_repeat_no_alert() {
 #[tokio::test(flavor = "multi_thread")]
 async fn another_model_closes_what_it_would_not_have_opened() {
     let site = Site::new();
-    let (strict, lenient) = (small_model(1, 2.0), small_model(1, 1000.0));
+    let (strict, lenient) = (small_model(1, 4.0), small_model(1, 1000.0));
     site.append_readings(&readings(4, 0, 30, broken));
     run_to_end(site.args_with(&strict)).await;
     assert_eq!(site.alerts().len(), 1);
@@ -78,7 +78,7 @@ async fn another_model_closes_what_it_would_not_have_opened() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_hysteresis_is_the_models() {
     let site = Site::new();
-    let patient = small_model_with(1, 2.0, |manifest| manifest.alert.open_after = 100);
+    let patient = small_model_with(1, 4.0, |manifest| manifest.alert.open_after = 100);
     site.append_readings(&readings(4, 0, 80, broken));
     run_to_end(site.args_with(&patient)).await;
     assert!(site.scores().values().any(|score| score.anomalous));
@@ -88,7 +88,7 @@ async fn the_hysteresis_is_the_models() {
 #[tokio::test(flavor = "multi_thread")]
 async fn alerts_of_one_transaction_follow_each_other() {
     // Opened and closed within one batch, then again: nothing can have been read back from the topic meanwhile.
-    let (site, model) = (Site::new(), small_model(1, 2.0));
+    let (site, model) = (Site::new(), small_model(1, 4.0));
     let twice = |i: usize, seq: i64| i == 0 && ((20..40).contains(&seq) || (120..140).contains(&seq));
     site.append_readings(&readings(1, 0, 200, twice));
     let running = Running::start(Args { batch_ms: 1_000, ..site.args_with(&model) });

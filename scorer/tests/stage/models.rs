@@ -22,13 +22,13 @@ async fn without_a_model_nothing_is_scored_and_a_stop_is_clean() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_announced_model_takes_over_and_scores_as_if_it_had_always_been_there() {
     let site = Site::new();
-    let (first, second) = (small_model(1, 2.0), small_model(2, 3.0));
+    let (first, second) = (small_model(1, 4.0), small_model(2, 3.0));
     let running = Running::start(site.args());
     site.append_readings(&readings(4, 0, 30, |_, _| false));
     site.announce(&first).await;
     running.until("scores of the first", || site.count("scores") == 120).await;
     let in_force = running.until_model(&first.version).await;
-    assert_eq!(in_force.threshold, 2.0);
+    assert_eq!(in_force.threshold, 4.0);
     site.announce(&second).await;
     let later = running.until_model(&second.version).await;
     assert!(later.since_ms >= in_force.since_ms);
@@ -45,7 +45,7 @@ async fn an_announced_model_takes_over_and_scores_as_if_it_had_always_been_there
 #[tokio::test(flavor = "multi_thread")]
 async fn of_several_announcements_the_last_counts() {
     let site = Site::new();
-    let (first, second) = (small_model(1, 2.0), small_model(2, 3.0));
+    let (first, second) = (small_model(1, 4.0), small_model(2, 3.0));
     for model in [&first, &second, &first, &second] {
         site.announce(model).await;
     }
@@ -57,7 +57,7 @@ async fn of_several_announcements_the_last_counts() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn models_may_be_announced_in_another_log() {
-    let (edge, cloud, model) = (Site::new(), Site::new(), small_model(1, 2.0));
+    let (edge, cloud, model) = (Site::new(), Site::new(), small_model(1, 4.0));
     cloud.announce(&model).await;
     edge.append_readings(&readings(2, 0, 10, |_, _| false));
     let mut args = edge.args();
@@ -70,7 +70,7 @@ async fn models_may_be_announced_in_another_log() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bad_announcement_is_refused_and_the_model_in_force_stays() {
     let site = Site::new();
-    let good = small_model(1, 2.0);
+    let good = small_model(1, 4.0);
     site.announce(&good).await;
     let running = Running::start(site.args());
     running.until_model(&good.version).await;
@@ -82,19 +82,19 @@ async fn a_bad_announcement_is_refused_and_the_model_in_force_stays() {
     site.announce_raw(b"not json");
     running.until("the refusal of what is not JSON", refused(1)).await;
 
-    site.announce_raw(small_model(3, 2.0).announcement().as_bytes());
+    site.announce_raw(small_model(3, 4.0).announcement().as_bytes());
     running.until("the refusal of what is not in the lake", refused(2)).await;
 
-    let other_features = small_model_with(4, 2.0, |manifest| manifest.features.swap(0, 1));
+    let other_features = small_model_with(4, 4.0, |manifest| manifest.features.swap(0, 1));
     site.announce(&other_features).await;
     running.until("the refusal of other features", refused(3)).await;
 
-    let mut damaged = small_model(5, 2.0);
+    let mut damaged = small_model(5, 4.0);
     damaged.weights[500] ^= 1;
     site.announce(&damaged).await;
     running.until("the refusal of damaged weights", refused(4)).await;
 
-    let stranger = small_model(6, 2.0);
+    let stranger = small_model(6, 4.0);
     let renamed = Files { version: "20990101T000000Z-0123456789ab".to_owned(), ..stranger };
     site.announce(&renamed).await;
     running.until("the refusal of another version's manifest", refused(5)).await;
@@ -103,7 +103,7 @@ async fn a_bad_announcement_is_refused_and_the_model_in_force_stays() {
     running.until("scores", || site.count("scores") == 20).await;
     assert!(site.scores().values().all(|score| score.model_version == good.version));
 
-    let better = small_model(8, 2.0);
+    let better = small_model(8, 4.0);
     site.announce(&better).await;
     running.until_model(&better.version).await;
     running.stop().await;
@@ -131,10 +131,10 @@ async fn a_bad_fixed_model_is_a_bad_setting() {
     assert_eq!(empty.len(), 2, "{empty:?}");
     assert!(empty[0].contains("manifest.json is missing") && empty[1].contains("weights.safetensors is missing"));
 
-    let model = small_model(1, 2.0);
+    let model = small_model(1, 4.0);
     let mut truncated = model.clone();
     truncated.weights.truncate(100);
-    let mut other = small_model_with(1, 2.0, |manifest| manifest.features[0].name = "oil_temp".to_owned());
+    let mut other = small_model_with(1, 4.0, |manifest| manifest.features[0].name = "oil_temp".to_owned());
     other.version = model.version.clone();
     let not_json = Files { manifest: b"{".to_vec(), ..model.clone() };
     for (name, files, words) in [
@@ -154,7 +154,7 @@ async fn a_log_that_is_not_there_is_waited_for_and_a_stop_is_clean() {
     // A port that was free a moment ago: nobody listens.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let log: LogUrl = format!("kafka://127.0.0.1:{port}").parse().unwrap();
-    let model = small_model(1, 2.0);
+    let model = small_model(1, 4.0);
     for args in [
         Args::new(log.clone(), LakeUrl::Directory(site.path("lake"))),
         Args { log: event_log::LogArgs::new(log), ..site.args_with(&model) },

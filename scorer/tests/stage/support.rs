@@ -16,7 +16,7 @@ use event_log::{Log, LogUrl, Range, Read, Record, catalogue};
 use lake::{Lake, LakeUrl};
 use model::alert::AlertRule;
 use model::artefact::{Detection, FORMAT, Metrics as Quality, Split, Training};
-use model::features::{FEATURE_COUNT, FIRMWARE, SPEED};
+use model::features::{COOLANT, CURRENT, FEATURE_COUNT, FIRMWARE, SPEED, VIBRATION};
 use model::{FEATURES, Manifest, Model, Row, Scaling, Settings};
 use prometheus_client::registry::Registry;
 pub(crate) use scorer::Args;
@@ -26,7 +26,7 @@ use sha2::{Digest, Sha256};
 use telemetry::avro::{AvroDecoder, AvroEncoder};
 use telemetry::schema::Schemas;
 use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// Generous: the machine may be busy.
 const PATIENCE_S: u64 = 60;
@@ -193,7 +193,8 @@ pub(crate) struct Score {
 /// The stage, running in this process.
 pub(crate) struct Running {
     stage: JoinHandle<anyhow::Result<()>>,
-    shutdown: CancellationToken,
+    /// Cancels, also when a test fails: the runtime waits for the stage.
+    shutdown: DropGuard,
     pub(crate) metrics: Metrics,
     pub(crate) registry: Registry,
 }
@@ -204,11 +205,11 @@ impl Running {
         let metrics = Metrics::new(&mut registry);
         let shutdown = CancellationToken::new();
         let stage = tokio::spawn(scorer::run_with(args, metrics.clone(), shutdown.clone()));
-        Self { stage, shutdown, metrics, registry }
+        Self { stage, shutdown: shutdown.drop_guard(), metrics, registry }
     }
 
     pub(crate) async fn stop(self) {
-        self.shutdown.cancel();
+        drop(self.shutdown);
         self.stage.await.unwrap().unwrap();
     }
 
@@ -270,11 +271,13 @@ pub(crate) fn readings(cars: usize, from: i64, to: i64, broken: impl Fn(usize, i
         for i in 0..cars {
             let mut random = Lcg(1 + i as u64 * 1_000_003 + seq as u64);
             let mut row: Row = std::array::from_fn(|_| random.next());
-            row[SPEED] = 15.0 + row[SPEED];
+            row[COOLANT] += 90.0;
+            row[CURRENT] += 20.0;
+            row[SPEED] += 15.0;
+            row[VIBRATION] += 3.0;
             row[FIRMWARE] = 2000.0;
-            row[7] = row[7].abs();
             if broken(i, seq) {
-                row[5] += 40.0;
+                row[CURRENT] += 40.0;
             }
             readings.push(Reading { car: car(i), seq, event_time_ms: START_MS + 1000 * seq, row });
         }
@@ -379,14 +382,7 @@ pub(crate) fn small_model_with(seed: u64, threshold: f32, change: impl Fn(&mut M
         code_version: "test".to_owned(),
         features: Manifest::features(),
         architecture: Manifest::architecture(),
-        settings: Settings {
-            window_readings: 4.0,
-            memory_readings: 40.0,
-            prior_readings: 5.0,
-            warm_up_readings: 5,
-            smoothing_readings: 3.0,
-            clip: 8.0,
-        },
+        settings: Settings { prior_readings: 5.0, warm_up_readings: 5, smoothing_readings: 3.0, ..Settings::default() },
         scaling: scaling(),
         residual_sigma: [1.0; FEATURE_COUNT],
         smoothed_sigma: [1.0; FEATURE_COUNT],
@@ -427,14 +423,11 @@ pub(crate) fn small_model_with(seed: u64, threshold: f32, change: impl Fn(&mut M
 }
 
 fn scaling() -> Scaling {
-    let mut scaling = model::scaling::ScalingFit::default().finish();
-    for knot in &mut scaling.mean[FIRMWARE] {
-        *knot = 2000.0;
+    let mut cars = vec![Vec::new(); 20];
+    for (n, reading) in readings(20, 0, 100, |_, _| false).into_iter().enumerate() {
+        cars[n % 20].push(reading.row);
     }
-    for knot in &mut scaling.mean[SPEED] {
-        *knot = 15.0;
-    }
-    scaling
+    Scaling::fit(cars.iter().map(Vec::as_slice))
 }
 
 /// A safetensors file, written by hand: length of the header, header, numbers.

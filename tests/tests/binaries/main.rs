@@ -1,0 +1,87 @@
+//! The seven stages as processes: settings, waiting, a whole pipeline on a real Apache Kafka, stopping.
+//!
+//! What needs Kafka needs a *fresh* broker at `CARSTREAM_TEST_KAFKA=HOST:PORT`, because the topics of the platform have
+//! fixed names; `scripts/test` starts one for each run.
+#![allow(clippy::unwrap_used)]
+
+mod pipeline;
+mod process;
+
+use process::Process;
+
+/// Every stage, in the order of a reading's way.
+const STAGES: [&str; 7] = ["simulator", "mqtt-bridge", "preprocessor", "replicator", "sink", "trainer", "scorer"];
+
+/// An address where nobody listens: the port was free a moment ago.
+fn nobody() -> String {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+}
+
+#[test]
+fn help_and_version_are_no_failures() {
+    for stage in STAGES {
+        for flag in ["--help", "--version"] {
+            Process::start(stage, &[flag]).succeed();
+        }
+    }
+}
+
+#[test]
+fn wrong_settings_are_reported_together_with_exit_code_64() {
+    let cases: [(&str, &[&str], &[&str]); 6] = [
+        ("simulator", &["--cars", "0", "--fault-share", "2"], &["--cars", "--fault-share"]),
+        (
+            "mqtt-bridge",
+            &["--max-connections", "0", "--max-in-flight", "0"],
+            &["--max-connections", "--max-in-flight", "--pseudonym-key-file"],
+        ),
+        ("preprocessor", &["--max-records", "0"], &["--max-records", "--pseudonym-key-file"]),
+        (
+            "replicator",
+            &["--source-log", "edge", "--target-log", "edge", "--topics", "telemetry.raw"],
+            &["--source-log", "telemetry.raw"],
+        ),
+        ("sink", &["--topics", "alerts,telemetry,telemetry"], &["alerts", "telemetry twice"]),
+        ("scorer", &["--model", "/nowhere", "--batch", "0", "--group", ""], &["/nowhere", "--batch", "--group"]),
+    ];
+    for (stage, args, problems) in cases {
+        let (code, said) = Process::start(stage, args).end();
+        assert_eq!(code, Some(64), "{stage} said:\n{said}");
+        for problem in problems {
+            let line = said.lines().find(|line| line.starts_with("error:") && line.contains(problem));
+            assert!(line.is_some(), "{stage} did not say what is wrong with {problem}:\n{said}");
+        }
+    }
+    for stage in STAGES {
+        let (code, said) = Process::start(stage, &["--no-such-setting"]).end();
+        assert_eq!(code, Some(64), "{stage} said:\n{said}");
+    }
+}
+
+#[test]
+fn a_stage_says_in_one_line_what_it_waits_for_and_stops_cleanly() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).display().to_string();
+    std::fs::write(path("site.key"), "a key of one test site, and no other").unwrap();
+    let (key, lake, cloud) = (path("site.key"), path("lake"), path("cloud-log"));
+    let nobody = nobody();
+    let log = format!("kafka://{nobody}");
+    let cases: [(&str, Vec<&str>); 6] = [
+        ("simulator", vec!["--mqtt", &nobody, "--cars", "3"]),
+        ("mqtt-bridge", vec!["--log", &log, "--listen", "127.0.0.1:0", "--pseudonym-key-file", &key]),
+        ("preprocessor", vec!["--log", &log, "--pseudonym-key-file", &key]),
+        ("replicator", vec!["--source-log", &log, "--target-log", &cloud]),
+        ("sink", vec!["--log", &log, "--lake", &lake]),
+        ("scorer", vec!["--log", &log, "--lake", &lake]),
+    ];
+    let mut running: Vec<_> = cases.iter().map(|(stage, args)| Process::start(stage, args)).collect();
+    for process in &mut running {
+        process.line_with(&["waiting for", &nobody]);
+    }
+    for process in &running {
+        process.terminate();
+    }
+    for process in running {
+        process.succeed();
+    }
+}
