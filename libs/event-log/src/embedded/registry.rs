@@ -36,13 +36,26 @@ impl Registry {
 #[derive(Debug)]
 pub(super) struct Place {
     path: PathBuf,
-    lock: Option<File>,
+    lock: Option<DirectoryLock>,
+}
+
+/// The lock of a directory among processes.
+#[derive(Debug)]
+struct DirectoryLock(File);
+
+impl Drop for DirectoryLock {
+    fn drop(&mut self) {
+        // Closing would do, were it not for a child process that is just being started and still shares the file.
+        if let Err(e) = self.0.unlock() {
+            tracing::warn!("the directory of a log stays locked until this process ends: {e}");
+        }
+    }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         let mut open = REGISTRY.lock();
-        self.lock.take(); // closing the file releases it
+        self.lock.take();
         open.remove(&self.path);
         REGISTRY.released.notify_all();
     }
@@ -81,6 +94,7 @@ pub(super) fn open(path: &Path) -> Result<Arc<Embedded>, Error> {
         Err(TryLockError::WouldBlock) => return Err(Error::InUse { path: path.to_owned() }),
         Err(TryLockError::Error(e)) => return Err(cannot("it cannot be locked", e)),
     }
+    let lock = DirectoryLock(lock);
 
     let url = LogUrl::Directory(path.to_owned());
     create_store(&canonical).map_err(|e| store::open_error(&url, e))?;

@@ -179,7 +179,7 @@ impl Store {
 
     /// A write that failed leaves the journal in an unknown state: only opening the log again finds out what holds.
     pub(super) fn failed(&self, operation: &'static str, cause: fjall::Error) -> Error {
-        let what = format!("{}: free the cause, then start again", describe(&cause));
+        let what = format!("{}: put that right, then start again", describe(&cause));
         self.refused(operation, self.failure.get_or_init(|| what).clone())
     }
 
