@@ -9,6 +9,7 @@
 //! With several stages in a process the disk is asked once for all of them, and none is starved by a busier one.
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -72,7 +73,9 @@ impl Store {
             queue.writing = true;
             let (requests, from, to) = (std::mem::take(&mut queue.waiting), queue.decided + 1, queue.last);
             drop(queue);
-            let failed = self.write(requests).is_err();
+            // A panic, which is printed, must not leave the others waiting for ever.
+            let written = catch_unwind(AssertUnwindSafe(|| self.write(requests)));
+            let failed = written.unwrap_or_else(|_| Err(self.stop("a commit", "a panic".to_owned()))).is_err();
             queue = self.commits.lock();
             queue.writing = false;
             queue.decided = to;

@@ -179,8 +179,13 @@ impl Store {
 
     /// A write that failed leaves the journal in an unknown state: only opening the log again finds out what holds.
     pub(super) fn failed(&self, operation: &'static str, cause: fjall::Error) -> Error {
-        let what = format!("{}: put that right, then start again", describe(&cause));
-        self.refused(operation, self.failure.get_or_init(|| what).clone())
+        self.stop(operation, describe(&cause))
+    }
+
+    /// From here on nothing is written.
+    pub(super) fn stop(&self, operation: &'static str, cause: String) -> Error {
+        let what = self.failure.get_or_init(|| format!("{cause}: put that right, then start again"));
+        self.refused(operation, what.clone())
     }
 
     pub(super) fn refused(&self, operation: &'static str, what: String) -> Error {
