@@ -34,7 +34,10 @@ pub(crate) fn describe(definition: &Definition, query: &Query) -> String {
     write_table(&mut text, &lineage_rows(query));
     let kept = kept_back(definition, query);
     if !kept.is_empty() {
-        let _ = writeln!(text, "\n  stays at the edge: {}", kept.join(", "));
+        let _ = writeln!(text, "\n  tagged, and stays at the edge:");
+        for line in kept {
+            let _ = writeln!(text, "    {line}");
+        }
     }
     text
 }
@@ -80,8 +83,8 @@ fn kept_back(definition: &Definition, query: &Query) -> Vec<String> {
             let mut sources = query.lineage().iter().flat_map(|column| &column.sources);
             sources.any(|source| source.table == table && source.column == field.name)
         };
-        let tagged_fields = schema.fields.iter().filter(|field| field.pii.is_some() && !comes_out(field));
-        kept.extend(tagged_fields.map(|field| tagged(table, &field.name, field.pii)));
+        let fields = schema.fields.iter().filter(|field| !comes_out(field));
+        kept.extend(fields.filter(|field| field.pii.is_some()).map(|field| tagged(table, &field.name, field.pii)));
     }
     kept
 }

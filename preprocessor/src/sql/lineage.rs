@@ -56,7 +56,7 @@ impl Lineage {
             };
             let mut sources = Vec::new();
             trace.follow(expr, &mut Vec::new(), &mut Vec::new(), &mut sources);
-            Self { column, expression: expr.to_string(), sources }
+            Self { column, expression: expr.human_display().to_string(), sources }
         });
         columns.collect()
     }

@@ -45,6 +45,18 @@ impl LookupTable {
         self.index.is_empty()
     }
 
+    /// How many rows are stored, with those that have been replaced.
+    #[cfg(test)]
+    pub(super) fn stored_rows(&self) -> usize {
+        self.total
+    }
+
+    /// The columns that are kept.
+    #[cfg(test)]
+    pub(super) fn columns(&self) -> arrow::datatypes::Fields {
+        self.rows.schema().fields().clone()
+    }
+
     /// Takes one decoded batch of the topic. `changes` are its keys in order, with the row of the batch, or `None`
     /// for a tombstone.
     pub fn update<'k>(

@@ -23,13 +23,12 @@ use datafusion_optimizer::{Analyzer, Optimizer, OptimizerContext};
 use datafusion_physical_expr::{PhysicalExpr, create_physical_expr};
 use datafusion_sql::planner::{ContextProvider, ParserOptions, SqlToRel};
 use telemetry::pseudonym::PseudonymKey;
-use telemetry::schema::Pii;
 
 use super::functions::{self, PSEUDONYM};
 use super::lineage::Lineage;
 use super::lookup::LookupTable;
 use super::output;
-use super::shape::{Lookup, Shape, used_columns};
+use super::shape::{Lookup, Shape, is_of, used_columns};
 use super::statement;
 use crate::definition::Definition;
 
@@ -75,14 +74,14 @@ impl Query {
         let lineage = Lineage::of(&shape, definition);
         let mut problems: Vec<_> = lineage.iter().flat_map(Lineage::problems).collect();
         let assigned = output::assign(&shape, &lineage, &definition.output).map_err(|more| problems.extend(more));
-        let key_column = key_column(&lineage, definition).map_err(|problem| problems.push(problem));
-        let (Ok(assigned), Ok(key_name)) = (assigned, key_column) else { return Err(problems) };
+        let key_column = key_column(&shape, definition).map_err(|problem| problems.push(problem));
+        let (Ok(assigned), Ok(key_column)) = (assigned, key_column) else { return Err(problems) };
         if !problems.is_empty() {
             return Err(problems);
         }
         let simplified = simplify(plan).map_err(|e| one(catalogue.explain(&e)))?;
         let shape = Shape::of(&simplified, definition).map_err(one)?;
-        let key_column = definition.output.index_of(&key_name).expect("the output was assigned by name");
+        let key_column = assigned.iter().position(|at| *at == key_column).expect("every column is assigned");
         Self::compile(shape, &assigned, definition, lineage, key_column).map_err(|e| one(e.to_string()))
     }
 
@@ -200,20 +199,19 @@ fn simplify(plan: LogicalPlan) -> Result<LogicalPlan, DataFusionError> {
     Optimizer::with_rules(rules).optimize(plan, &OptimizerContext::new(), |_, _| {})
 }
 
-/// The one column that is `pseudonym(key of the input)` and nothing else.
-fn key_column(lineage: &[Lineage], definition: &Definition) -> Result<String, String> {
-    let input = &definition.input;
-    let key = &input.schema.fields[definition.identity[0]].name;
-    let mut keys = lineage.iter().filter(|column| {
-        matches!(column.sources.as_slice(), [source]
-            if source.table == input.table
-                && source.column == *key
-                && source.pii == Some(Pii::Identifier)
-                && source.through == [PSEUDONYM]
-                && column.expression.starts_with(PSEUDONYM))
-    });
+/// The one column that is `pseudonym(key of the input)` and nothing else: its place in the statement.
+fn key_column(shape: &Shape, definition: &Definition) -> Result<usize, String> {
+    let key = &definition.input.schema.fields[definition.identity[0]].name;
+    let is_key = |expr: &Expr| match expr.clone().unalias() {
+        Expr::ScalarFunction(f) if f.name() == PSEUDONYM => match f.args.as_slice() {
+            [Expr::Column(column)] => column.name == *key && is_of(column, &shape.relations[0].0),
+            _ => false,
+        },
+        _ => false,
+    };
+    let mut keys = shape.columns.iter().enumerate().filter(|(_, expr)| is_key(expr)).map(|(at, _)| at);
     match (keys.next(), keys.next()) {
-        (Some(column), None) => Ok(column.column.clone()),
+        (Some(at), None) => Ok(at),
         _ => Err(format!("exactly one column must be {PSEUDONYM}({key}): it is the key of the clean records")),
     }
 }
