@@ -19,6 +19,8 @@ use tokio_util::sync::CancellationToken;
 /// and ends with a report that accounts for every reading.
 #[derive(Debug, Parser)]
 #[command(name = "carstream", version, args_conflicts_with_subcommands = true)]
+// The report is what a person wants to see; a warning still comes through.
+#[command(mut_arg("log_level", |arg| arg.default_value("warn")))]
 pub struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -46,7 +48,7 @@ pub async fn run(cli: Cli, shutdown: CancellationToken) -> anyhow::Result<()> {
         Some(Command::Demo(args)) => args,
         None => cli.demo,
     };
-    let report = demo::run(args.clone(), shutdown).await?;
+    let report = demo::run(args.clone(), &cli.service, shutdown).await?;
     if args.json {
         println!("{}", report.to_json());
     } else {

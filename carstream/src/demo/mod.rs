@@ -24,7 +24,10 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use event_log::Log;
 use lake::Lake;
+use prometheus_client::registry::Registry;
+use service::ServiceArgs;
 use tokio_util::sync::CancellationToken;
+use trainer::TrainedModel;
 
 pub use args::Args;
 pub use report::{Detection, Latency, Ledger, Notes, Report};
@@ -33,7 +36,7 @@ use account::{Account, Hop};
 use live::Live;
 use place::Place;
 use report::thousands;
-use stages::Stages;
+use stages::{Metrics, Stages};
 
 /// Between two looks at the stages.
 const TICK: Duration = Duration::from_millis(250);
@@ -41,16 +44,24 @@ const TICK: Duration = Duration::from_millis(250);
 /// A drain takes seconds; a stage that stands still for this long will not go on.
 const STALLED_AFTER: Duration = Duration::from_secs(60);
 
-/// Runs the demo to its report. Shutdown ends the cars' sending early; everything else still drains.
-pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<Report> {
+/// Runs the demo to its report, with the metrics of all stages at the admin port if there is one.
+///
+/// Shutdown ends the cars' sending early; everything else still drains.
+pub async fn run(args: Args, service: &ServiceArgs, shutdown: CancellationToken) -> anyhow::Result<Report> {
+    let mut registry = Registry::default();
+    let metrics = Metrics::new(&mut registry);
+    service::with_admin(service, registry, run_with(args, metrics, shutdown)).await
+}
+
+async fn run_with(args: Args, metrics: Metrics, shutdown: CancellationToken) -> anyhow::Result<Report> {
     let began = Instant::now();
     let place = Place::prepare(args.keep.as_deref(), args.seed)?;
     let mut live = Live::new();
     live.say(&format!("{} cars for {} s, files in {}", thousands(args.cars.into()), args.duration, place.directory.display()));
-    let mut stages = Stages::start(&args, &place).await?;
+    let mut stages = Stages::start(&args, &place, metrics).await?;
     let mut remarks = Vec::new();
 
-    stages.cars_send(&mut live, &shutdown, &mut remarks).await?;
+    stages.cars_send(&mut live, &shutdown).await?;
     if shutdown.is_cancelled() {
         remarks.push("stopped early: what was sent until then is drained and accounted for".to_owned());
     }
@@ -80,8 +91,23 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<Repo
 pub(crate) struct Trained {
     pub(crate) version: String,
     pub(crate) rows: u64,
+    /// Wall clock when the scorer had it in force and had caught up, if it has.
+    pub(crate) in_force_ms: Option<i64>,
     /// Where the training range ended, by partition of the cloud's telemetry topic.
     pub(crate) until: HashMap<u32, u64>,
+}
+
+impl From<&TrainedModel> for Trained {
+    fn from(trained: &TrainedModel) -> Self {
+        let training = &trained.manifest.training;
+        let ranges = training.ranges.iter().filter(|range| range.topic == "telemetry");
+        Self {
+            version: trained.version.clone(),
+            rows: training.rows,
+            in_force_ms: None,
+            until: ranges.map(|range| (range.partition, range.end)).collect(),
+        }
+    }
 }
 
 /// Reads every hop from its beginning and makes the report.

@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use event_log::Log;
-use lake::LakeArgs;
 use mqtt_bridge::Bridge;
 use prometheus_client::registry::Registry;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use trainer::TrainedModel;
 
 use super::live::{Line, Live};
 use super::place::Place;
@@ -27,6 +27,9 @@ const BROKEN_SHARE: f64 = 0.001;
 
 /// Some cars are newer, so that two schemas are on the wire.
 const NEWER_SCHEMA_SHARE: f64 = 0.25;
+
+/// A lag that is what one moment brings.
+const CAUGHT_UP_RECORDS: u64 = 2_000;
 
 /// Cars stay connected this long after their last reading, for the last alerts.
 const LINGER: Duration = Duration::from_secs(2);
@@ -96,7 +99,7 @@ pub(crate) struct Stages {
     bridge: Option<Stage>,
     /// In the order of the flow.
     rest: Vec<Stage>,
-    training: Option<JoinHandle<anyhow::Result<Trained>>>,
+    training: Option<JoinHandle<anyhow::Result<TrainedModel>>>,
     trained: Option<Trained>,
     began: Instant,
 }
@@ -112,7 +115,7 @@ impl Stages {
         let bridge = Stage::start("mqtt-bridge", |stop| bridge.serve(stop));
 
         let preprocessor = {
-            let args = preprocessor::Args::new(edge.clone(), place.key_file());
+            let args = preprocessor::Args::new(edge.log.clone(), place.key_file());
             let metrics = metrics.preprocessor.clone();
             Stage::start("preprocessor", |stop| preprocessor::run_with(args, metrics, stop))
         };
@@ -158,7 +161,7 @@ impl Stages {
 
     /// Lets the cars send until they have finished, or shutdown. Trains meanwhile.
     pub(crate) async fn cars_send(&mut self, live: &mut Live, shutdown: &CancellationToken) -> anyhow::Result<()> {
-        let mut cars = self.cars.take().context("the cars send once")?;
+        let cars = self.cars.take().context("the cars send once")?;
         loop {
             live.show(&self.lines());
             if cars.task.is_finished() {
@@ -171,10 +174,10 @@ impl Stages {
             if self.began.elapsed() >= self.sending.mul_f64(TRAIN_AFTER) {
                 self.train(live).await?;
             }
+            self.note_in_force(live);
             tokio::select! {
                 _ = tokio::time::sleep(TICK) => {}
                 _ = shutdown.cancelled() => break,
-                _ = &mut cars.task, if false => {}
             }
         }
         cars.drain().await
@@ -184,20 +187,36 @@ impl Stages {
     async fn train(&mut self, live: &mut Live) -> anyhow::Result<()> {
         if let Some(training) = self.training.take_if(|training| training.is_finished()) {
             let trained = training.await.context("the trainer panicked")?.context("the trainer failed")?;
-            live.say(&format!("model {} trained on {} rows", trained.version, thousands(trained.rows)));
-            self.trained = Some(trained);
+            live.say(&format!(
+                "model {} trained on {} readings in {:.1} s",
+                trained.version,
+                thousands(trained.manifest.training.rows),
+                trained.seconds
+            ));
+            self.trained = Some(Trained::from(&trained));
         }
-        if self.trained.is_none() && self.training.is_none() && self.metrics.sink.rows("telemetry") >= MIN_TRAINING_ROWS {
+        if self.trained.is_none() && self.training.is_none() && self.rows_in_lake() >= MIN_TRAINING_ROWS {
             live.say("training from the lake");
             let mut args = trainer::Args::new(self.place.cloud().log, self.place.lake());
             args.seed = self.seed;
+            args.min_rows = MIN_TRAINING_ROWS;
             let metrics = self.metrics.trainer.clone();
             self.training = Some(tokio::spawn(async move {
-                let trained = trainer::train_once(&args, &metrics).await?;
-                Ok(Trained::from(trained))
+                let trained = trainer::train_once(&args, &metrics, &CancellationToken::new()).await?;
+                trained.context("the training was stopped")
             }));
         }
         Ok(())
+    }
+
+    /// Notes when the scorer has the model and has caught up with what came before.
+    fn note_in_force(&mut self, live: &Live) {
+        let lag = self.lag_of(&self.edge, "scorer", &self.edge, "telemetry");
+        let Some(trained) = self.trained.as_mut().filter(|trained| trained.in_force_ms.is_none()) else { return };
+        if lag.is_ok_and(|lag| lag <= CAUGHT_UP_RECORDS) {
+            live.say("the scorer has the model and has caught up");
+            trained.in_force_ms = Some(chrono::Utc::now().timestamp_millis());
+        }
     }
 
     /// Drains stage by stage in the order of the flow, so that each finds all that the one before it left.
@@ -289,6 +308,11 @@ impl Stages {
         Ok(lag)
     }
 
+    /// Rows of readings that are in the lake.
+    fn rows_in_lake(&self) -> u64 {
+        self.metrics.sink.rows.get_or_create(&sink::Topic::new("telemetry")).get()
+    }
+
     /// How many alerts reached their cars.
     pub(crate) fn alerts_delivered(&self) -> u64 {
         self.metrics.simulator.alerts.get()
@@ -303,7 +327,9 @@ impl Stages {
         let lag = |group: &str, topic: &str| self.lag_of(&self.edge, group, &self.edge, topic).ok();
         let line = |stage, done, lag, note| Line { stage, done, lag, note };
         let telemetry = records("telemetry");
-        let rows = m.sink.rows("telemetry");
+        let rows = self.rows_in_lake();
+        let objects = m.sink.objects.get_or_create(&sink::Topic::new("telemetry")).get();
+        let copied = self.cloud.describe("telemetry").map_or(0, |d| d.partitions.iter().map(|p| p.next).sum());
         let connected = m.simulator.cars_connected.get();
         let trainer = match (&self.trained, &self.training) {
             (Some(trained), _) => format!("model {}", trained.version),
@@ -316,8 +342,8 @@ impl Stages {
             line("preprocessor", telemetry, lag("preprocessor-telemetry", "telemetry.raw"), {
                 format!("{} dead letters", thousands(records("telemetry.dead-letter")))
             }),
-            line("replicator", m.replicator.replicated(), self.replication_lag().ok(), String::new()),
-            line("sink", rows, Some(m.sink.buffered_rows()), format!("{} objects", m.sink.objects())),
+            line("replicator", copied, self.replication_lag().ok(), String::new()),
+            line("sink", rows, Some(copied.saturating_sub(rows)), format!("{objects} objects")),
             line("trainer", self.trained.as_ref().map_or(0, |t| t.rows), None, trainer),
             line("scorer", m.scorer.scored.get(), lag("scorer", "telemetry"), {
                 format!("{} alerts open", m.scorer.open_alerts.get())
