@@ -10,34 +10,32 @@
 //! The task outlives its socket until the log has decided on everything that it was given: only then are its bytes given
 //! back to the budget and its slot to others.
 
+mod ending;
+mod reading;
+
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use event_log::{AppendError, Record};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::net::tcp::WriteHalf;
 use tokio::time::Instant;
 
 use crate::alerts::parse_pseudonym;
 use crate::bridge::Shared;
 use crate::clients::{Mail, Mailbox, Slot};
-use crate::close::{Close, Refusal};
-use crate::input::{READ_BYTES, with_scratch};
-use crate::session::{self, ConnAck, MAX_OUT_BYTES, Message, Session, Step};
+use crate::close::Close;
+use crate::input::READ_BYTES;
+use crate::session::{ConnAck, MAX_OUT_BYTES, Message, Session};
 use crate::stamp::Stamp;
 use crate::window::Fate;
-use crate::wire::{self, Packet};
+use crate::wire;
 
 /// How soon a connection that waits for room in the append queue looks again, should it not be told.
 const ROOM_CHECK_MS: u64 = 50;
-
-/// How long a client that was told why it is disconnected may take to read that.
-const FAREWELL_MS: u64 = 1_000;
 
 /// Serves one client until it has gone and everything it sent is decided.
 pub(crate) async fn serve(shared: Arc<Shared>, slot: Slot, mut stream: TcpStream, over_limit: bool) {
@@ -314,169 +312,6 @@ impl Connection {
         })
     }
 
-    /// One read from the socket, and what follows from it.
-    fn poll_read(&mut self, cx: &mut Context<'_>, reader: &mut ReadHalf<'_>) -> Poll<Result<(), Close>> {
-        match reader.as_ref().poll_read_ready(cx) {
-            Poll::Ready(Ok(())) => {}
-            Poll::Ready(Err(_)) => return Poll::Ready(Err(Close::Lost)),
-            Poll::Pending => {
-                self.shared.give_back(std::mem::take(&mut self.allowance)); // who is idle holds nothing
-                return Poll::Pending;
-            }
-        }
-        if self.allowance == 0 {
-            match self.shared.budget.try_acquire_many(READ_BYTES) {
-                Ok(permit) => {
-                    permit.forget();
-                    self.allowance = READ_BYTES;
-                }
-                Err(_) => {
-                    self.starved = true;
-                    return Poll::Ready(Ok(()));
-                }
-            }
-        }
-        let result = if self.input.is_empty() {
-            with_scratch(|scratch| {
-                let read = self.read_into(cx, reader, scratch);
-                let result = read.map(|stamp| stamp.and_then(|stamp| self.parse(scratch, &stamp)));
-                if !scratch.is_empty() {
-                    self.input = BytesMut::from(&scratch[..]);
-                }
-                result
-            })
-        } else {
-            let mut input = std::mem::take(&mut self.input);
-            let read = self.read_into(cx, reader, &mut input);
-            match read {
-                Poll::Ready(Ok(stamp)) => Poll::Ready(self.parse_input(input, &stamp)),
-                other => {
-                    self.input = input;
-                    other.map(|stamp| stamp.map(|_| ()))
-                }
-            }
-        };
-        self.shared.give_back(std::mem::take(&mut self.allowance));
-        result
-    }
-
-    /// Reads at most [`READ_BYTES`], and moves their cost from the allowance to `charged`.
-    fn read_into(
-        &mut self,
-        cx: &mut Context<'_>,
-        reader: &mut ReadHalf<'_>,
-        buffer: &mut BytesMut,
-    ) -> Poll<Result<Stamp, Close>> {
-        let before = buffer.len();
-        let mut limited = bytes::BufMut::limit(&mut *buffer, READ_BYTES as usize);
-        match ready!(pin!(reader.read_buf(&mut limited)).poll(cx)) {
-            Ok(0) | Err(_) => Poll::Ready(Err(Close::Lost)),
-            Ok(_) => {
-                let read = (buffer.len() - before) as u32;
-                self.allowance -= read;
-                self.charged += read;
-                let stamp = Stamp::now();
-                self.last_read = stamp.instant.into();
-                Poll::Ready(Ok(stamp))
-            }
-        }
-    }
-
-    /// Parses `input`, and keeps what is left over, in a buffer that is no larger than it has to be.
-    fn parse_input(&mut self, mut input: BytesMut, stamp: &Stamp) -> Result<(), Close> {
-        let before = input.len();
-        let parsed = self.parse(&mut input, stamp);
-        self.input = match input.len() {
-            0 => BytesMut::new(),
-            left if left < before => BytesMut::from(&input[..]),
-            _ => input,
-        };
-        parsed
-    }
-
-    /// Takes whole packets from the front of `bytes`, until the gate shuts.
-    fn parse(&mut self, bytes: &mut BytesMut, stamp: &Stamp) -> Result<(), Close> {
-        let mut done = 0; // of the budget
-        let mut result = Ok(());
-        while result.is_ok() && !self.is_shut() && !bytes.is_empty() {
-            if self.session.is_none() && bytes[0] != wire::CONNECT {
-                result = Err(Close::Malformed); // whatever this is, it isn't MQTT
-                break;
-            }
-            match wire::frame_length(bytes, self.shared.rules.limits.max_packet_bytes) {
-                Ok(Some(length)) if length <= bytes.len() => {
-                    let frame = bytes.split_to(length);
-                    self.charged -= length as u32;
-                    match self.take_frame(frame, stamp) {
-                        Ok(kept) => done += length as u32 - kept,
-                        Err(close) => {
-                            done += length as u32;
-                            result = Err(close);
-                        }
-                    }
-                }
-                Ok(_) => break,
-                Err(malformed) => result = Err(malformed.into()),
-            }
-        }
-        self.backlog = self.is_shut() && !bytes.is_empty();
-        self.shared.give_back(done);
-        result
-    }
-
-    /// Takes one packet. Returns how much of its cost stays with the session's window, or with `held`.
-    fn take_frame(&mut self, frame: BytesMut, stamp: &Stamp) -> Result<u32, Close> {
-        let bytes = frame.len() as u32;
-        let Some(session) = &mut self.session else {
-            self.connect(frame)?;
-            return Ok(0);
-        };
-        let packet = wire::decode(session.version(), frame)?;
-        match session.receive(packet, &self.shared.rules, stamp.instant, &mut self.out)? {
-            Step::Done => {}
-            Step::Append(message) => {
-                self.append(message, bytes, stamp)?;
-                return Ok(bytes);
-            }
-            Step::RefusedPublish(close) => self.shared.metrics.refused_publish(close.label()),
-            Step::Subscribed => self.subscribed(),
-            Step::Unsubscribed => self.unsubscribed(),
-            Step::AlertAcknowledged => {
-                self.shared.metrics.alerts_delivered.inc();
-            }
-        }
-        Ok(0)
-    }
-
-    fn connect(&mut self, frame: BytesMut) -> Result<(), Close> {
-        let version = wire::version(&frame);
-        let opened = match version {
-            Ok(version) => match wire::decode(version, frame) {
-                Ok(Packet::Connect(connect)) if !self.over_limit => {
-                    Session::open(*connect, &self.shared.rules, || self.shared.assigned_client_id())
-                }
-                Ok(Packet::Connect(_)) => Err(Refusal::Busy),
-                Ok(_) => Err(Refusal::Malformed),
-                Err(malformed) => Err(malformed.into()),
-            },
-            Err(malformed) => Err(malformed.into()),
-        };
-        let (session, answer) = opened.map_err(|refusal| {
-            self.shared.metrics.refused_connect(refusal.label());
-            session::refuse(version.ok(), refusal, &mut self.out);
-            Close::Refused
-        })?;
-        let takes_over = self.shared.directory.enter(session.client_id(), &self.slot.mailbox);
-        self.session = Some(session);
-        self.claiming = Some(answer);
-        if takes_over {
-            // The earlier connection's will goes into the log before anything of ours: `predecessor_gone` comes then.
-            self.shared.metrics.takeovers.inc();
-            return Ok(());
-        }
-        self.accept()
-    }
-
     fn accept(&mut self) -> Result<(), Close> {
         let (Some(session), Some(answer)) = (&self.session, self.claiming.take()) else { return Ok(()) };
         session.accept(answer, &self.shared.rules, &mut self.out)?;
@@ -532,112 +367,6 @@ impl Connection {
             self.shared.directory.unsubscribe(car, &self.slot.mailbox);
         }
     }
-
-    /// After the talk: the will, the last words, and the wait for what the log has not decided on.
-    async fn end(&mut self, stream: TcpStream, close: Close) {
-        let shared = self.shared.clone();
-        shared.metrics.closed(close.label());
-        shared.metrics.connections.dec();
-        shared.closed_one();
-        if self.paused_since.take().is_some() {
-            shared.metrics.paused.dec();
-        }
-        tracing::debug!(slot = self.slot.number(), reason = close.label(), "connection ended");
-        self.unsubscribed();
-        self.input = BytesMut::new();
-        self.held = None;
-        shared.give_back(std::mem::take(&mut self.charged) + std::mem::take(&mut self.allowance));
-        let mut will = None;
-        if let Some(session) = &mut self.session {
-            shared.directory.leave(session.client_id(), &self.slot.mailbox);
-            shared.metrics.alerts_dropped.inc_by(session.outstanding_alerts() as u64);
-            // A client that was never accepted leaves no will.
-            will = session.take_will().filter(|_| self.claiming.is_none());
-            session.say_goodbye(close, &mut self.out);
-        }
-        will = self.append_will(will);
-        if will.is_none() {
-            self.tell_successor();
-        }
-        farewell(stream, close, std::mem::take(&mut self.out)).await;
-        while will.is_some() && !shared.abandon.is_cancelled() {
-            tokio::select! {
-                () = shared.room.wait() => {}
-                () = tokio::time::sleep(Duration::from_millis(ROOM_CHECK_MS)) => {}
-            }
-            will = self.append_will(will);
-        }
-        self.tell_successor();
-        self.linger().await;
-    }
-
-    /// Gives the will to the log. Returns it if there is no room.
-    fn append_will(&mut self, will: Option<Message>) -> Option<Message> {
-        let will = will?;
-        // Without cost: it is short, and the budget may be what keeps others from ending.
-        if self.append(will, 0, &Stamp::now()).is_err() {
-            return None; // refused and said so
-        }
-        let held = self.held.take().map(|(will, _)| will);
-        if held.is_none() {
-            self.shared.metrics.wills.inc();
-        }
-        held
-    }
-
-    fn tell_successor(&mut self) {
-        if let Some(successor) = self.successor.take() {
-            successor.predecessor_gone();
-        }
-    }
-
-    /// Until the log has decided on everything: nobody is told any more, but bytes and slot are given back.
-    async fn linger(&mut self) {
-        let mailbox = self.slot.mailbox.clone();
-        loop {
-            // A successor that comes now need not wait: the will, if there was one, is on its way.
-            if self.take_mail().is_err() {
-                self.tell_successor();
-            }
-            if let Some(session) = &mut self.session {
-                let mut bytes = 0;
-                while let Some(entry) = session.window().pop_decided() {
-                    bytes += entry.bytes;
-                }
-                self.shared.give_back(bytes);
-            }
-            if self.undecided() == 0 {
-                return;
-            }
-            tokio::select! {
-                () = mailbox.arrived() => {}
-                () = self.shared.abandon.cancelled() => return,
-            }
-        }
-    }
-}
-
-/// Sends the last bytes and closes. What the client is still sending is read and thrown away for a moment: otherwise
-/// the kernel answers it with a reset, and the client never reads why it was disconnected.
-async fn farewell(mut stream: TcpStream, close: Close, out: BytesMut) {
-    if matches!(close, Close::Lost | Close::Goodbye) && out.is_empty() {
-        return;
-    }
-    let last_words = async {
-        if stream.write_all(&out).await.is_err() || stream.shutdown().await.is_err() {
-            return;
-        }
-        while stream.readable().await.is_ok() {
-            let mut sink = [0; 4_096]; // on the stack: not in the memory of every connection
-            match stream.try_read(&mut sink) {
-                Ok(1..) => {}
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-                Ok(0) | Err(_) => return,
-            }
-        }
-    };
-    // Whether the client heard it or not, it is over.
-    let _ = tokio::time::timeout(Duration::from_millis(FAREWELL_MS), last_words).await;
 }
 
 #[cfg(test)]

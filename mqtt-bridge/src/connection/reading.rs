@@ -1,0 +1,180 @@
+//! From the socket to the session: reads, paid from the byte budget, whole packets, and what each of them leads to.
+
+use std::pin::pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::BytesMut;
+use tokio::io::AsyncReadExt;
+use tokio::net::tcp::ReadHalf;
+
+use super::Connection;
+use crate::close::{Close, Refusal};
+use crate::input::{READ_BYTES, with_scratch};
+use crate::session::{self, Session, Step};
+use crate::stamp::Stamp;
+use crate::wire::{self, Packet};
+
+impl Connection {
+    /// One read from the socket, and what follows from it.
+    pub(super) fn poll_read(&mut self, cx: &mut Context<'_>, reader: &mut ReadHalf<'_>) -> Poll<Result<(), Close>> {
+        match reader.as_ref().poll_read_ready(cx) {
+            Poll::Ready(Ok(())) => {}
+            Poll::Ready(Err(_)) => return Poll::Ready(Err(Close::Lost)),
+            Poll::Pending => {
+                self.shared.give_back(std::mem::take(&mut self.allowance)); // who is idle holds nothing
+                return Poll::Pending;
+            }
+        }
+        if self.allowance == 0 {
+            match self.shared.budget.try_acquire_many(READ_BYTES) {
+                Ok(permit) => {
+                    permit.forget();
+                    self.allowance = READ_BYTES;
+                }
+                Err(_) => {
+                    self.starved = true;
+                    return Poll::Ready(Ok(()));
+                }
+            }
+        }
+        let result = if self.input.is_empty() {
+            with_scratch(|scratch| {
+                let read = self.read_into(cx, reader, scratch);
+                let result = read.map(|stamp| stamp.and_then(|stamp| self.parse(scratch, &stamp)));
+                if !scratch.is_empty() {
+                    self.input = BytesMut::from(&scratch[..]);
+                }
+                result
+            })
+        } else {
+            let mut input = std::mem::take(&mut self.input);
+            let read = self.read_into(cx, reader, &mut input);
+            match read {
+                Poll::Ready(Ok(stamp)) => Poll::Ready(self.parse_input(input, &stamp)),
+                other => {
+                    self.input = input;
+                    other.map(|stamp| stamp.map(|_| ()))
+                }
+            }
+        };
+        self.shared.give_back(std::mem::take(&mut self.allowance));
+        result
+    }
+
+    /// Reads at most [`READ_BYTES`], and moves their cost from the allowance to `charged`.
+    fn read_into(
+        &mut self,
+        cx: &mut Context<'_>,
+        reader: &mut ReadHalf<'_>,
+        buffer: &mut BytesMut,
+    ) -> Poll<Result<Stamp, Close>> {
+        let before = buffer.len();
+        let mut limited = bytes::BufMut::limit(&mut *buffer, READ_BYTES as usize);
+        match ready!(pin!(reader.read_buf(&mut limited)).poll(cx)) {
+            Ok(0) | Err(_) => Poll::Ready(Err(Close::Lost)),
+            Ok(_) => {
+                let read = (buffer.len() - before) as u32;
+                self.allowance -= read;
+                self.charged += read;
+                let stamp = Stamp::now();
+                self.last_read = stamp.instant.into();
+                Poll::Ready(Ok(stamp))
+            }
+        }
+    }
+
+    /// Parses `input`, and keeps what is left over, in a buffer that is no larger than it has to be.
+    pub(super) fn parse_input(&mut self, mut input: BytesMut, stamp: &Stamp) -> Result<(), Close> {
+        let before = input.len();
+        let parsed = self.parse(&mut input, stamp);
+        self.input = match input.len() {
+            0 => BytesMut::new(),
+            left if left < before => BytesMut::from(&input[..]),
+            _ => input,
+        };
+        parsed
+    }
+
+    /// Takes whole packets from the front of `bytes`, until the gate shuts.
+    fn parse(&mut self, bytes: &mut BytesMut, stamp: &Stamp) -> Result<(), Close> {
+        let mut done = 0; // of the budget
+        let mut result = Ok(());
+        while result.is_ok() && !self.is_shut() && !bytes.is_empty() {
+            if self.session.is_none() && bytes[0] != wire::CONNECT {
+                result = Err(Close::Malformed); // whatever this is, it isn't MQTT
+                break;
+            }
+            match wire::frame_length(bytes, self.shared.rules.limits.max_packet_bytes) {
+                Ok(Some(length)) if length <= bytes.len() => {
+                    let frame = bytes.split_to(length);
+                    self.charged -= length as u32;
+                    match self.take_frame(frame, stamp) {
+                        Ok(kept) => done += length as u32 - kept,
+                        Err(close) => {
+                            done += length as u32;
+                            result = Err(close);
+                        }
+                    }
+                }
+                Ok(_) => break,
+                Err(malformed) => result = Err(malformed.into()),
+            }
+        }
+        self.backlog = self.is_shut() && !bytes.is_empty();
+        self.shared.give_back(done);
+        result
+    }
+
+    /// Takes one packet. Returns how much of its cost stays with the session's window, or with `held`.
+    fn take_frame(&mut self, frame: BytesMut, stamp: &Stamp) -> Result<u32, Close> {
+        let bytes = frame.len() as u32;
+        let Some(session) = &mut self.session else {
+            self.connect(frame)?;
+            return Ok(0);
+        };
+        let packet = wire::decode(session.version(), frame)?;
+        match session.receive(packet, &self.shared.rules, stamp.instant, &mut self.out)? {
+            Step::Done => {}
+            Step::Append(message) => {
+                self.append(message, bytes, stamp)?;
+                return Ok(bytes);
+            }
+            Step::RefusedPublish(close) => self.shared.metrics.refused_publish(close.label()),
+            Step::Subscribed => self.subscribed(),
+            Step::Unsubscribed => self.unsubscribed(),
+            Step::AlertAcknowledged => {
+                self.shared.metrics.alerts_delivered.inc();
+            }
+        }
+        Ok(0)
+    }
+
+    fn connect(&mut self, frame: BytesMut) -> Result<(), Close> {
+        let version = wire::version(&frame);
+        let opened = match version {
+            Ok(version) => match wire::decode(version, frame) {
+                Ok(Packet::Connect(connect)) if !self.over_limit => {
+                    Session::open(*connect, &self.shared.rules, || self.shared.assigned_client_id())
+                }
+                Ok(Packet::Connect(_)) => Err(Refusal::Busy),
+                Ok(_) => Err(Refusal::Malformed),
+                Err(malformed) => Err(malformed.into()),
+            },
+            Err(malformed) => Err(malformed.into()),
+        };
+        let (session, answer) = opened.map_err(|refusal| {
+            self.shared.metrics.refused_connect(refusal.label());
+            session::refuse(version.ok(), refusal, &mut self.out);
+            Close::Refused
+        })?;
+        let takes_over = self.shared.directory.enter(session.client_id(), &self.slot.mailbox);
+        self.session = Some(session);
+        self.claiming = Some(answer);
+        if takes_over {
+            // The earlier connection's will goes into the log before anything of ours: `predecessor_gone` comes then.
+            self.shared.metrics.takeovers.inc();
+            return Ok(());
+        }
+        self.accept()
+    }
+}
