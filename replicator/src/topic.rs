@@ -111,18 +111,18 @@ impl Replication {
         spec: impl Fn() -> TopicSpec,
     ) -> Result<Option<TopicDescription>, Error> {
         let what = format!("topic {} in {}", self.topic, log.url());
-        retry_until(
-            shutdown,
-            what,
-            |e: &Error| !e.is_retriable(),
-            || match log.describe(&self.topic) {
-                Err(Error::UnknownTopic { .. }) => {
-                    log.ensure_topic(&spec())?;
-                    log.describe(&self.topic)
-                }
-                described => described,
-            },
-        )
+        let mut attempt = || match log.describe(&self.topic) {
+            Err(Error::UnknownTopic { .. }) => {
+                log.ensure_topic(&spec())?;
+                log.describe(&self.topic)
+            }
+            described => described,
+        };
+        // Once in any case: who is stopped at its start still drains what is there.
+        match attempt() {
+            Err(error) if error.is_retriable() => retry_until(shutdown, what, |e: &Error| !e.is_retriable(), attempt),
+            described => described.map(Some),
+        }
     }
 
     /// Keeps the lag up to date until shutdown or until the loop has ended.
@@ -152,9 +152,8 @@ impl Replication {
             let why = match look() {
                 Ok(true) => return,
                 Ok(false) => String::new(),
-                Err(error) if error.is_retriable() => format!(": {:#}", anyhow::Error::from(error)),
-                // The loop ends with the same error.
-                Err(_) => return,
+                // A log is away, or the loop has not made the target yet. If it cannot, it ends, and with it the drain.
+                Err(error) => format!(": {:#}", anyhow::Error::from(error)),
             };
             if Instant::now() >= deadline {
                 let (topic, seconds) = (&self.topic, timeout.as_secs_f64());

@@ -76,20 +76,19 @@ pub async fn run_on(
         }
     };
     let worker = worker::Worker::new(args, log, lake, metrics, shutdown, give_up.clone());
-    let result = tokio::select! {
+    // Whatever ends this function, uploads under way and the loop are not to go on without it.
+    let _give_up = give_up.drop_guard();
+    tokio::select! {
         result = tokio::task::spawn_blocking(move || worker.run()) => result.context("the sink panicked")?,
         () = deadline => unreachable!("it never ends"),
-    };
-    // Whatever ended the loop, uploads under way are not waited for any longer.
-    give_up.cancel();
-    result
+    }
 }
 
 /// Whether the lake can be written to. A directory either can or cannot; a server may not be there yet.
 /// `false`: shut down meanwhile.
 async fn check_lake(lake: &Lake, shutdown: &CancellationToken) -> anyhow::Result<bool> {
     let mut waiting = Waiting::new(format!("the lake {}", lake.url()));
-    while !shutdown.is_cancelled() {
+    loop {
         match lake.check_writable().await {
             Ok(()) => {
                 waiting.over();
@@ -100,8 +99,7 @@ async fn check_lake(lake: &Lake, shutdown: &CancellationToken) -> anyhow::Result
         }
         tokio::select! {
             () = tokio::time::sleep(RETRY_PAUSE) => {}
-            () = shutdown.cancelled() => {}
+            () = shutdown.cancelled() => return Ok(false),
         }
     }
-    Ok(false)
 }

@@ -151,21 +151,17 @@ impl Worker {
         bail!("stopped before the end of {}", reasons.join("; "))
     }
 
-    /// Finds out where a topic goes on. `false`: shut down meanwhile.
+    /// Finds out where a topic goes on. `false`: shut down while something was missing.
     fn start(&mut self, topic: &Arc<str>) -> anyhow::Result<bool> {
         let what = format!("topic {topic} in {}", self.log.url());
-        let described = retry_until(
-            &self.shutdown,
-            what,
-            |e: &Error| !e.is_retriable(),
-            || match self.log.describe(topic) {
-                Err(Error::UnknownTopic { .. }) => {
-                    self.log.ensure_topic(&event_log::catalogue::topic(topic))?;
-                    self.log.describe(topic)
-                }
-                described => described,
-            },
-        )?;
+        let describe = || match self.log.describe(topic) {
+            Err(Error::UnknownTopic { .. }) => {
+                self.log.ensure_topic(&event_log::catalogue::topic(topic))?;
+                self.log.describe(topic)
+            }
+            described => described,
+        };
+        let described = at_least_once(&self.shutdown, what, |e: &Error| !e.is_retriable(), describe)?;
         let (Some(described), Some(next)) = (described, self.next_offsets(topic, &self.shutdown)?) else {
             return Ok(false);
         };
@@ -207,7 +203,7 @@ impl Worker {
             object: topic.to_owned(),
             after: timeout,
         };
-        let next = retry_until(
+        let next = at_least_once(
             cancel,
             what,
             |e: &lake::Error| !e.is_retriable(),
@@ -448,5 +444,18 @@ impl Worker {
             });
             self.metrics.lag_records.get_or_create(&Topic::new(topic)).set(lag.sum::<u64>() as i64);
         }
+    }
+}
+
+/// Like [`retry_until`], but tries once even after `cancel`: who is stopped at its start still drains what is there.
+fn at_least_once<T, E: std::error::Error>(
+    cancel: &CancellationToken,
+    what: String,
+    is_final: impl Fn(&E) -> bool,
+    mut attempt: impl FnMut() -> Result<T, E>,
+) -> Result<Option<T>, E> {
+    match attempt() {
+        Err(error) if !is_final(&error) => retry_until(cancel, what, is_final, attempt),
+        result => result.map(Some),
     }
 }

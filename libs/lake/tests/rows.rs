@@ -1,6 +1,7 @@
 //! Rows through the lake: what was written comes back, exactly the range that was asked for, whatever the objects.
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Float32Array, Int64Array, RecordBatch, StringArray, TimestampMillisecondArray};
@@ -114,7 +115,7 @@ proptest! {
             prop_assert_eq!(offsets, expected.iter().map(|o| *o as i64).collect::<Vec<_>>());
             prop_assert_eq!(&batch, &rows(&expected));
             prop_assert_eq!(hash(&batch), hash(&rows(&expected)));
-            prop_assert_eq!(lake.next_offsets("telemetry").await.unwrap().get(&0), Some(&end));
+            prop_assert_eq!(lake.next_offsets("telemetry").await.unwrap(), BTreeMap::from([(0, end)]));
             prop_assert_eq!(lake.coverage("telemetry").await.unwrap(), [range(base, end)]);
             Ok(())
         })?;
@@ -182,9 +183,9 @@ async fn a_range_that_is_not_all_there_is_refused_before_the_first_row() {
         let Error::NotCovered { missing_start, missing_end, .. } = error else { panic!("{error}") };
         assert_eq!((missing_start, missing_end), missing);
     }
-    assert_eq!(read(&lake, range(20, 20), schema()).await.unwrap().1, []);
+    assert!(read(&lake, range(20, 20), schema()).await.unwrap().1.is_empty());
     // Nothing in it, but all of it is known.
-    assert_eq!(read(&lake, range(12, 15), schema()).await.unwrap().1, []);
+    assert!(read(&lake, range(12, 15), schema()).await.unwrap().1.is_empty());
 }
 
 #[tokio::test]

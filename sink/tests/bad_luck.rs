@@ -1,0 +1,151 @@
+//! What a sink says and does when something is wrong.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use event_log::{Range, Read};
+use lake::Lake;
+use support::{Place, append, assert_complete, readings, rows_of_lake, rows_of_log, start, wait_until};
+
+const V2: &str = "telemetry.v2.avsc";
+
+/// A record is looked at when its object ends.
+const SOON: Duration = Duration::from_millis(50);
+
+fn with_broken(first: u64) -> Vec<Vec<u8>> {
+    let mut values = readings(first, 40, 2);
+    values[20] = b"not Avro at all".to_vec();
+    values
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_undecodable_record_stops_its_topic_and_is_named() {
+    let place = Place::new();
+    let log = place.log();
+    append(&log, "telemetry", 0, &readings(0, 100, 2));
+    append(&log, "telemetry", 100, &with_broken(100));
+    let mut args = place.args(&["telemetry"]);
+    (args.max_rows, args.max_age) = (10, SOON);
+    let error = format!("{:#}", start(args).end().await.unwrap_err());
+    for part in ["telemetry/", "offset", "not-avro", "--skip-undecodable"] {
+        assert!(error.contains(part), "{error} should name {part}");
+    }
+    let lake = place.lake();
+    let before: Vec<_> = lake.coverage("telemetry").await.unwrap();
+    let log_rows = rows_of_log(&log, "telemetry", V2);
+    for rows in rows_of_lake(&lake, "telemetry", V2).await {
+        let log_rows = &log_rows[rows.range.partition as usize];
+        assert_eq!(rows.offsets, log_rows.offsets[..rows.offsets.len()], "a prefix");
+    }
+    // A second start says the same, and changes nothing.
+    let mut args = place.args(&["telemetry"]);
+    args.max_age = SOON;
+    assert!(start(args).end().await.is_err());
+    assert!(lake.coverage("telemetry").await.unwrap().iter().all(|range| {
+        before.iter().any(|b| (b.partition, b.start) == (range.partition, range.start) && b.end <= range.end)
+    }));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_topic_does_not_stop_the_others() {
+    let place = Place::new();
+    let log = place.log();
+    append(&log, "telemetry", 0, &readings(0, 100, 2));
+    append(&log, "faults", 0, &[b"broken".to_vec()]);
+    let mut args = place.args(&["telemetry", "faults"]);
+    args.max_age = SOON;
+    let sink = start(args);
+    let metrics = sink.metrics.clone();
+    wait_until("the stop of faults", async || metrics.stopped_topics.get() == 1 || sink.task.is_finished()).await;
+    append(&log, "telemetry", 100, &readings(100, 100, 2));
+    let error = format!("{:#}", sink.stop().await.unwrap_err());
+    assert!(error.contains("faults") && !error.contains("telemetry"), "{error}");
+    assert_complete(&log, &place.lake(), "telemetry", V2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn skipped_records_are_kept_as_they_came() {
+    let place = Place::new();
+    let log = place.log();
+    // The first record of a partition decides the date of its object even if it cannot be decoded.
+    append(&log, "telemetry", 0, &[b"x".to_vec()]);
+    append(&log, "telemetry", 1, &with_broken(1));
+    let mut args = place.args(&["telemetry"]);
+    args.skip_undecodable = true;
+    let sink = start(args);
+    let metrics = sink.metrics.clone();
+    sink.stop().await.unwrap();
+    let lake = place.lake();
+    assert_complete(&log, &lake, "telemetry", V2).await;
+    assert_eq!(metrics.rows("telemetry"), 39);
+    let mut kept = BTreeSet::new();
+    for name in lake.list("_undecodable").await.unwrap() {
+        let text = String::from_utf8(lake.get(&name).await.unwrap().to_vec()).unwrap();
+        for line in text.lines() {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            assert_eq!((&line["topic"], &line["reason"]), (&"telemetry".into(), &"not-avro".into()));
+            assert_eq!(line["headers_hex"][0], serde_json::json!(["h", hex::encode("v")]));
+            kept.insert(line["value_hex"].as_str().unwrap().to_owned());
+        }
+    }
+    assert_eq!(kept, BTreeSet::from([hex::encode("x"), hex::encode("not Avro at all")]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lake_ahead_of_its_log_is_refused() {
+    let place = Place::new();
+    let log = place.log();
+    append(&log, "telemetry", 0, &readings(0, 200, 2));
+    start(place.args(&["telemetry"])).stop().await.unwrap();
+    // The same lake with another log: that of another site, or of a topic that was created again.
+    let other = Place::new();
+    append(&other.log(), "telemetry", 0, &readings(0, 10, 2));
+    let mut args = other.args(&["telemetry"]);
+    args.lake.lake = place.lake_url();
+    let error = format!("{:#}", start(args).end().await.unwrap_err());
+    for part in ["telemetry/", "goes on at offset", "created again", &place.lake_url().to_string()] {
+        assert!(error.contains(part), "{error} should name {part}");
+    }
+    assert_complete(&log, &place.lake(), "telemetry", V2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lake_that_cannot_be_written_to_is_named() {
+    let place = Place::new();
+    std::fs::write(place.folder.path().join("file"), "").unwrap();
+    let mut args = place.args(&["telemetry"]);
+    args.lake.lake = lake::LakeUrl::Directory(place.folder.path().join("file"));
+    let error = format!("{:#}", start(args).end().await.unwrap_err());
+    assert!(error.contains("cannot open the lake") && error.contains("/file"), "{error}");
+    // Root may write anywhere, so the folder for incoming files is taken away by a file of its name.
+    std::fs::create_dir(place.lake_folder()).unwrap();
+    std::fs::write(place.lake_folder().join(".incoming"), "").unwrap();
+    let error = format!("{:#}", start(place.args(&["telemetry"])).end().await.unwrap_err());
+    assert!(error.contains(&place.lake_url().to_string()), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_taken_name_is_never_overwritten() {
+    let place = Place::new();
+    let log = place.log();
+    append(&log, "telemetry", 0, &readings(0, 100, 2));
+    let lake: Lake = place.lake();
+    // Another sink got as far as offset 1 of partition 0.
+    let rows = rows_of_log(&log, "telemetry", V2);
+    let first = &rows[0];
+    let mut reader =
+        log.clone().reader(vec![Range { topic: "telemetry".into(), partition: 0, start: 0, end: Some(1) }]).unwrap();
+    assert!(matches!(reader.next(1, Duration::from_secs(5)), Ok(Read::Batch(_))));
+    let time_ms = lake::first_event_time_ms(&first.batch).unwrap();
+    let name = lake::ObjectName::new("telemetry", 0, 0, time_ms);
+    let mut writer = lake::ObjectWriter::new(name.clone(), first.batch.schema_ref(), 2).unwrap();
+    writer.write(&first.batch.slice(0, 1), &first.offsets[..1], &first.timestamps_ms[..1]).unwrap();
+    let object = writer.finish(1).unwrap();
+    lake.put_object(&object).await.unwrap();
+    start(place.args(&["telemetry"])).stop().await.unwrap();
+    assert_eq!(lake.get(&name.to_string()).await.unwrap(), object.bytes);
+    assert_complete(&log, &lake, "telemetry", V2).await;
+}
