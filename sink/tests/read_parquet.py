@@ -16,7 +16,7 @@ files = sorted(folder.rglob("*.parquet"))
 tables = [pq.ParquetFile(file).read() for file in files]
 table = pa.concat_tables(tables)
 ms = lambda column: pc.cast(pc.cast(table[column], pa.timestamp("ms", "UTC")), pa.int64())
-footers = [pq.ParquetFile(file).schema_arrow.metadata for file in files]
+footers = [pq.ParquetFile(file).metadata.metadata for file in files]
 by_pyarrow = {
     "rows": table.num_rows,
     "columns": table.column_names,
