@@ -257,7 +257,9 @@ impl Account {
                 totals[hop as usize] += u64::from(reading.seen[hop as usize]);
             }
             self.ledger.duplicates_removed += u64::from(reading.seen[Hop::Raw as usize].saturating_sub(1));
-            let name = |hop: &Hop| format!("{}: car {} boot {} seq {}", hop.name(), identity.car, identity.boot_id, identity.seq);
+            let name = |hop: &Hop| {
+                format!("{}: car {} boot {} seq {}", hop.name(), identity.car, identity.boot_id, identity.seq)
+            };
             if reading.acknowledged {
                 if let Some(hop) = hops.iter().find(|hop| reading.seen[**hop as usize] == 0) {
                     lost_count += 1;

@@ -16,7 +16,7 @@ use trainer::Curves;
 
 use super::Trained;
 use super::account::{Account, each_batch, times};
-use super::report::{Detection, Latency};
+use super::report::{Alerts, Detection, Latency};
 
 const MS_PER_DAY: f64 = 86_400_000.0;
 
@@ -24,8 +24,8 @@ const MS_PER_DAY: f64 = 86_400_000.0;
 pub(crate) struct Judged {
     pub(crate) detection: Detection,
     pub(crate) latency: Latency,
-    /// Alerts opened in the whole run.
-    pub(crate) alerts: u64,
+    /// Alerts in the whole run.
+    pub(crate) alerts: Alerts,
 }
 
 /// A span of event time: of a fault, or of an alert.
@@ -42,14 +42,10 @@ impl Span {
 }
 
 /// Judges the scores of `account` and the alerts in the cloud.
-pub(crate) fn judge(
-    account: &Account,
-    cloud: &Arc<dyn Log>,
-    trained: Option<&Trained>,
-) -> anyhow::Result<Judged> {
+pub(crate) fn judge(account: &Account, cloud: &Arc<dyn Log>, trained: Option<&Trained>) -> anyhow::Result<Judged> {
     let faults = faults(account, cloud)?;
-    let alerts = alerts(account, cloud)?;
-    let opened = alerts.values().map(|spans| spans.len() as u64).sum();
+    let (alerts, messages) = alerts(account, cloud)?;
+    let opened = Alerts { opened: alerts.values().map(|spans| spans.len() as u64).sum(), messages, delivered: 0 };
     let Some(trained) = trained else {
         let all = faults.values().map(|spans| spans.len() as u64).sum();
         let detection = Detection { faults: all, ..Detection::default() };
@@ -95,12 +91,14 @@ fn judge_alerts(
         let alerts: Vec<_> = alerts.get(car).unwrap_or(&none).iter().filter(|a| a.overlaps(*judged)).collect();
         for fault in faults.iter().filter(|fault| fault.overlaps(*judged)) {
             detection.faults += 1;
-            if let Some(alert) = alerts.iter().filter(|alert| alert.overlaps(*fault)).min_by_key(|alert| alert.from_ms) {
+            if let Some(alert) = alerts.iter().filter(|alert| alert.overlaps(*fault)).min_by_key(|alert| alert.from_ms)
+            {
                 detection.faults_found += 1;
                 delays.push((alert.from_ms - fault.from_ms).max(0) as f64 / 1000.0);
             }
         }
-        false_alarms += alerts.iter().filter(|alert| !faults.iter().any(|fault| fault.overlaps(***alert))).count() as u64;
+        false_alarms +=
+            alerts.iter().filter(|alert| !faults.iter().any(|fault| fault.overlaps(***alert))).count() as u64;
     }
     delays.sort_by(f64::total_cmp);
     detection.median_delay_s = delays.get(delays.len() / 2).copied();
@@ -139,10 +137,12 @@ struct Alert {
     event_time_ms: i64,
 }
 
-/// Alerts by car; one that was never closed lasts for ever.
-fn alerts(account: &Account, cloud: &Arc<dyn Log>) -> anyhow::Result<HashMap<u32, Vec<Span>>> {
+/// Alerts by car, and how many messages they were; one that was never closed lasts for ever.
+fn alerts(account: &Account, cloud: &Arc<dyn Log>) -> anyhow::Result<(HashMap<u32, Vec<Span>>, u64)> {
     let mut by_id = HashMap::<String, (u32, Span)>::new();
+    let mut messages = 0;
     each_batch(cloud, "alerts", |batch| {
+        messages += batch.len() as u64;
         for record in batch.iter() {
             let alert: Alert = serde_json::from_slice(record.value.unwrap_or_default())
                 .with_context(|| format!("alerts/{} offset {}", batch.partition(), record.offset))?;
@@ -159,12 +159,13 @@ fn alerts(account: &Account, cloud: &Arc<dyn Log>) -> anyhow::Result<HashMap<u32
     for (car, span) in by_id.into_values() {
         by_car.entry(car).or_default().push(span);
     }
-    Ok(by_car)
+    Ok((by_car, messages))
 }
 
 fn percentiles(mut latencies: Vec<i64>) -> Latency {
     latencies.sort_unstable();
-    let at = |share: f64| latencies.get(((latencies.len() as f64 * share) as usize).min(latencies.len().saturating_sub(1)));
+    let at =
+        |share: f64| latencies.get(((latencies.len() as f64 * share) as usize).min(latencies.len().saturating_sub(1)));
     Latency { p50: at(0.5).copied(), p99: at(0.99).copied() }
 }
 

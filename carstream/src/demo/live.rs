@@ -15,8 +15,8 @@ const PLAIN_EVERY: Duration = Duration::from_secs(5);
 pub(crate) struct Line {
     /// The stage.
     pub(crate) stage: &'static str,
-    /// Readings that it has finished.
-    pub(crate) done: u64,
+    /// Readings that it has finished; `None` where nothing flows.
+    pub(crate) done: Option<u64>,
     /// Readings that wait for it; `None` where that means nothing.
     pub(crate) lag: Option<u64>,
     /// Whatever else is worth knowing.
@@ -93,21 +93,22 @@ impl Live {
             let seconds = now.duration_since(last.1).as_secs_f64();
             // Smoothed over about two seconds, so that the figure can be read.
             if seconds > 0.0 {
-                let latest = line.done.saturating_sub(last.0) as f64 / seconds;
+                let latest = line.done.unwrap_or(0).saturating_sub(last.0) as f64 / seconds;
                 let weight = 1.0 - (-seconds / 2.0).exp();
                 *rate += weight * (latest - *rate);
             }
-            *last = (line.done, now);
+            *last = (line.done.unwrap_or(0), now);
         }
     }
 }
 
 fn text(line: &Line, rate: f64) -> String {
+    let Some(done) = line.done else { return format!("{:<13}{:38}{}", line.stage, "", line.note) };
     let lag = line.lag.map_or(String::new(), |lag| format!("lag {:>7}", thousands(lag)));
     let text = format!(
         "{:<13}{:>12} {:>8}/s  {lag:<12} {}",
         line.stage,
-        thousands(line.done),
+        thousands(done),
         thousands(rate.round() as u64),
         line.note
     );
@@ -120,9 +121,11 @@ mod tests {
 
     #[test]
     fn a_line_says_rate_and_lag() {
-        let line = Line { stage: "sink", done: 1_234_567, lag: Some(1_000), note: "24 objects".into() };
+        let line = Line { stage: "sink", done: Some(1_234_567), lag: Some(1_000), note: "24 objects".into() };
         assert_eq!(text(&line, 9_999.6), "sink            1,234,567   10,000/s  lag   1,000  24 objects");
-        let line = Line { stage: "cars", done: 0, lag: None, note: String::new() };
+        let line = Line { stage: "cars", done: Some(0), lag: None, note: String::new() };
         assert_eq!(text(&line, 0.0), "cars                    0        0/s");
+        let line = Line { stage: "trainer", done: None, lag: None, note: "collecting".into() };
+        assert_eq!(text(&line, 0.0), "trainer                                            collecting");
     }
 }

@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 use trainer::TrainedModel;
 
 pub use args::Args;
-pub use report::{Detection, Latency, Ledger, Notes, Report};
+pub use report::{Alerts, Detection, Latency, Ledger, Notes, Report};
 
 use account::{Account, Hop};
 use live::Live;
@@ -57,7 +57,12 @@ async fn run_with(args: Args, metrics: Metrics, shutdown: CancellationToken) -> 
     let began = Instant::now();
     let place = Place::prepare(args.keep.as_deref(), args.seed)?;
     let mut live = Live::new();
-    live.say(&format!("{} cars for {} s, files in {}", thousands(args.cars.into()), args.duration, place.directory.display()));
+    live.say(&format!(
+        "{} cars for {} s, files in {}",
+        thousands(args.cars.into()),
+        args.duration,
+        place.directory.display()
+    ));
     let mut stages = Stages::start(&args, &place, metrics).await?;
     let mut remarks = Vec::new();
 
@@ -78,7 +83,7 @@ async fn run_with(args: Args, metrics: Metrics, shutdown: CancellationToken) -> 
     };
     let mut report = blocking.await.context("the account did not finish")??;
     report.notes.remarks.splice(0..0, remarks);
-    report.notes.alerts.1 = alerts_delivered;
+    report.notes.alerts.delivered = alerts_delivered;
     report.notes.seconds = began.elapsed().as_secs_f64();
     let file = place.directory.join("report.json");
     std::fs::write(&file, report.to_json() + "\n").with_context(|| format!("cannot write {}", file.display()))?;
@@ -161,7 +166,7 @@ fn settle(
             dropped: account.dropped,
             unacknowledged: account.unacknowledged,
             dead_letters_by_reason,
-            alerts: (judged.alerts, 0),
+            alerts: judged.alerts,
             findings,
             remarks,
             seconds: 0.0,

@@ -78,6 +78,17 @@ pub struct Latency {
     pub p99: Option<i64>,
 }
 
+/// Alerts in the whole run.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Alerts {
+    /// Alerts opened.
+    pub opened: u64,
+    /// Messages of alerts opened and closed.
+    pub messages: u64,
+    /// Of these, received by their car.
+    pub delivered: u64,
+}
+
 /// Details for people.
 #[derive(Debug, Clone, Default)]
 pub struct Notes {
@@ -95,8 +106,8 @@ pub struct Notes {
     pub unacknowledged: u64,
     /// Dead letters by reason.
     pub dead_letters_by_reason: Vec<(String, u64)>,
-    /// Alerts opened, and how many of them reached their car.
-    pub alerts: (u64, u64),
+    /// Alerts in the whole run.
+    pub alerts: Alerts,
     /// The first lost and doubled readings, with where they are missing.
     pub findings: Vec<String>,
     /// What a person should know about this run: it was cut short, a stage failed.
@@ -120,7 +131,8 @@ impl fmt::Display for Report {
             writeln!(f, "  ! {remark}")?;
         }
         writeln!(f, "\nWhere each reading went")?;
-        let mut row = |name: &str, count: u64, note: String| writeln!(f, "  {name:<34}{:>12}   {note}", thousands(count));
+        let mut row =
+            |name: &str, count: u64, note: String| writeln!(f, "  {name:<34}{:>12}   {note}", thousands(count));
         row("sent by the cars", l.sent, car_note(n))?;
         row("acknowledged to the cars", l.acknowledged, "PUBACK, after the log had committed".into())?;
         row("telemetry.raw", l.raw, "the edge's log, as sent".into())?;
@@ -159,7 +171,13 @@ impl Report {
             writeln!(f, "  {:<34}{:>12}   of event time, from its beginning", "median delay", minutes(delay))?;
         }
         writeln!(f, "  {:<34}{:>12}", "false alerts per car and day", number(d.alerts_per_car_day, 3))?;
-        writeln!(f, "  {:<34}{:>12}   {} reached their car over MQTT", "alerts", thousands(n.alerts.0), thousands(n.alerts.1))
+        let Alerts { opened, messages, delivered } = n.alerts;
+        let (opened, messages, delivered) = (thousands(opened), thousands(messages), thousands(delivered));
+        writeln!(
+            f,
+            "  {:<34}{opened:>12}   {delivered} of {messages} messages reached their car over MQTT",
+            "alerts, whole run"
+        )
     }
 
     fn ending(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -175,7 +193,10 @@ impl Report {
         writeln!(f, "\nTry next")?;
         writeln!(f, "  cargo run --release -- demo --cars 2000 --seed 8")?;
         writeln!(f, "      a larger fleet, with other faults")?;
-        writeln!(f, "  cargo run --release -p trainer -- train --lake {directory}/lake --log {directory}/cloud-log --seed 2")?;
+        writeln!(
+            f,
+            "  cargo run --release -p trainer -- train --lake {directory}/lake --log {directory}/cloud-log --seed 2"
+        )?;
         writeln!(f, "      train again from the lake; the plots say how good it is")?;
         writeln!(f, "  cargo run --release -p simulator -- generate --cars 3 --duration 3600 --seed {}", self.seed)?;
         writeln!(f, "      see what a car says, without any network")
@@ -193,8 +214,15 @@ fn car_note(n: &Notes) -> String {
     note.join("; ")
 }
 
+/// The most frequent reasons, and how many others there are.
 fn reasons(by_reason: &[(String, u64)]) -> String {
-    by_reason.iter().map(|(reason, count)| format!("{reason} {}", thousands(*count))).collect::<Vec<_>>().join(", ")
+    let (named, others) = by_reason.split_at(by_reason.len().min(4));
+    let mut text: Vec<_> = named.iter().map(|(reason, count)| format!("{reason} {}", thousands(*count))).collect();
+    if !others.is_empty() {
+        let count = others.iter().map(|(_, count)| count).sum();
+        text.push(format!("{} for {} other reasons", thousands(count), others.len()));
+    }
+    text.join(", ")
 }
 
 fn minutes(seconds: f64) -> String {

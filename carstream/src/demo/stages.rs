@@ -139,9 +139,7 @@ impl Stages {
         let cars = {
             let args = fleet(args, place, address);
             let metrics = metrics.simulator.clone();
-            Stage::start("simulator", |stop| async move {
-                simulator::run_with(args, metrics, stop).await.map(drop)
-            })
+            Stage::start("simulator", |stop| async move { simulator::run_with(args, metrics, stop).await.map(drop) })
         };
         Ok(Self {
             metrics,
@@ -220,7 +218,11 @@ impl Stages {
     }
 
     /// Drains stage by stage in the order of the flow, so that each finds all that the one before it left.
-    pub(crate) async fn drain(&mut self, live: &mut Live, remarks: &mut Vec<String>) -> anyhow::Result<Option<Trained>> {
+    pub(crate) async fn drain(
+        &mut self,
+        live: &mut Live,
+        remarks: &mut Vec<String>,
+    ) -> anyhow::Result<Option<Trained>> {
         if let Some(bridge) = self.bridge.take() {
             bridge.drain().await?;
         }
@@ -285,13 +287,7 @@ impl Stages {
     }
 
     /// Records of a topic that a group has not committed. Positions are in the log that has the group's outputs.
-    fn lag_of(
-        &self,
-        source: &Arc<dyn Log>,
-        group: &str,
-        positions: &Arc<dyn Log>,
-        topic: &str,
-    ) -> anyhow::Result<u64> {
+    fn lag_of(&self, source: &Arc<dyn Log>, group: &str, positions: &Arc<dyn Log>, topic: &str) -> anyhow::Result<u64> {
         let bounds = source.describe(topic)?.partitions;
         let committed = positions.committed(group, topic)?;
         let lag = |(bounds, committed): (&event_log::PartitionDescription, Option<u64>)| {
@@ -325,7 +321,7 @@ impl Stages {
             described.map_or(0, |d| d.partitions.iter().map(|p| p.next).sum::<u64>())
         };
         let lag = |group: &str, topic: &str| self.lag_of(&self.edge, group, &self.edge, topic).ok();
-        let line = |stage, done, lag, note| Line { stage, done, lag, note };
+        let line = |stage, done, lag, note| Line { stage, done: Some(done), lag, note };
         let telemetry = records("telemetry");
         let rows = self.rows_in_lake();
         let objects = m.sink.objects.get_or_create(&sink::Topic::new("telemetry")).get();
@@ -344,7 +340,7 @@ impl Stages {
             }),
             line("replicator", copied, self.replication_lag().ok(), String::new()),
             line("sink", rows, Some(copied.saturating_sub(rows)), format!("{objects} objects")),
-            line("trainer", self.trained.as_ref().map_or(0, |t| t.rows), None, trainer),
+            Line { stage: "trainer", done: None, lag: None, note: trainer },
             line("scorer", m.scorer.scored.get(), lag("scorer", "telemetry"), {
                 format!("{} alerts open", m.scorer.open_alerts.get())
             }),
