@@ -57,7 +57,8 @@ const DEFAULT_TOPICS: &str = "telemetry,faults,scores";
 /// Large enough to read fast, small enough that twelve partitions of it fit in memory.
 const DEFAULT_MAX_ROWS: u64 = 100_000;
 const DEFAULT_MAX_BYTES: u64 = 32 << 20;
-const DEFAULT_MAX_MEMORY: u64 = 128 << 20;
+/// Rows being decoded and files being encoded come on top, as much again or more: see examples/cost.rs.
+const DEFAULT_MAX_MEMORY: u64 = 64 << 20;
 
 impl Args {
     /// The defaults, for this log and this lake.
