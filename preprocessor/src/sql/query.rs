@@ -9,8 +9,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use anyhow::Context;
-use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch, RecordBatchOptions, UInt32Array};
-use arrow::compute::{and, cast, filter, filter_record_batch, is_not_null, prep_null_mask_filter};
+use arrow::array::{ArrayRef, AsArray, BooleanArray, RecordBatch, RecordBatchOptions, UInt32Array};
+use arrow::compute::{and, cast, filter, filter_record_batch, is_not_null};
 use arrow::datatypes::{DataType, SchemaRef};
 use datafusion_common::config::ConfigOptions;
 use datafusion_common::{DFSchema, DataFusionError, TableReference, plan_err};
@@ -170,10 +170,10 @@ impl Query {
         if let Some(predicate) = &self.filter {
             let keep = predicate.evaluate(&row).context("WHERE")?.into_array(row.num_rows())?;
             let keep = keep.as_boolean();
-            if keep.null_count() > 0 || keep.true_count() < row.num_rows() {
-                let keep = prep_null_mask_filter(keep);
-                row = filter_record_batch(&row, &keep)?;
-                origins = filter(&origins, &keep)?.as_primitive().clone();
+            // Null is not true: the filter kernels leave those rows out, too.
+            if keep.true_count() < row.num_rows() {
+                row = filter_record_batch(&row, keep)?;
+                origins = filter(&origins, keep)?.as_primitive().clone();
             }
         }
         let evaluate = |(expr, field): (&Arc<dyn PhysicalExpr>, &Arc<arrow::datatypes::Field>)| {
@@ -235,7 +235,9 @@ impl Catalogue {
     /// DataFusion's message, with what it doesn't know about us.
     fn explain(&self, error: &DataFusionError) -> String {
         let message = error.strip_backtrace();
-        if message.contains("Invalid function") {
+        // The second is what it says of any OVER (…) where no window function exists.
+        if message.contains("Invalid function") || message.contains("No functions registered") {
+            let message = message.split(".\n").next().unwrap_or_default().trim_start_matches("Internal error: ");
             let known = self.udf_names().join(", ");
             return format!(
                 "{message}. The functions of a stream are {known}; aggregates and window functions are not \
