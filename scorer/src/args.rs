@@ -13,12 +13,14 @@ use service::{ConfigError, ServiceArgs};
 /// Reads topic `telemetry`, writes `scores` (one per reading) and `alerts` to the same log. The model is either a
 /// fixed one (--model), or the one that was announced last on topic `models`, taken from the lake; a newly announced
 /// model takes over between two batches. Without any model the scorer waits.
-///
-/// At an edge site without an uplink the log's directory and a model are enough:
-///
-///   scorer --log /var/lib/carstream/log --model /var/lib/carstream/model
 #[derive(Debug, Clone, Parser)]
-#[command(name = "scorer", version, verbatim_doc_comment)]
+#[command(
+    name = "scorer",
+    version,
+    after_help = "Examples:
+  scorer --log edge-log --model model                         an edge site without an uplink: a log, a model, no more
+  scorer --log kafka://localhost:9092 --lake s3://readings    follows the models that the trainer announces"
+)]
 pub struct Args {
     /// The log with the readings; scores and alerts go there, too.
     #[command(flatten)]

@@ -28,7 +28,7 @@ fn help_and_version_are_no_failures() {
 
 #[test]
 fn wrong_settings_are_reported_together_with_exit_code_64() {
-    let cases: [(&str, &[&str], &[&str]); 6] = [
+    let cases: [(&str, &[&str], &[&str]); 7] = [
         ("simulator", &["--cars", "0", "--fault-share", "2"], &["--cars", "--fault-share"]),
         (
             "mqtt-bridge",
@@ -42,6 +42,7 @@ fn wrong_settings_are_reported_together_with_exit_code_64() {
             &["--source-log", "telemetry.raw"],
         ),
         ("sink", &["--topics", "alerts,telemetry,telemetry"], &["alerts", "telemetry twice"]),
+        ("trainer", &["--epochs", "0", "--batch-size", "0"], &["--epochs", "--batch-size"]),
         ("scorer", &["--model", "/nowhere", "--batch", "0", "--group", ""], &["/nowhere", "--batch", "--group"]),
     ];
     for (stage, args, problems) in cases {
@@ -66,12 +67,13 @@ fn a_stage_says_in_one_line_what_it_waits_for_and_stops_cleanly() {
     let (key, lake, cloud) = (path("site.key"), path("lake"), path("cloud-log"));
     let nobody = nobody();
     let log = format!("kafka://{nobody}");
-    let cases: [(&str, Vec<&str>); 6] = [
+    let cases: [(&str, Vec<&str>); 7] = [
         ("simulator", vec!["--mqtt", &nobody, "--cars", "3"]),
         ("mqtt-bridge", vec!["--log", &log, "--listen", "127.0.0.1:0", "--pseudonym-key-file", &key]),
         ("preprocessor", vec!["--log", &log, "--pseudonym-key-file", &key]),
         ("replicator", vec!["--source-log", &log, "--target-log", &cloud]),
         ("sink", vec!["--log", &log, "--lake", &lake]),
+        ("trainer", vec!["--from", "log", "--log", &log, "--lake", &lake]),
         ("scorer", vec!["--log", &log, "--lake", &lake]),
     ];
     let mut running: Vec<_> = cases.iter().map(|(stage, args)| Process::start(stage, args)).collect();
