@@ -26,6 +26,8 @@ const POLL: Duration = Duration::from_millis(50);
 const LAG_EVERY: Duration = Duration::from_secs(2);
 /// How often the drain looks whether it is over: each look may open a consumer.
 const DRAIN_POLL: Duration = Duration::from_millis(100);
+/// How long one look at what is left may take: on Kafka a reader connects first.
+const DRAIN_LOOK: Duration = Duration::from_secs(2);
 
 /// A topic that is to be copied.
 #[derive(Debug, Clone)]
@@ -186,6 +188,6 @@ impl Replication {
             return Ok(true);
         }
         let mut reader = self.source.clone().reader(left)?;
-        Ok(matches!(reader.next(1, DRAIN_POLL)?, Read::End))
+        Ok(matches!(reader.next(1, DRAIN_LOOK)?, Read::End))
     }
 }
