@@ -8,11 +8,11 @@ use event_log::{LogArgs, LogUrl};
 use service::ServiceArgs;
 use telemetry::pseudonym::PseudonymKey;
 
-/// Makes clean readings of raw ones: validated, without duplicates, joined, without personal data, as Avro.
+/// Makes clean readings of raw ones: validated, each one once, joined, nothing personal, as Avro.
 ///
-/// Runs the stream definitions of the platform: telemetry.raw becomes telemetry, faults.raw becomes faults. What can't
-/// be used goes to telemetry.dead-letter and faults.dead-letter, with the reason. To see what each stream lets out,
-/// and where it comes from:
+/// Runs the stream definitions of the platform: telemetry.raw becomes telemetry, faults.raw becomes
+/// faults. What can't be used goes to telemetry.dead-letter and faults.dead-letter, with the reason.
+/// To see what each stream lets out, and where it comes from:
 ///
 ///     preprocessor --check
 ///
