@@ -3,8 +3,8 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-use event_log::LogArgs;
-use lake::{LakeArgs, OffsetRange};
+use event_log::{LogArgs, LogUrl};
+use lake::{LakeArgs, LakeUrl, OffsetRange};
 use service::{ConfigError, ServiceArgs};
 
 /// The model that the scorer looks for.
@@ -151,6 +151,29 @@ impl FromStr for Range {
 }
 
 impl Args {
+    /// The defaults, for this log and this lake.
+    pub fn new(log: LogUrl, lake: LakeUrl) -> Self {
+        Self {
+            command: Command::default(),
+            from: Source::default(),
+            ranges: Vec::new(),
+            name: DEFAULT_NAME.to_owned(),
+            seed: 1,
+            epochs: 12,
+            batch_size: 512,
+            learning_rate: 5e-3,
+            alarms_per_car_day: 0.05,
+            min_rows: 20_000,
+            max_rows: 500_000,
+            every: None,
+            no_announce: false,
+            json: false,
+            log: LogArgs::new(log),
+            lake: LakeArgs { lake },
+            service: ServiceArgs::default(),
+        }
+    }
+
     /// Reports all settings that cannot work together.
     pub fn check(&self) -> Result<(), ConfigError> {
         let mut problems = Vec::new();
@@ -201,6 +224,13 @@ mod tests {
     use clap::Parser;
 
     use super::*;
+
+    #[test]
+    fn the_defaults_are_the_same_in_both_ways() {
+        let parsed = Args::try_parse_from(["trainer", "--log", "log", "--lake", "store"]).expect("valid");
+        let made = Args::new("log".parse().expect("valid"), "store".parse().expect("valid"));
+        assert_eq!(format!("{parsed:?}"), format!("{made:?}"));
+    }
 
     #[test]
     fn ranges_are_read_and_refused() {

@@ -112,7 +112,7 @@ fn median(values: &mut [f64]) -> Option<f64> {
 
 /// Counts of readings above each score, highest first: what ROC and precision-recall curves are drawn from.
 #[derive(Debug, Clone)]
-pub(crate) struct Curves {
+pub struct Curves {
     /// Score, faulty readings with at least that score, healthy ones.
     pub(crate) points: Vec<(f32, u64, u64)>,
 }
@@ -126,7 +126,8 @@ impl Curves {
     }
 
     /// From scores and whether each reading is faulty. `None` unless there are readings of both kinds.
-    fn of(mut readings: Vec<(f32, bool)>) -> Option<Self> {
+    /// From scores, and whether each reading is faulty. `None` unless there are readings of both kinds.
+    pub fn of(mut readings: Vec<(f32, bool)>) -> Option<Self> {
         readings.sort_unstable_by(|a, b| b.0.total_cmp(&a.0));
         let mut points: Vec<(f32, u64, u64)> = Vec::new();
         let (mut faulty, mut healthy) = (0, 0);
@@ -162,7 +163,7 @@ impl Curves {
     }
 
     /// Area under the ROC curve, by trapezoids.
-    pub(crate) fn auc(&self) -> f64 {
+    pub fn auc(&self) -> f64 {
         let mut before = (0.0, 0.0);
         let mut area = 0.0;
         for (x, y, _) in self.roc() {
@@ -173,7 +174,7 @@ impl Curves {
     }
 
     /// Precision averaged over recall, without interpolation.
-    pub(crate) fn average_precision(&self) -> f64 {
+    pub fn average_precision(&self) -> f64 {
         let mut before = 0.0;
         let mut sum = 0.0;
         for (recall, precision, _) in self.precision_recall() {

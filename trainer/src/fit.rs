@@ -4,7 +4,7 @@ use burn::optim::{AdamConfig, GradientsParams};
 use burn::tensor::{Device, ElementConversion};
 use model::network::{Autoencoder, tensor};
 use model::random::SplitMix64;
-use model::{FEATURE_COUNT, Row, Weights};
+use model::{FEATURE_COUNT, Values, Weights};
 use tokio_util::sync::CancellationToken;
 
 /// How the network is trained.
@@ -35,7 +35,12 @@ pub(crate) struct Fitted {
 ///
 /// The same rows and settings give the same weights, to the bit, on the same kind of processor: one thread, sums in
 /// a fixed order, random numbers of our own.
-pub(crate) fn fit(settings: &Fit, rows: &[Row], validation: &[Row], shutdown: &CancellationToken) -> Option<Fitted> {
+pub(crate) fn fit(
+    settings: &Fit,
+    rows: &[Values],
+    validation: &[Values],
+    shutdown: &CancellationToken,
+) -> Option<Fitted> {
     let device = Device::flex().autodiff();
     let mut network = Autoencoder::new(settings.seed, &device);
     let mut adam = AdamConfig::new().with_epsilon(1e-8).init();
@@ -53,7 +58,7 @@ pub(crate) fn fit(settings: &Fit, rows: &[Row], validation: &[Row], shutdown: &C
             if shutdown.is_cancelled() {
                 return None;
             }
-            let gathered: Vec<f32> = batch.iter().flat_map(|i| rows[*i as usize]).collect();
+            let gathered: Vec<f32> = batch.iter().flat_map(|i| rows[*i as usize].map(|x| x as f32)).collect();
             let input = tensor(gathered, &device);
             let difference = network.forward(input.clone()) - input;
             let loss = (difference.clone() * difference).mean();
@@ -70,10 +75,10 @@ pub(crate) fn fit(settings: &Fit, rows: &[Row], validation: &[Row], shutdown: &C
 }
 
 /// The mean squared error of a network over all features of all rows; 0 without rows.
-pub(crate) fn mean_squared_error(weights: &Weights, rows: &[Row]) -> f64 {
-    let squares = |row: &Row| {
+pub(crate) fn mean_squared_error(weights: &Weights, rows: &[Values]) -> f64 {
+    let squares = |row: &Values| {
         let output = weights.forward(row);
-        row.iter().zip(output).map(|(x, y)| f64::from((x - y) * (x - y))).sum::<f64>()
+        row.iter().zip(output).map(|(x, y)| (x - y) * (x - y)).sum::<f64>()
     };
     rows.iter().map(squares).sum::<f64>() / (rows.len().max(1) * FEATURE_COUNT) as f64
 }
@@ -83,11 +88,11 @@ mod tests {
     use super::*;
 
     /// Eighteen features that depend on three numbers.
-    fn rows(seed: u64, count: usize) -> Vec<Row> {
+    fn rows(seed: u64, count: usize) -> Vec<Values> {
         let mut random = SplitMix64::new(seed);
         let row = |_| {
-            let hidden: [f32; 3] = std::array::from_fn(|_| 2.0 * random.uniform() as f32 - 1.0);
-            std::array::from_fn(|i| hidden[i % 3] * (1.0 + i as f32 / 18.0) - hidden[(i + 1) % 3])
+            let hidden: [f64; 3] = std::array::from_fn(|_| 2.0 * random.uniform() - 1.0);
+            std::array::from_fn(|i| hidden[i % 3] * (1.0 + i as f64 / 18.0) - hidden[(i + 1) % 3])
         };
         (0..count).map(row).collect()
     }

@@ -38,6 +38,7 @@ use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
 pub use args::{Args, Command, DEFAULT_NAME, Range, Source};
+pub use evaluate::Curves;
 pub use fleet::{Car, Fault, Fleet};
 pub use metrics::Metrics;
 pub use plots::plots;
@@ -54,6 +55,11 @@ const POLL_MS: u64 = 1_000;
 
 /// An announcement that is not durable by then has failed.
 const ANNOUNCE_TIMEOUT_S: u64 = 30;
+
+/// Whether a training with this seed learns from that car.
+pub fn is_training_car(seed: u64, pseudonym: &str) -> bool {
+    split::part(seed, pseudonym) == split::Part::Training
+}
 
 /// How good a model's verdicts are on all cars of a fleet.
 pub fn detection(model: &model::Model, fleet: &Fleet) -> model::artefact::Detection {

@@ -121,7 +121,7 @@ fn loss(canvas: &Canvas<'_>, model: &Model) -> Drawn {
     let epochs = training.len() as f64;
     let title = format!("Training of {}: reconstruction error", model.manifest().name);
     let mut chart =
-        chart!(canvas, &title, 0.9..epochs + 0.1, 0.0..highest, "epoch", "mean squared error (standardised inputs)");
+        chart!(canvas, &title, 1.0..epochs.max(2.0), 0.0..highest, "epoch", "mean squared error (standardised inputs)");
     let points =
         |losses: &[f64]| losses.iter().enumerate().map(|(i, loss)| ((i + 1) as f64, *loss)).collect::<Vec<_>>();
     line!(chart, points(training), BLUE_LINE, "training cars, while learning");
@@ -202,11 +202,11 @@ fn residuals(canvas: &Canvas<'_>, trained: &Trained) -> Drawn {
     const RANGE: Range<f64> = -6.0..6.0;
     let width = (RANGE.end - RANGE.start) / BINS as f64;
     let mut all = vec![0u64; BINS];
-    let mut widest = (0, vec![0u64; BINS], 0.0f32);
-    let bin = |value: f32| (((f64::from(value) - RANGE.start) / width).max(0.0) as usize).min(BINS - 1);
+    let mut widest = (0, vec![0u64; BINS], 0.0);
+    let bin = |value: f64| (((value - RANGE.start) / width).max(0.0) as usize).min(BINS - 1);
     for feature in 0..FEATURES.len() {
         let mut counts = vec![0u64; BINS];
-        let mut fourth = 0.0f32;
+        let mut fourth = 0.0;
         for row in &trained.residuals {
             counts[bin(row[feature])] += 1;
             fourth += row[feature].clamp(-8.0, 8.0).powi(4);
@@ -218,9 +218,8 @@ fn residuals(canvas: &Canvas<'_>, trained: &Trained) -> Drawn {
     }
     let density = |counts: &[u64]| -> Vec<(f64, f64)> {
         let total = counts.iter().sum::<u64>().max(1) as f64 * width;
-        let point =
-            |(i, count): (usize, &u64)| (RANGE.start + (i as f64 + 0.5) * width, (*count as f64 / total).max(1e-5));
-        counts.iter().enumerate().map(point).collect()
+        let point = |(i, count): (usize, &u64)| (RANGE.start + (i as f64 + 0.5) * width, *count as f64 / total);
+        counts.iter().enumerate().filter(|(_, count)| **count > 0).map(point).collect()
     };
     let title = "Residuals of the training cars: what the network does not explain";
     let mut chart = chart!(
@@ -228,7 +227,7 @@ fn residuals(canvas: &Canvas<'_>, trained: &Trained) -> Drawn {
         title,
         RANGE,
         (1e-5..2.0f64).log_scale(),
-        "residual, in standard deviations of its feature",
+        "residual, in standard deviations of its feature (outermost bars: all beyond)",
         "density (log scale)"
     );
     let bars = density(&all)
@@ -265,16 +264,22 @@ fn days_of_a_car(canvas: &Canvas<'_>, model: &Model, shown: &Scored<'_>) -> Draw
     let threshold = f64::from(manifest.threshold);
     let (first, last) = (scores[0].0, scores[scores.len() - 1].0);
     let highest = scores.iter().map(|(_, score)| f64::from(*score)).fold(1.5 * threshold, f64::max) * 1.12;
-    let clock = |time_ms: f64| DateTime::from_timestamp_millis(time_ms as i64).unwrap_or_default();
-    let day = clock(first as f64).format("%Y-%m-%d");
+    const DAY_MS: i64 = 86_400_000;
+    // Hours since the first midnight, so that the marks are at whole hours.
+    let midnight = first - first.rem_euclid(DAY_MS);
+    let hours = |time_ms: i64| (time_ms - midnight) as f64 / 3_600_000.0;
+    let clock = |hours: &f64| {
+        let time = DateTime::from_timestamp_millis(midnight + (hours * 3_600_000.0).round() as i64).unwrap_or_default();
+        time.format(if last - first > DAY_MS { "%d %b %H:%M" } else { "%H:%M" }).to_string()
+    };
+    let day = DateTime::from_timestamp_millis(midnight).unwrap_or_default().format("%Y-%m-%d");
     let title = format!("A test car from {day}: score, threshold, and what the workshop found");
-    let mut chart = builder(canvas, &title).build_cartesian_2d(first as f64..last as f64, 0.0..highest)?;
-    let format = if last - first > 36 * 3_600_000 { "%d %b %H:%M" } else { "%H:%M" };
+    let mut chart = builder(canvas, &title).build_cartesian_2d(hours(first)..hours(last), 0.0..highest)?;
     chart
         .configure_mesh()
         .x_desc("event time (UTC)")
         .y_desc("score (largest smoothed residual, in deviations)")
-        .x_label_formatter(&|time_ms| clock(*time_ms).format(format).to_string())
+        .x_label_formatter(&clock)
         .x_labels(8)
         .axis_desc_style((FONT, 17))
         .label_style((FONT, 15))
@@ -282,16 +287,18 @@ fn days_of_a_car(canvas: &Canvas<'_>, model: &Model, shown: &Scored<'_>) -> Draw
         .bold_line_style(BLACK.mix(0.12))
         .draw()?;
     for fault in &shown.car.faults {
-        let window = [(fault.began_ms.max(first) as f64, 0.0), (fault.repaired_ms.min(last) as f64, highest)];
+        let window = [(hours(fault.began_ms.max(first)), 0.0), (hours(fault.repaired_ms.min(last)), highest)];
         chart
             .draw_series([Rectangle::new(window, RED_AREA.mix(0.15).filled())])?
             .label(format!("fault: {} ({})", fault.kind, fault.component))
             .legend(|(x, y)| Rectangle::new([(x, y - 6), (x + 22, y + 6)], RED_AREA.mix(0.3).filled()));
     }
-    // A line over the hours that a car is parked would say that it had a score then.
-    const PAUSE_MS: i64 = 15 * 60_000;
-    for (i, trip) in scores.chunk_by(|a, b| b.0 - a.0 < PAUSE_MS).enumerate() {
-        let points = trip.iter().map(|(t, score)| (*t as f64, f64::from(*score)));
+    // A line over the time that a car is parked would say that it had a score then.
+    let mut steps: Vec<i64> = scores.windows(2).map(|pair| pair[1].0 - pair[0].0).collect();
+    steps.sort_unstable();
+    let pause_ms = 3 * steps[steps.len() / 2];
+    for (i, trip) in scores.chunk_by(|a, b| b.0 - a.0 < pause_ms).enumerate() {
+        let points = trip.iter().map(|(t, score)| (hours(*t), f64::from(*score)));
         let series = chart.draw_series(LineSeries::new(points, BLUE_LINE.stroke_width(2)))?;
         if i == 0 {
             series.label("score").legend(|(x, y)| PathElement::new([(x, y), (x + 22, y)], BLUE_LINE.stroke_width(3)));
@@ -299,7 +306,7 @@ fn days_of_a_car(canvas: &Canvas<'_>, model: &Model, shown: &Scored<'_>) -> Draw
     }
     line!(
         chart,
-        [(first as f64, threshold), (last as f64, threshold)].into_iter(),
+        [(hours(first), threshold), (hours(last), threshold)].into_iter(),
         ORANGE,
         format!("threshold, {threshold:.2}")
     );
@@ -307,7 +314,7 @@ fn days_of_a_car(canvas: &Canvas<'_>, model: &Model, shown: &Scored<'_>) -> Draw
     let opened = scores
         .iter()
         .filter(|(_, score)| state.step(&manifest.alert, *score, manifest.threshold) == Some(AlertChange::Opened));
-    let opened: Vec<_> = opened.map(|(t, score)| (*t as f64, f64::from(*score))).collect();
+    let opened: Vec<_> = opened.map(|(t, score)| (hours(*t), f64::from(*score))).collect();
     chart
         .draw_series(opened.iter().map(|at| TriangleMarker::new(*at, 9, BLACK.filled())))?
         .label("alert opens")

@@ -174,6 +174,12 @@ fn read_log(
         end: Some(range.end),
     };
     let what = range.to_string();
+    let bounds = log.describe(&range.topic).with_context(|| format!("cannot read {what}"))?;
+    let next = bounds.partitions.get(range.partition as usize).map_or(0, |partition| partition.next);
+    if range.end > next {
+        // A reader would wait for the rest to be written.
+        bail!("the log {} does not hold {what}: it ends at offset {next}", log.url());
+    }
     let mut reader = log.reader(vec![wanted]).with_context(|| format!("cannot read {what}"))?;
     let mut refused: BTreeMap<&'static str, u64> = BTreeMap::new();
     loop {

@@ -11,7 +11,7 @@ use anyhow::{Context, bail};
 use chrono::DateTime;
 use model::artefact::{FORMAT, Metrics, Split, Training, TrainingRange};
 use model::random::SplitMix64;
-use model::{AlertRule, CarState, FEATURE_COUNT, Manifest, Model, Row, Scaling, Settings, Weights};
+use model::{AlertRule, CarState, FEATURE_COUNT, Manifest, Model, Row, Scaling, Settings, Values, Weights};
 use tokio_util::sync::CancellationToken;
 
 use crate::Args;
@@ -29,7 +29,7 @@ const VALIDATION_ROWS: usize = 20_000;
 /// A smoothed residual at this quantile counts as much as a normal one of that many deviations does: features with heavy
 /// tails then alarm no more often than others.
 const TAIL_QUANTILE: f64 = 0.999;
-const TAIL_DEVIATIONS: f32 = 3.29;
+const TAIL_DEVIATIONS: f64 = 3.29;
 
 /// A model before it is stored.
 #[derive(Debug, Clone)]
@@ -41,7 +41,7 @@ pub struct Trained {
     /// The weights.
     pub weights: Vec<u8>,
     /// Residuals of the training split, in sigmas, a sample: for the histogram.
-    pub residuals: Vec<Row>,
+    pub residuals: Vec<Values>,
 }
 
 /// Trains. `None`: shut down meanwhile.
@@ -62,7 +62,7 @@ pub fn train(
     let training: Vec<_> = cars(fleet, args.seed, Part::Training).map(|car| before(car, until_ms)).collect();
     let scaling = Scaling::fit(training.iter().map(|(_, rows)| *rows));
     let inputs: Vec<_> = training.iter().map(|(times, rows)| inputs(&settings, &scaling, times, rows)).collect();
-    let rows: Vec<Row> = inputs.iter().flat_map(|car| warm(&settings, car)).copied().collect();
+    let rows: Vec<Values> = inputs.iter().flat_map(|car| warm(&settings, car)).copied().collect();
     if rows.len() < MIN_TRAINING_ROWS {
         bail!(
             "{} readings of driving cars after warm-up ({} readings a car) are too few to train on, which takes \
@@ -71,7 +71,7 @@ pub fn train(
             settings.warm_up_readings
         );
     }
-    let validation: Vec<Row> = cars(fleet, args.seed, Part::Validation)
+    let validation: Vec<Values> = cars(fleet, args.seed, Part::Validation)
         .flat_map(|car| warm(&settings, &self::inputs(&settings, &scaling, &car.times_ms, &car.rows)).to_vec())
         .collect();
     let sample = sample(&rows, args.max_rows, args.seed);
@@ -148,7 +148,7 @@ fn before(car: &Car, until_ms: i64) -> (&[i64], &[Row]) {
 }
 
 /// The network's inputs of a car, from its first reading on.
-fn inputs(settings: &Settings, scaling: &Scaling, times_ms: &[i64], rows: &[Row]) -> Vec<Row> {
+fn inputs(settings: &Settings, scaling: &Scaling, times_ms: &[i64], rows: &[Row]) -> Vec<Values> {
     let mut state = CarState::new(scaling);
     let input = |(time_ms, row): (&i64, &Row)| {
         if state.is_late(*time_ms) { None } else { state.observe(settings, scaling, *time_ms, row) }
@@ -157,12 +157,12 @@ fn inputs(settings: &Settings, scaling: &Scaling, times_ms: &[i64], rows: &[Row]
 }
 
 /// The inputs after the car's warm-up.
-fn warm<'a>(settings: &Settings, inputs: &'a [Row]) -> &'a [Row] {
+fn warm<'a>(settings: &Settings, inputs: &'a [Values]) -> &'a [Values] {
     inputs.get(settings.warm_up_readings as usize..).unwrap_or_default()
 }
 
 /// At most `most` of the rows, drawn by the seed, in their order.
-fn sample(rows: &[Row], most: usize, seed: u64) -> Vec<Row> {
+fn sample(rows: &[Values], most: usize, seed: u64) -> Vec<Values> {
     if rows.len() <= most {
         return rows.to_vec();
     }
@@ -177,18 +177,18 @@ fn sample(rows: &[Row], most: usize, seed: u64) -> Vec<Row> {
     sample
 }
 
-fn residual_sigma(weights: &Weights, rows: &[Row]) -> Row {
+fn residual_sigma(weights: &Weights, rows: &[Values]) -> Row {
     let mut squares = [0.0f64; FEATURE_COUNT];
     for row in rows {
         for (sum, residual) in squares.iter_mut().zip(model::residuals(weights, &[1.0; FEATURE_COUNT], row)) {
-            *sum += f64::from(residual) * f64::from(residual);
+            *sum += residual * residual;
         }
     }
     squares.map(|sum| ((sum / rows.len() as f64).sqrt() as f32).max(1e-3))
 }
 
-fn smoothed_sigma(settings: &Settings, scaling: &Scaling, weights: &Weights, sigma: &Row, cars: &[Vec<Row>]) -> Row {
-    let mut sizes: Vec<Vec<f32>> = vec![Vec::new(); FEATURE_COUNT];
+fn smoothed_sigma(settings: &Settings, scaling: &Scaling, weights: &Weights, sigma: &Row, cars: &[Vec<Values>]) -> Row {
+    let mut sizes: Vec<Vec<f64>> = vec![Vec::new(); FEATURE_COUNT];
     for car in cars {
         let mut state = CarState::new(scaling);
         for (i, row) in car.iter().enumerate() {
@@ -201,8 +201,8 @@ fn smoothed_sigma(settings: &Settings, scaling: &Scaling, weights: &Weights, sig
     std::array::from_fn(|i| {
         let sizes = &mut sizes[i];
         let place = ((sizes.len() - 1) as f64 * TAIL_QUANTILE) as usize;
-        let (_, quantile, _) = sizes.select_nth_unstable_by(place, f32::total_cmp);
-        (*quantile / TAIL_DEVIATIONS).max(1e-3)
+        let (_, quantile, _) = sizes.select_nth_unstable_by(place, f64::total_cmp);
+        ((*quantile / TAIL_DEVIATIONS) as f32).max(1e-3)
     })
 }
 
@@ -235,7 +235,7 @@ fn measure(manifest: &mut Manifest, args: &Args, fleet: &Fleet, weights: &Weight
 }
 
 /// Seals the model, and reads it as a scorer will.
-fn finish(mut manifest: Manifest, weights: &Weights, residuals: Vec<Row>) -> anyhow::Result<Trained> {
+fn finish(mut manifest: Manifest, weights: &Weights, residuals: Vec<Values>) -> anyhow::Result<Trained> {
     let weights = weights.to_safetensors();
     let newest = DateTime::from_timestamp_millis(manifest.training.event_time_ms[1]).unwrap_or_default();
     manifest.seal(&weights, &newest.format("%Y%m%dT%H%M%SZ").to_string());

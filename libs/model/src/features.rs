@@ -14,6 +14,9 @@ pub const FEATURE_COUNT: usize = 18;
 /// One value per feature, in the order of [`FEATURES`].
 pub type Row = [f32; FEATURE_COUNT];
 
+/// One number per feature on the way to a score: in double precision, as running means need.
+pub type Values = [f64; FEATURE_COUNT];
+
 /// The names, in order.
 pub const FEATURES: [&str; FEATURE_COUNT] = [
     "coolant_temp",

@@ -25,7 +25,7 @@ pub use alert::{AlertChange, AlertRule, AlertState};
 pub use artefact::Manifest;
 pub use car_state::{CarState, Settings};
 pub use error::Error;
-pub use features::{FEATURE_COUNT, FEATURES, Readings, Row, UNITS};
+pub use features::{FEATURE_COUNT, FEATURES, Readings, Row, UNITS, Values};
 pub use scaling::Scaling;
 pub use score::{Model, Verdict, residuals};
 pub use weights::Weights;

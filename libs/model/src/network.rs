@@ -114,8 +114,8 @@ mod tests {
         let output =
             network.forward(tensor(rows.as_flattened().to_vec(), &device)).into_data().try_to_vec::<f32>().unwrap();
         for (row, expected) in rows.iter().zip(output.as_chunks::<FEATURE_COUNT>().0) {
-            for (by_hand, by_burn) in weights.forward(row).iter().zip(expected) {
-                assert!((by_hand - by_burn).abs() < 1e-6, "{by_hand} {by_burn}");
+            for (by_hand, by_burn) in weights.forward(&row.map(f64::from)).iter().zip(expected) {
+                assert!((by_hand - f64::from(*by_burn)).abs() < 1e-6, "{by_hand} {by_burn}");
             }
         }
     }

@@ -17,7 +17,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::Error;
 use crate::features::is_parked;
-use crate::features::{CHARGE, COOLANT, CURRENT, FEATURE_COUNT, FEATURES, FIRMWARE, Row, SPEED, VIBRATION, VOLTAGE};
+use crate::features::{
+    CHARGE, COOLANT, CURRENT, FEATURE_COUNT, FEATURES, FIRMWARE, Row, SPEED, VIBRATION, VOLTAGE, Values,
+};
 
 /// How many speeds the fleet's behaviour is kept at.
 pub const KNOTS: usize = 7;
@@ -29,7 +31,7 @@ pub const SPEED_KNOTS_MPS: [f32; KNOTS] = [0.0, 2.0, 6.0, 12.0, 20.0, 30.0, 42.0
 pub const WARM_COOLANT_C: f32 = 84.0;
 
 /// Added before taking the logarithm of the vibration, in mm/s: no vibration is not minus infinity.
-pub const VIBRATION_OFFSET: f32 = 0.05;
+pub const VIBRATION_OFFSET: f64 = 0.05;
 
 /// A knot with less weight than this many readings takes the mean and deviation over all speeds instead.
 const MIN_KNOT_WEIGHT: f64 = 30.0;
@@ -96,8 +98,8 @@ impl Scaling {
             let (knot, share) = scaling.place(raw[SPEED]);
             let values = scaling.prepare(raw);
             for (value, moments) in values.iter().zip(&mut at_speed) {
-                moments[knot].add(f64::from(1.0 - share), f64::from(*value));
-                moments[knot + 1].add(f64::from(share), f64::from(*value));
+                moments[knot].add(1.0 - share, *value);
+                moments[knot + 1].add(share, *value);
             }
         }
         scaling.set_at_speed(&at_speed);
@@ -138,32 +140,36 @@ impl Scaling {
     }
 
     /// The features, less what the fleet does at this speed, in the fleet's deviations.
-    pub fn relative(&self, raw: &Row) -> Row {
+    pub fn relative(&self, raw: &Row) -> Values {
         let (knot, share) = self.place(raw[SPEED]);
         let values = self.prepare(raw);
         std::array::from_fn(|i| {
-            let at = |knots: &[f32; KNOTS]| knots[knot] + share * (knots[knot + 1] - knots[knot]);
+            let at = |knots: &[f32; KNOTS]| {
+                let (below, above) = (f64::from(knots[knot]), f64::from(knots[knot + 1]));
+                below + share * (above - below)
+            };
             (values[i] - at(&self.mean[i])) / at(&self.deviation[i])
         })
     }
 
-    fn prepare(&self, raw: &Row) -> Row {
-        let mut values = *raw;
+    fn prepare(&self, raw: &Row) -> Values {
+        let mut values = raw.map(f64::from);
         // Not `max`, which would turn a value that is not a number into one that looks usual.
         if raw[COOLANT] < WARM_COOLANT_C {
-            values[COOLANT] = WARM_COOLANT_C;
+            values[COOLANT] = f64::from(WARM_COOLANT_C);
         }
-        values[VOLTAGE] -= self.volts_per_percent * raw[CHARGE] + self.volts_per_ampere * raw[CURRENT];
-        values[VIBRATION] = (raw[VIBRATION] + VIBRATION_OFFSET).ln();
+        values[VOLTAGE] -= f64::from(self.volts_per_percent) * values[CHARGE];
+        values[VOLTAGE] -= f64::from(self.volts_per_ampere) * values[CURRENT];
+        values[VIBRATION] = (values[VIBRATION] + VIBRATION_OFFSET).ln();
         values
     }
 
     /// The knot below `speed`, and how far it is to the next, 0 to 1.
-    fn place(&self, speed: f32) -> (usize, f32) {
+    fn place(&self, speed: f32) -> (usize, f64) {
         let knots = &self.speed_knots_mps;
         let knot = knots[1..KNOTS - 1].iter().filter(|k| speed >= **k).count();
-        let share = (speed - knots[knot]) / (knots[knot + 1] - knots[knot]);
-        (knot, share.clamp(0.0, 1.0))
+        let (below, above) = (f64::from(knots[knot]), f64::from(knots[knot + 1]));
+        (knot, ((f64::from(speed) - below) / (above - below)).clamp(0.0, 1.0))
     }
 
     /// Refuses what would make scores that are not numbers.
@@ -233,11 +239,11 @@ impl Moments {
     }
 }
 
-fn car_moments(values: impl Iterator<Item = Row>) -> [Moments; FEATURE_COUNT] {
+fn car_moments(values: impl Iterator<Item = Values>) -> [Moments; FEATURE_COUNT] {
     let mut moments = [Moments::default(); FEATURE_COUNT];
     for row in values {
         for (moments, value) in moments.iter_mut().zip(row) {
-            moments.add(1.0, f64::from(value));
+            moments.add(1.0, value);
         }
     }
     moments

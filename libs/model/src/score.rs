@@ -7,7 +7,7 @@ use arrow::array::RecordBatch;
 use crate::artefact::Manifest;
 use crate::car_state::CarState;
 use crate::error::Error;
-use crate::features::{FEATURE_COUNT, Readings, Row};
+use crate::features::{FEATURE_COUNT, Readings, Row, Values};
 use crate::weights::Weights;
 
 /// What the model says about one reading.
@@ -101,10 +101,10 @@ impl Model {
 
 impl Verdict {
     /// The verdict on smoothed residuals.
-    pub fn new(smoothed: &Row, smoothed_sigma: &Row, threshold: f32) -> Self {
+    pub fn new(smoothed: &Values, smoothed_sigma: &Row, threshold: f32) -> Self {
         let mut contributors = [(0, f32::NEG_INFINITY); 3];
         for i in 0..FEATURE_COUNT {
-            let size = smoothed[i].abs() / smoothed_sigma[i];
+            let size = (smoothed[i].abs() / f64::from(smoothed_sigma[i])) as f32;
             if let Some(place) = contributors.iter().position(|(_, other)| size > *other) {
                 contributors[place..].rotate_right(1);
                 contributors[place] = (i, size);
@@ -122,7 +122,7 @@ impl Verdict {
 }
 
 /// What the network does not explain of the inputs, in deviations.
-pub fn residuals(weights: &Weights, residual_sigma: &Row, inputs: &Row) -> Row {
+pub fn residuals(weights: &Weights, residual_sigma: &Row, inputs: &Values) -> Values {
     let outputs = weights.forward(inputs);
-    std::array::from_fn(|i| (inputs[i] - outputs[i]) / residual_sigma[i])
+    std::array::from_fn(|i| (inputs[i] - outputs[i]) / f64::from(residual_sigma[i]))
 }

@@ -18,7 +18,7 @@ use std::borrow::Cow;
 use safetensors::tensor::{Dtype, SafeTensors, View};
 
 use crate::error::Error;
-use crate::features::{FEATURE_COUNT, Row};
+use crate::features::{FEATURE_COUNT, Values};
 use crate::scaling::check_finite;
 
 /// Widths of the layers.
@@ -45,11 +45,11 @@ pub(crate) struct Dense<const IN: usize, const OUT: usize> {
 }
 
 impl<const IN: usize, const OUT: usize> Dense<IN, OUT> {
-    fn forward(&self, input: &[f32; IN]) -> [f32; OUT] {
-        let mut output = self.bias;
+    fn forward(&self, input: &[f64; IN]) -> [f64; OUT] {
+        let mut output = self.bias.map(f64::from);
         for (x, weights) in input.iter().zip(&self.weight) {
             for (sum, weight) in output.iter_mut().zip(weights) {
-                *sum += x * weight;
+                *sum += x * f64::from(*weight);
             }
         }
         output
@@ -74,10 +74,10 @@ impl<const IN: usize, const OUT: usize> Dense<IN, OUT> {
 
 impl Weights {
     /// What the network makes of `input`.
-    pub fn forward(&self, input: &Row) -> Row {
-        let hidden = self.encoder_0.forward(input).map(f32::tanh);
+    pub fn forward(&self, input: &Values) -> Values {
+        let hidden = self.encoder_0.forward(input).map(f64::tanh);
         let code = self.encoder_2.forward(&hidden).map(|v| v.max(0.0));
-        let hidden = self.decoder_0.forward(&code).map(f32::tanh);
+        let hidden = self.decoder_0.forward(&code).map(f64::tanh);
         self.decoder_2.forward(&hidden)
     }
 
