@@ -83,6 +83,7 @@ macro_rules! chart {
             .configure_mesh()
             .x_desc($x_name)
             .y_desc($y_name)
+            .x_label_formatter(&|x: &f64| format!("{}", (x * 1000.0).round() / 1000.0))
             .axis_desc_style((FONT, 17))
             .label_style((FONT, 15))
             .light_line_style(TRANSPARENT)

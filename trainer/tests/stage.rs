@@ -35,7 +35,7 @@ fn pseudonym(car: usize) -> String {
     format!("{:032x}", (car as u128 + 1) * 0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835)
 }
 
-/// Readings of all cars at one time: speed drives the rest; a tyre of every fourth car leaks from reading 160 to 200.
+/// Readings of all cars at one time: speed drives the rest; a tyre of every third car leaks from reading 160 to 200.
 /// `poison`: cars whose tyre pressures are nonsense.
 fn readings(t: i64, poison: &dyn Fn(usize) -> bool) -> RecordBatch {
     let schema = Schemas::builtin().id(2).unwrap();
@@ -45,7 +45,7 @@ fn readings(t: i64, poison: &dyn Fn(usize) -> bool) -> RecordBatch {
         let mut noise = |size: f32| size * (2.0 * random.uniform() as f32 - 1.0);
         let own = car as f32 / CARS as f32;
         let speed = 15.0 + 10.0 * (t as f32 / (6.0 + own)).sin() + noise(1.0);
-        let leak = if car % 4 == 0 && (160..200).contains(&t) { 0.2 * (t - 159) as f32 } else { 0.0 };
+        let leak = if car % 3 == 0 && (160..200).contains(&t) { 0.2 * (t - 159) as f32 } else { 0.0 };
         let wrong = if poison(car) { 50.0 } else { 0.0 };
         let pressure = 32.0 + 3.0 * own + 0.05 * speed + wrong;
         let values = [
@@ -94,7 +94,7 @@ fn readings(t: i64, poison: &dyn Fn(usize) -> bool) -> RecordBatch {
 
 fn findings() -> (RecordBatch, Vec<String>) {
     let schema = Schemas::builtin().id(3).unwrap();
-    let cars: Vec<String> = (0..CARS).filter(|car| car % 4 == 0).map(pseudonym).collect();
+    let cars: Vec<String> = (0..CARS).filter(|car| car % 3 == 0).map(pseudonym).collect();
     let n = cars.len();
     let time =
         |t: i64| Arc::new(TimestampMillisecondArray::from(vec![START_MS + 30_000 * t; n]).with_timezone("+00:00"));

@@ -46,7 +46,7 @@ pub struct Settings {
 }
 
 impl Default for Settings {
-    /// Measured on simulated cars (docs/decisions/0010-anomaly-score.md).
+    /// Measured on simulated cars (docs/decisions/0007-anomaly-score.md).
     fn default() -> Self {
         Self {
             memory_readings: 2000.0,

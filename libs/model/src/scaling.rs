@@ -11,7 +11,7 @@
 //!             └ vibration: its logarithm; a fault multiplies what was there
 //! ```
 //!
-//! Each of the three was measured on simulated cars with faults (docs/decisions/0010-anomaly-score.md).
+//! Each of the three was measured on simulated cars with faults (docs/decisions/0007-anomaly-score.md).
 
 use serde::{Deserialize, Serialize};
 
