@@ -113,7 +113,7 @@ impl Replication {
         spec: impl Fn() -> TopicSpec,
     ) -> Result<Option<TopicDescription>, Error> {
         let what = format!("topic {} in {}", self.topic, log.url());
-        let mut attempt = || match log.describe(&self.topic) {
+        let attempt = || match log.describe(&self.topic) {
             Err(Error::UnknownTopic { .. }) => {
                 log.ensure_topic(&spec())?;
                 log.describe(&self.topic)

@@ -173,8 +173,10 @@ fn each_record(log: &Arc<dyn Log>, topic: &str, mut then: impl FnMut(&[u8], &[u8
         match reader.next(4096, Duration::from_secs(1)).unwrap() {
             Read::Batch(batch) => {
                 for record in batch.iter() {
-                    let headers: Vec<u8> =
-                        record.headers.flat_map(|(name, value)| [name.as_bytes(), b"=", value, b"\0"].concat()).collect();
+                    let headers: Vec<u8> = record
+                        .headers
+                        .flat_map(|(name, value)| [name.as_bytes(), b"=", value, b"\0"].concat())
+                        .collect();
                     then(record.key, record.value.unwrap_or_default(), &headers);
                 }
             }

@@ -36,8 +36,7 @@ async fn the_same_seed_is_the_same_run_and_every_reading_is_accounted_for() {
     let mut runs = Vec::new();
     for run in ["first", "second"] {
         let keep = directory.path().join(run);
-        let report =
-            demo::run(args(&keep, 7, 20), &ServiceArgs::default(), CancellationToken::new()).await.unwrap();
+        let report = demo::run(args(&keep, 7, 20), &ServiceArgs::default(), CancellationToken::new()).await.unwrap();
         nothing_lost_nothing_doubled(&report);
         assert_eq!(report.ledger.scored, report.ledger.clean, "{report}");
         assert!(report.ledger.dead_letters > 0, "no broken reading was sent: nothing was shown of them\n{report}");

@@ -119,7 +119,15 @@ impl Batch {
             self.buffer.extend_from_slice(value);
         }
         let headers_end = self.end();
-        self.entries.push(Entry { offset, timestamp_ms, start, key_end, value_end, headers_end, tombstone: value.is_none() });
+        self.entries.push(Entry {
+            offset,
+            timestamp_ms,
+            start,
+            key_end,
+            value_end,
+            headers_end,
+            tombstone: value.is_none(),
+        });
     }
 
     /// Appends the records `range` of `other`, which is of the same partition.
@@ -212,10 +220,13 @@ impl Outputs {
     /// Adds a record to a partition.
     pub fn push(&mut self, topic: &Arc<str>, partition: u32, record: &Record<'_>) {
         let key = TopicPartition { topic: topic.clone(), partition };
-        self.0
-            .entry(key)
-            .or_insert_with(|| Batch::new(topic.clone(), partition))
-            .push(0, record.timestamp_ms, record.key, record.value, record.headers.iter().copied());
+        self.0.entry(key).or_insert_with(|| Batch::new(topic.clone(), partition)).push(
+            0,
+            record.timestamp_ms,
+            record.key,
+            record.value,
+            record.headers.iter().copied(),
+        );
     }
 
     /// The batches, in a fixed order.
