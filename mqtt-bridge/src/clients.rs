@@ -229,10 +229,10 @@ impl Directory {
 }
 
 fn remove_own<K: Hash + Eq>(map: &mut HashMap<K, Arc<Mailbox>>, key: K, mailbox: &Arc<Mailbox>) {
-    if let Entry::Occupied(entry) = map.entry(key) {
-        if Arc::ptr_eq(entry.get(), mailbox) {
-            entry.remove();
-        }
+    if let Entry::Occupied(entry) = map.entry(key)
+        && Arc::ptr_eq(entry.get(), mailbox)
+    {
+        entry.remove();
     }
 }
 

@@ -245,7 +245,8 @@ fn every_bad_reading_is_a_dead_letter_with_its_reason() {
     let mqtt_topic = format!("vehicles/{}/telemetry", vin(1));
     let other = format!("vehicles/{}/telemetry", vin(2));
     let own = Some(mqtt_topic.as_str());
-    let cases: Vec<(&str, String, Option<&str>, Option<Vec<u8>>)> = vec![
+    type Case<'a> = (&'a str, String, Option<&'a str>, Option<Vec<u8>>);
+    let cases: Vec<Case<'_>> = vec![
         ("malformed-json", vin(1), own, Some(b"{\"vin\": \"Canary".to_vec())),
         ("not-utf8", vin(1), own, Some(b"\xff\xfe".to_vec())),
         ("too-large", vin(1), own, Some(vec![b'x'; 1 << 20])),

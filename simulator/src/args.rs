@@ -125,7 +125,7 @@ pub struct RunArgs {
 }
 
 /// What `generate` writes.
-#[derive(Debug, Clone, clap::Args)]
+#[derive(Debug, Clone, Default, clap::Args)]
 pub struct GenerateArgs {
     /// Which cars.
     #[command(flatten)]
@@ -184,18 +184,6 @@ impl Default for RunArgs {
             drain_timeout: Duration::from_secs(30),
             linger: Duration::ZERO,
             ledger: None,
-            service: ServiceArgs::default(),
-        }
-    }
-}
-
-impl Default for GenerateArgs {
-    fn default() -> Self {
-        Self {
-            fleet: FleetArgs::default(),
-            format: Format::default(),
-            output: None,
-            faults: None,
             service: ServiceArgs::default(),
         }
     }

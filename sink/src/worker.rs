@@ -47,6 +47,9 @@ enum Phase {
     Flushing,
 }
 
+/// An upload that has ended, and whose.
+type Done = (TopicPartition, Uploaded);
+
 pub(crate) struct Worker {
     log: Arc<dyn Log>,
     lake: Lake,
@@ -65,7 +68,7 @@ pub(crate) struct Worker {
     /// Topics that stopped, and why.
     stopped: BTreeMap<Arc<str>, String>,
     uploads: usize,
-    done: (Sender<(TopicPartition, Uploaded)>, Receiver<(TopicPartition, Uploaded)>),
+    done: (Sender<Done>, Receiver<Done>),
     waiting: Waiting,
     lag_at: Option<Instant>,
 }

@@ -260,11 +260,11 @@ impl Account {
             let name = |hop: &Hop| {
                 format!("{}: car {} boot {} seq {}", hop.name(), identity.car, identity.boot_id, identity.seq)
             };
-            if reading.acknowledged {
-                if let Some(hop) = hops.iter().find(|hop| reading.seen[**hop as usize] == 0) {
-                    lost_count += 1;
-                    lost.push(format!("lost before {}", name(hop)));
-                }
+            if reading.acknowledged
+                && let Some(hop) = hops.iter().find(|hop| reading.seen[**hop as usize] == 0)
+            {
+                lost_count += 1;
+                lost.push(format!("lost before {}", name(hop)));
             }
             if let Some(hop) = hops[1..].iter().find(|hop| reading.seen[**hop as usize] > 1) {
                 doubled_count += 1;

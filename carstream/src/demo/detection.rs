@@ -1,6 +1,7 @@
 //! How well faults were found: scores and alerts of the run held against the workshop's findings.
 //!
-//! Only readings that the model was not trained on are judged. A reading is faulty if one of its car's faults lasted at
+//! Only readings that the model was not trained on are judged, and of these only those that have a score above 0: a
+//! parked car, and one that the scorer has just come to know, are not judged by the model. A reading is faulty if one of its car's faults lasted at
 //! its event time. A fault is found if an alert of its car was open while it lasted.
 
 use std::collections::HashMap;
@@ -59,7 +60,9 @@ pub(crate) fn judge(account: &Account, cloud: &Arc<dyn Log>, trained: Option<&Tr
         let Some(scored) = reading.score else { continue };
         let at = reading.event_time_ms;
         let faulty = faults.get(&car).unwrap_or(&none).iter().any(|f| f.from_ms <= at && at < f.to_ms);
-        scores.push((scored.score, faulty));
+        if scored.score > 0.0 {
+            scores.push((scored.score, faulty));
+        }
         // What was sent before the model was there had to wait for it.
         if trained.in_force_ms.is_some_and(|since| reading.sent_ms > since) {
             latencies.push(scored.at_ms - reading.sent_ms);

@@ -82,7 +82,7 @@ mod tests {
     #[test]
     #[cfg(not(feature = "s3"))]
     fn a_build_without_s3_says_so() {
-        let error = "s3://bucket/prefix".parse::<LakeUrl>().unwrap_err();
+        let error = "s3://bucket/prefix".parse::<LakeUrl>().expect_err("the feature is off");
         assert!(error.contains("lake/s3"), "{error}");
     }
 

@@ -111,8 +111,11 @@ mod tests {
         assert_eq!(network.weights(), weights);
         let rows: Vec<Row> =
             (0..300).map(|_| std::array::from_fn(|_| 8.0 * (2.0 * random.uniform() as f32 - 1.0))).collect();
-        let output =
-            network.forward(tensor(rows.as_flattened().to_vec(), &device)).into_data().try_to_vec::<f32>().unwrap();
+        let output = network
+            .forward(tensor(rows.as_flattened().to_vec(), &device))
+            .into_data()
+            .try_to_vec::<f32>()
+            .expect("32-bit floats");
         for (row, expected) in rows.iter().zip(output.as_chunks::<FEATURE_COUNT>().0) {
             for (by_hand, by_burn) in weights.forward(&row.map(f64::from)).iter().zip(expected) {
                 assert!((by_hand - f64::from(*by_burn)).abs() < 1e-6, "{by_hand} {by_burn}");

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, Float32Array, RecordBatch, StringArray};
+use arrow::array::{Array, ArrayRef, Float32Array, RecordBatch, StringArray};
 use arrow::compute::concat_batches;
 use arrow_avro::reader::ReaderBuilder;
 use arrow_avro::schema::{AvroSchema, Fingerprint, FingerprintAlgorithm, SchemaStore};
@@ -17,8 +17,8 @@ fn json_row(schema: &Schema, seed: u64) -> String {
     let fields = schema.fields.iter().enumerate().map(|(i, field)| {
         let n = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(i as u64 * 1_442_695_040_888_963_407) >> 16;
         let value = match field.kind {
-            _ if field.nullable && n % 3 == 0 => "null".to_owned(),
-            Kind::Boolean => (n % 2 == 0).to_string(),
+            _ if field.nullable && n.is_multiple_of(3) => "null".to_owned(),
+            Kind::Boolean => n.is_multiple_of(2).to_string(),
             Kind::Int => (n as i32).to_string(),
             Kind::Long | Kind::TimestampMillis => (n as i64 - (1 << 46)).to_string(),
             Kind::Float => serde_json::to_string(&(n as f32 / 1024.0)).unwrap(),

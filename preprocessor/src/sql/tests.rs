@@ -331,7 +331,7 @@ fn ragged_batches_make_no_difference() {
     let query = Query::plan(&definition(&select, &fields(OUT)), &key()).unwrap();
     let vins: Vec<String> = (0..40).map(vin).collect();
     let segments = ["fleet", "rental", "private"];
-    let has_row = |n: usize| n % 4 != 0;
+    let has_row = |n: usize| !n.is_multiple_of(4);
     let table: Vec<_> =
         (0..40).filter(|n| has_row(*n)).map(|n| (vins[n].as_str(), segments[n % 3], n as i32)).collect();
     let mut random = 7u64;

@@ -162,7 +162,7 @@ impl Drive {
             return;
         }
         self.heading += 0.03 * random.gauss();
-        let (north_m, east_m) = self.from_home(home);
+        let (north_m, east_m) = self.offset_from(home);
         if north_m * north_m + east_m * east_m > REGION_RADIUS_M * REGION_RADIUS_M {
             self.heading = self.bearing_home(home);
         }
@@ -171,13 +171,13 @@ impl Drive {
         self.longitude += metres * libm::sin(self.heading) / metres_per_longitude;
     }
 
-    fn from_home(&self, home: &Home) -> (f64, f64) {
+    fn offset_from(&self, home: &Home) -> (f64, f64) {
         let metres_per_longitude = METRES_PER_DEGREE * libm::cos(home.latitude.to_radians());
         ((self.latitude - home.latitude) * METRES_PER_DEGREE, (self.longitude - home.longitude) * metres_per_longitude)
     }
 
     fn bearing_home(&self, home: &Home) -> f64 {
-        let (north_m, east_m) = self.from_home(home);
+        let (north_m, east_m) = self.offset_from(home);
         libm::atan2(-east_m, -north_m)
     }
 }

@@ -209,9 +209,9 @@ impl Body {
     /// Tyres warm up by flexing and cool to the outside (Newton); one that is low flexes more. A leak lets gas out.
     fn tyres(&mut self, dt_s: f64, heat_k: f64, inertia_s: f64, effects: &Effects) {
         let approach = relaxed(dt_s / inertia_s);
-        for tyre in 0..4 {
+        for (tyre, load) in TYRE_LOAD.iter().enumerate() {
             let low = 1.0 + 1.5 * (1.0 - self.gas[tyre]);
-            let target_c = self.ambient_c + heat_k * TYRE_LOAD[tyre] * low;
+            let target_c = self.ambient_c + heat_k * load * low;
             self.tyre_c[tyre] += approach * (target_c - self.tyre_c[tyre]);
             self.gas[tyre] = (self.gas[tyre] - effects.leak_per_s[tyre] * dt_s).max(0.45);
         }

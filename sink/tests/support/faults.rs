@@ -37,13 +37,13 @@ pub enum Plan {
     /// All have this one.
     All(Fault),
     /// Drawn by a seed; the share of puts that have none.
-    Random { rng: ChaCha8Rng, healthy: f64 },
+    Random { rng: Box<ChaCha8Rng>, healthy: f64 },
 }
 
 impl Plan {
     /// Faults of every kind, drawn by a seed.
     pub fn random(seed: u64, healthy: f64) -> Self {
-        Self::Random { rng: ChaCha8Rng::seed_from_u64(seed), healthy }
+        Self::Random { rng: Box::new(ChaCha8Rng::seed_from_u64(seed)), healthy }
     }
 
     fn draw(&mut self) -> Fault {

@@ -119,10 +119,10 @@ impl Appender for KafkaAppender {
             shared.outstanding.fetch_sub(1, Ordering::AcqRel);
             return Err(shared.append_error(topic, &error));
         }
-        if shared.idle.swap(false, Ordering::AcqRel) {
-            if let Some(thread) = &self.thread {
-                thread.thread().unpark();
-            }
+        if shared.idle.swap(false, Ordering::AcqRel)
+            && let Some(thread) = &self.thread
+        {
+            thread.thread().unpark();
         }
         Ok(())
     }
@@ -260,10 +260,10 @@ impl ProducerContext for Deliveries {
     fn delivery(&self, result: &DeliveryResult<'_>, token: usize) {
         let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
         reported.completions.push(Completion { token: token as u64, durable: result.is_ok() });
-        if let Err((error, _)) = result {
-            if error.rdkafka_error_code() != Some(RDKafkaErrorCode::PurgeQueue) {
-                reported.failure.get_or_insert_with(|| error.clone());
-            }
+        if let Err((error, _)) = result
+            && error.rdkafka_error_code() != Some(RDKafkaErrorCode::PurgeQueue)
+        {
+            reported.failure.get_or_insert_with(|| error.clone());
         }
     }
 }

@@ -79,10 +79,10 @@ impl Diagnostics {
     pub(super) fn explain(&self, error: &KafkaError) -> BoxError {
         if could_be_the_connection(error) {
             let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some((when, report)) = &*last {
-                if when.elapsed() < REPORT_IS_FRESH {
-                    return report.clone().into();
-                }
+            if let Some((when, report)) = &*last
+                && when.elapsed() < REPORT_IS_FRESH
+            {
+                return report.clone().into();
             }
         }
         Plain::of(error).into()

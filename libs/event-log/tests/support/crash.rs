@@ -134,7 +134,7 @@ pub fn write_if_asked() {
 /// now and then long, so that tables are written too.
 pub fn value(number: u64) -> String {
     let mut state = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let len = if number % 8 == 0 { number % 20_000 } else { number % 200 };
+    let len = if number.is_multiple_of(8) { number % 20_000 } else { number % 200 };
     let noise = (0..len).map(|_| {
         state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
         char::from(b' ' + (state >> 33) as u8 % 95)
