@@ -44,7 +44,7 @@ pub use metrics::Metrics;
 pub use plots::plots;
 pub use report::TrainedModel;
 pub use rows::{From, TrainingSet};
-pub use train::{Trained, train};
+pub use train::{TooLittle, Trained, train};
 
 pub(crate) const READINGS: &str = "telemetry";
 pub(crate) const FINDINGS: &str = "faults";

@@ -7,7 +7,7 @@
 //!  test cars, later time ──────────────────────────────────────────────►└──► metrics
 //! ```
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use chrono::DateTime;
 use model::artefact::{FORMAT, Metrics, Split, Training, TrainingRange};
 use model::random::SplitMix64;
@@ -22,6 +22,35 @@ use crate::split::{self, Part};
 
 /// With fewer readings of warm, driving cars, 571 parameters are not learnt but remembered.
 pub(crate) const MIN_TRAINING_ROWS: usize = 1_000;
+
+/// What is there is too little to make a model of; more of it may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TooLittle {
+    /// Too few readings that can be learnt from.
+    #[error(
+        "{found} readings of driving cars after warm-up ({warm_up} readings a car) are too few to train on, which \
+         takes {MIN_TRAINING_ROWS}: wait for more, or name longer ranges"
+    )]
+    Readings {
+        /// Readings that could be learnt from.
+        found: usize,
+        /// Readings of each car that come before these.
+        warm_up: u32,
+    },
+    /// A split has no car.
+    #[error(
+        "too few cars: {training} to train on, {validation} to validate, {test} to test; each needs one, which takes \
+         about 20 cars in all (or another --seed)"
+    )]
+    Cars {
+        /// Cars to train on.
+        training: u64,
+        /// Cars to set the threshold with.
+        validation: u64,
+        /// Cars to test on.
+        test: u64,
+    },
+}
 
 /// Rows that the loss on the validation split is taken from.
 const VALIDATION_ROWS: usize = 20_000;
@@ -64,12 +93,7 @@ pub fn train(
     let inputs: Vec<_> = training.iter().map(|(times, rows)| inputs(&settings, &scaling, times, rows)).collect();
     let rows: Vec<Values> = inputs.iter().flat_map(|car| warm(&settings, car)).copied().collect();
     if rows.len() < MIN_TRAINING_ROWS {
-        bail!(
-            "{} readings of driving cars after warm-up ({} readings a car) are too few to train on, which takes \
-             {MIN_TRAINING_ROWS}: wait for more, or name longer ranges",
-            rows.len(),
-            settings.warm_up_readings
-        );
+        return Err(TooLittle::Readings { found: rows.len(), warm_up: settings.warm_up_readings }.into());
     }
     let validation: Vec<Values> = cars(fleet, args.seed, Part::Validation)
         .flat_map(|car| warm(&settings, &self::inputs(&settings, &scaling, &car.times_ms, &car.rows)).to_vec())
@@ -129,14 +153,11 @@ pub(crate) fn cars(fleet: &Fleet, seed: u64, part: Part) -> impl Iterator<Item =
     fleet.cars.iter().filter(move |(name, _)| split::part(seed, name) == part).map(|(_, car)| car)
 }
 
-fn check_cars(split: &Split) -> anyhow::Result<()> {
+fn check_cars(split: &Split) -> Result<(), TooLittle> {
     let counts = [split.training_cars, split.validation_cars, split.test_cars];
     if counts.contains(&0) {
         let [training, validation, test] = counts;
-        bail!(
-            "too few cars: {training} to train on, {validation} to validate, {test} to test; each needs one, which \
-             takes about 20 cars in all (or another --seed)"
-        );
+        return Err(TooLittle::Cars { training, validation, test });
     }
     Ok(())
 }

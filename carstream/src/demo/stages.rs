@@ -9,7 +9,7 @@ use mqtt_bridge::Bridge;
 use prometheus_client::registry::Registry;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use trainer::TrainedModel;
+use trainer::{TooLittle, TrainedModel};
 
 use super::live::{Line, Live};
 use super::place::Place;
@@ -19,8 +19,11 @@ use super::{Args, STALLED_AFTER, TICK, Trained};
 /// Train when this share of the sending time has passed: enough to learn from, enough left to score live.
 const TRAIN_AFTER: f64 = 0.4;
 
-/// Below this a model would learn nothing; a demo that is stopped early then ends without one.
+/// Below this it is not worth trying.
 const MIN_TRAINING_ROWS: u64 = 2_000;
+
+/// What was too little to train on is tried again when there is so much more.
+const TRY_AGAIN_AT: f64 = 1.5;
 
 /// Some readings are sent broken, so that dead letters can be seen.
 const BROKEN_SHARE: f64 = 0.001;
@@ -99,6 +102,7 @@ pub(crate) struct Stages {
     bridge: Option<Stage>,
     /// In the order of the flow.
     rest: Vec<Stage>,
+    train_at_rows: u64,
     training: Option<JoinHandle<anyhow::Result<TrainedModel>>>,
     trained: Option<Trained>,
     began: Instant,
@@ -151,6 +155,7 @@ impl Stages {
             cars: Some(cars),
             bridge: Some(bridge),
             rest: vec![preprocessor, scorer, replicator, sink],
+            train_at_rows: MIN_TRAINING_ROWS,
             training: None,
             trained: None,
             began: Instant::now(),
@@ -184,7 +189,15 @@ impl Stages {
     /// Starts the training, or takes its result.
     async fn train(&mut self, live: &mut Live) -> anyhow::Result<()> {
         if let Some(training) = self.training.take_if(|training| training.is_finished()) {
-            let trained = training.await.context("the trainer panicked")?.context("the trainer failed")?;
+            let trained = match training.await.context("the trainer panicked")? {
+                Ok(trained) => trained,
+                Err(error) if error.is::<TooLittle>() => {
+                    live.say(&format!("no model yet: {error}"));
+                    self.train_at_rows = (self.rows_in_lake() as f64 * TRY_AGAIN_AT) as u64;
+                    return Ok(());
+                }
+                Err(error) => return Err(error.context("the trainer failed")),
+            };
             live.say(&format!(
                 "model {} trained on {} readings in {:.1} s",
                 trained.version,
@@ -193,7 +206,7 @@ impl Stages {
             ));
             self.trained = Some(Trained::from(&trained));
         }
-        if self.trained.is_none() && self.training.is_none() && self.rows_in_lake() >= MIN_TRAINING_ROWS {
+        if self.trained.is_none() && self.training.is_none() && self.rows_in_lake() >= self.train_at_rows {
             live.say("training from the lake");
             let mut args = trainer::Args::new(self.place.cloud().log, self.place.lake());
             args.seed = self.seed;
@@ -245,8 +258,10 @@ impl Stages {
         Ok(self.trained.clone())
     }
 
+    /// Trains on what there is in the end, if no model was made yet.
     async fn last_chance_to_train(&mut self, live: &mut Live) -> anyhow::Result<()> {
         let began = Instant::now();
+        self.train_at_rows = self.train_at_rows.min(self.rows_in_lake().max(MIN_TRAINING_ROWS));
         loop {
             self.train(live).await?;
             // The sink writes what it holds within its age limit; after that there are too few rows.
