@@ -15,7 +15,7 @@ pub struct Args {
     #[arg(long, default_value_t = 7, value_name = "N")]
     pub seed: u64,
     /// How many seconds pass in the cars' world for one of ours.
-    #[arg(long, default_value_t = 1200, value_name = "FACTOR", value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    #[arg(long, default_value_t = 2400, value_name = "FACTOR", value_parser = clap::value_parser!(u32).range(1..=86_400))]
     pub speedup: u32,
     /// Keep the files in this new or empty directory; otherwise in a fresh one among the system's temporary files.
     #[arg(long, value_name = "DIR")]

@@ -96,6 +96,8 @@ async fn run_with(args: Args, metrics: Metrics, shutdown: CancellationToken) -> 
 pub(crate) struct Trained {
     pub(crate) version: String,
     pub(crate) rows: u64,
+    /// False alarms per car and day that the threshold was set for, and the car-days that it was set with.
+    pub(crate) wanted_alarms: (f64, f64),
     /// Wall clock when the scorer had it in force and had caught up, if it has.
     pub(crate) in_force_ms: Option<i64>,
     /// Where the training range ended, by partition of the cloud's telemetry topic.
@@ -104,11 +106,12 @@ pub(crate) struct Trained {
 
 impl From<&TrainedModel> for Trained {
     fn from(trained: &TrainedModel) -> Self {
-        let training = &trained.manifest.training;
+        let (training, metrics) = (&trained.manifest.training, &trained.manifest.metrics);
         let ranges = training.ranges.iter().filter(|range| range.topic == "telemetry");
         Self {
             version: trained.version.clone(),
             rows: training.rows,
+            wanted_alarms: (metrics.wanted_alarms_per_car_day, metrics.validation.car_days),
             in_force_ms: None,
             until: ranges.map(|range| (range.partition, range.end)).collect(),
         }
@@ -162,6 +165,7 @@ fn settle(
             headline,
             model: trained.map(|t| t.version.clone()),
             trained_rows: trained.map_or(0, |t| t.rows),
+            wanted_alarms: trained.map_or((0.0, 0.0), |t| t.wanted_alarms),
             objects,
             dropped: account.dropped,
             unacknowledged: account.unacknowledged,

@@ -98,6 +98,8 @@ pub struct Notes {
     pub model: Option<String>,
     /// Rows that it was trained on.
     pub trained_rows: u64,
+    /// False alarms per car and day that the threshold was set for, and the car-days that it was set with.
+    pub wanted_alarms: (f64, f64),
     /// How many Parquet objects.
     pub objects: u64,
     /// Readings that cars dropped because their buffer was full.
@@ -131,8 +133,10 @@ impl fmt::Display for Report {
             writeln!(f, "  ! {remark}")?;
         }
         writeln!(f, "\nWhere each reading went")?;
-        let mut row =
-            |name: &str, count: u64, note: String| writeln!(f, "  {name:<34}{:>12}   {note}", thousands(count));
+        let mut row = |name: &str, count: u64, note: String| {
+            let line = format!("  {name:<34}{:>12}   {note}", thousands(count));
+            writeln!(f, "{}", line.trim_end())
+        };
         row("sent by the cars", l.sent, car_note(n))?;
         row("acknowledged to the cars", l.acknowledged, "PUBACK, after the log had committed".into())?;
         row("telemetry.raw", l.raw, "the edge's log, as sent".into())?;
@@ -170,7 +174,9 @@ impl Report {
         if let Some(delay) = d.median_delay_s {
             writeln!(f, "  {:<34}{:>12}   of event time, from its beginning", "median delay", minutes(delay))?;
         }
-        writeln!(f, "  {:<34}{:>12}", "false alerts per car and day", number(d.alerts_per_car_day, 3))?;
+        let (wanted, car_days) = n.wanted_alarms;
+        let set = format!("wanted {wanted}; its threshold was set with {car_days:.0} car-days");
+        writeln!(f, "  {:<34}{:>12}   {set}", "false alerts per car and day", number(d.alerts_per_car_day, 3))?;
         let Alerts { opened, messages, delivered } = n.alerts;
         let (opened, messages, delivered) = (thousands(opened), thousands(messages), thousands(delivered));
         writeln!(
@@ -216,7 +222,7 @@ fn car_note(n: &Notes) -> String {
 
 /// The most frequent reasons, and how many others there are.
 fn reasons(by_reason: &[(String, u64)]) -> String {
-    let (named, others) = by_reason.split_at(by_reason.len().min(4));
+    let (named, others) = by_reason.split_at(by_reason.len().min(2));
     let mut text: Vec<_> = named.iter().map(|(reason, count)| format!("{reason} {}", thousands(*count))).collect();
     if !others.is_empty() {
         let count = others.iter().map(|(_, count)| count).sum();

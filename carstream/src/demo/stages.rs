@@ -16,8 +16,12 @@ use super::place::Place;
 use super::report::thousands;
 use super::{Args, STALLED_AFTER, TICK, Trained};
 
-/// Train when this share of the sending time has passed: enough to learn from, enough left to score live.
-const TRAIN_AFTER: f64 = 0.4;
+/// Train when this share of the sending time has passed. With the default settings that is a whole day of driving, so
+/// that the model has seen mornings and evenings; what is left is scored live.
+const TRAIN_AFTER: f64 = 0.6;
+
+/// Between two readings of a driving car, in its own time: so that two days fit into a minute on two cores.
+const INTERVAL: Duration = Duration::from_secs(60);
 
 /// Below this it is not worth trying.
 const MIN_TRAINING_ROWS: u64 = 2_000;
@@ -370,6 +374,7 @@ fn fleet(args: &Args, place: &Place, bridge: std::net::SocketAddr) -> simulator:
             cars: args.cars,
             duration: Some(Duration::from_secs(args.duration.into())),
             speedup: args.speedup.into(),
+            interval: INTERVAL,
             broken_share: BROKEN_SHARE,
             newer_schema_share: NEWER_SCHEMA_SHARE,
             ..simulator::FleetArgs::default()
