@@ -228,7 +228,7 @@ impl<'o> Stage<'o> {
 
     /// Brings the transform's state to these positions.
     fn rebuild(&self, positions: &[Position], transform: &mut dyn Transform, metrics: &Metrics) -> anyhow::Result<()> {
-        debug_assert!(self.pending.is_empty(), "pending outputs must not outlive the state they came from");
+        assert!(self.pending.is_empty(), "pending outputs must not outlive the state they came from");
         for p in positions {
             transform.reset(&p.topic, p.partition);
             if transform.is_stateful() {
