@@ -14,12 +14,12 @@ use telemetry::pseudonym::PseudonymKey;
 /// faults. What can't be used goes to telemetry.dead-letter and faults.dead-letter, with the reason.
 /// To see what each stream lets out, and where it comes from:
 ///
-///     preprocessor --check
+///   preprocessor --check
 ///
 /// To run, it needs the site's secret key for pseudonyms:
 ///
-///     openssl rand -hex 32 > site.key
-///     preprocessor --log /var/lib/carstream/log --pseudonym-key-file site.key
+///   openssl rand -hex 32 > site.key
+///   preprocessor --log /var/lib/carstream/log --pseudonym-key-file site.key
 #[derive(Debug, Clone, Parser)]
 #[command(name = "preprocessor", version, verbatim_doc_comment)]
 pub struct Args {
