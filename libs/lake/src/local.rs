@@ -90,6 +90,21 @@ fn sync_directory(path: &FsPath) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
+/// Creates a file that nobody takes for an orphan.
+///
+/// Whoever starts just between its creation and its lock may remove it, but only while holding the lock: a file that is
+/// still there once it is ours stays there.
+fn create_locked(path: &FsPath) -> io::Result<File> {
+    loop {
+        let file = OpenOptions::new().write(true).create_new(true).open(path)?;
+        // Where files cannot be locked, none is taken for an orphan either.
+        let _ = file.lock();
+        if path.try_exists()? {
+            return Ok(file);
+        }
+    }
+}
+
 /// Writes an object so that it is there, whole and durable, or not at all.
 fn put(root: &FsPath, target: &FsPath, name: &str, payload: &PutPayload, mode: &PutMode) -> Result<()> {
     let incoming = root.join(INCOMING);
@@ -100,9 +115,7 @@ fn put(root: &FsPath, target: &FsPath, name: &str, payload: &PutPayload, mode: &
     fs::create_dir_all(&incoming).map_err(failed("create", &incoming))?;
     let temporary = incoming.join(name);
     let write = || -> io::Result<File> {
-        let mut file = OpenOptions::new().write(true).create_new(true).open(&temporary)?;
-        // Where files cannot be locked, none is taken for an orphan either.
-        let _ = file.try_lock();
+        let mut file = create_locked(&temporary)?;
         payload.iter().try_for_each(|part| file.write_all(part))?;
         file.sync_all()?;
         Ok(file)
@@ -242,6 +255,29 @@ mod tests {
         assert!(!orphan.exists(), "left by a crash");
         assert!(written_now.exists(), "its writer lives");
         assert_eq!(listed(&again).await, ["a"]);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn who_starts_while_others_write_disturbs_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Directory::open(folder.path()).unwrap();
+        let root = folder.path().to_owned();
+        let done = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let starts = {
+            let done = done.clone();
+            std::thread::spawn(move || {
+                while !done.load(Ordering::Relaxed) {
+                    remove_orphans(&root.join(INCOMING)).unwrap();
+                }
+            })
+        };
+        let mut failed = 0;
+        for n in 0..1_000 {
+            failed += usize::from(create(&store, &format!("object-{n}"), b"x").await.is_err());
+        }
+        done.store(true, Ordering::Relaxed);
+        starts.join().unwrap();
+        assert_eq!((failed, listed(&store).await.len()), (0, 1_000));
     }
 
     #[tokio::test]
