@@ -199,13 +199,10 @@ impl Report {
         writeln!(f, "\nTry next")?;
         writeln!(f, "  cargo run --release -- demo --cars 2000 --seed 8")?;
         writeln!(f, "      a larger fleet, with other faults")?;
-        writeln!(
-            f,
-            "  cargo run --release -p trainer -- train --lake {directory}/lake --log {directory}/cloud-log --seed 2"
-        )?;
-        writeln!(f, "      train again from the lake; the plots say how good it is")?;
-        writeln!(f, "  cargo run --release -p simulator -- generate --cars 3 --duration 3600 --seed {}", self.seed)?;
-        writeln!(f, "      see what a car says, without any network")
+        writeln!(f, "  cargo build --release --workspace --bins")?;
+        writeln!(f, "      the stages as binaries of their own; each has a --help")?;
+        writeln!(f, "  target/release/trainer --lake {directory}/lake --log {directory}/cloud-log --seed 2")?;
+        writeln!(f, "      then train again from the lake; the plots beside the model say how good it is")
     }
 }
 
