@@ -59,7 +59,7 @@ pub struct Args {
     pub batch_ms: u64,
     /// When stopped, copy what the source holds at that moment, for at most so long. The rest is copied at the next
     /// start.
-    #[arg(long, env = "CARSTREAM_REPLICATOR_DRAIN_TIMEOUT", value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    #[arg(long, env = "CARSTREAM_REPLICATOR_DRAIN_TIMEOUT", value_name = "SECONDS", default_value = "30", value_parser = service::seconds)]
     pub drain_timeout: Duration,
 }
 
@@ -134,11 +134,6 @@ impl AsRef<ServiceArgs> for Args {
     fn as_ref(&self) -> &ServiceArgs {
         &self.service
     }
-}
-
-fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds: f64 = text.parse().map_err(|_| format!("{text:?} is not a number of seconds"))?;
-    Duration::try_from_secs_f64(seconds).map_err(|e| format!("{text}: {e}"))
 }
 
 #[cfg(test)]

@@ -57,7 +57,7 @@ pub struct Args {
     pub batch_ms: u64,
 
     /// When stopped, score what the log holds at that moment, for at most so long. The rest is scored at the next start.
-    #[arg(long, env = "CARSTREAM_SCORER_DRAIN_TIMEOUT", value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    #[arg(long, env = "CARSTREAM_SCORER_DRAIN_TIMEOUT", value_name = "SECONDS", default_value = "30", value_parser = service::seconds)]
     pub drain_timeout: Duration,
 
     /// What every process has.
@@ -110,11 +110,6 @@ impl Args {
         }
         ConfigError::check(problems)
     }
-}
-
-fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds: f64 = text.parse().map_err(|_| format!("{text:?} is not a number of seconds"))?;
-    Duration::try_from_secs_f64(seconds).map_err(|e| format!("{text}: {e}"))
 }
 
 #[cfg(test)]

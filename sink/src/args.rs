@@ -35,7 +35,7 @@ pub struct Args {
         value_parser = clap::value_parser!(u64).range(1..))]
     pub max_bytes: u64,
     /// A file ends this many seconds after its first record came: so old can what is in the lake be.
-    #[arg(long, env = "CARSTREAM_SINK_MAX_AGE", value_name = "SECONDS", default_value = "60", value_parser = seconds)]
+    #[arg(long, env = "CARSTREAM_SINK_MAX_AGE", value_name = "SECONDS", default_value = "60", value_parser = service::seconds)]
     pub max_age: Duration,
     /// Bytes of records held in memory, over all partitions. At this bound files end early, and if the store does not
     /// take them, nothing more is read.
@@ -43,10 +43,10 @@ pub struct Args {
         value_parser = clap::value_parser!(u64).range(1..))]
     pub max_memory: u64,
     /// An upload that takes longer is tried again.
-    #[arg(long, env = "CARSTREAM_SINK_STORE_TIMEOUT", value_name = "SECONDS", default_value = "60", value_parser = seconds)]
+    #[arg(long, env = "CARSTREAM_SINK_STORE_TIMEOUT", value_name = "SECONDS", default_value = "60", value_parser = service::seconds)]
     pub store_timeout: Duration,
     /// When stopped, write what the log holds at that moment, for at most so long.
-    #[arg(long, env = "CARSTREAM_SINK_DRAIN_TIMEOUT", value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    #[arg(long, env = "CARSTREAM_SINK_DRAIN_TIMEOUT", value_name = "SECONDS", default_value = "30", value_parser = service::seconds)]
     pub drain_timeout: Duration,
     /// Keep records that cannot be decoded under _undecodable/ and go on, instead of stopping their topic.
     #[arg(long, env = "CARSTREAM_SINK_SKIP_UNDECODABLE")]
@@ -104,11 +104,6 @@ impl AsRef<ServiceArgs> for Args {
     fn as_ref(&self) -> &ServiceArgs {
         &self.service
     }
-}
-
-fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds: f64 = text.parse().map_err(|_| format!("{text:?} is not a number of seconds"))?;
-    Duration::try_from_secs_f64(seconds).map_err(|e| format!("{text}: {e}"))
 }
 
 #[cfg(test)]

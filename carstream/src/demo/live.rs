@@ -75,14 +75,13 @@ impl Live {
     }
 
     /// Takes the lines away: the report follows.
-    pub(crate) fn finish(self) -> Duration {
+    pub(crate) fn finish(self) {
         if let Some((multi, bars)) = self.bars {
             for bar in bars {
                 bar.finish_and_clear();
             }
             drop(multi.clear());
         }
-        self.began.elapsed()
     }
 
     fn update_rates(&mut self, lines: &[Line]) {

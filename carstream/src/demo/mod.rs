@@ -19,7 +19,7 @@ mod stages;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
 use event_log::Log;
@@ -54,7 +54,6 @@ pub async fn run(args: Args, service: &ServiceArgs, shutdown: CancellationToken)
 }
 
 async fn run_with(args: Args, metrics: Metrics, shutdown: CancellationToken) -> anyhow::Result<Report> {
-    let began = Instant::now();
     let place = Place::prepare(args.keep.as_deref(), args.seed)?;
     let mut live = Live::new();
     live.say(&format!(
@@ -84,7 +83,6 @@ async fn run_with(args: Args, metrics: Metrics, shutdown: CancellationToken) -> 
     let mut report = blocking.await.context("the account did not finish")??;
     report.notes.remarks.splice(0..0, remarks);
     report.notes.alerts.delivered = alerts_delivered;
-    report.notes.seconds = began.elapsed().as_secs_f64();
     let file = place.directory.join("report.json");
     std::fs::write(&file, report.to_json() + "\n").with_context(|| format!("cannot write {}", file.display()))?;
     live.finish();
@@ -173,7 +171,6 @@ fn settle(
             alerts: judged.alerts,
             findings,
             remarks,
-            seconds: 0.0,
         },
     })
 }

@@ -114,8 +114,6 @@ pub struct Notes {
     pub findings: Vec<String>,
     /// What a person should know about this run: it was cut short, a stage failed.
     pub remarks: Vec<String>,
-    /// Seconds that the whole took.
-    pub seconds: f64,
 }
 
 impl Report {

@@ -15,6 +15,7 @@ use std::fmt;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::error::ErrorKind;
 use tokio_util::sync::CancellationToken;
@@ -85,6 +86,12 @@ impl fmt::Display for ConfigError {
 }
 
 impl std::error::Error for ConfigError {}
+
+/// A setting in seconds, such as `30` or `0.5`: clap's `value_parser`.
+pub fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| format!("{text:?} is not a number of seconds"))?;
+    Duration::try_from_secs_f64(seconds).map_err(|e| format!("{text}: {e}"))
+}
 
 /// The whole `main` of a binary: parses `A`, sets up logging, runs, drains at SIGINT or SIGTERM.
 ///
