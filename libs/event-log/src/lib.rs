@@ -214,6 +214,8 @@ pub struct TopicDescription {
     pub partitions: Vec<PartitionDescription>,
     /// Whether it is compacted.
     pub compacted: bool,
+    /// The log removes records that are older than this, some time after; `None`: age removes nothing.
+    pub retention: Option<Duration>,
 }
 
 /// The bounds of a partition.

@@ -167,6 +167,7 @@ fn a_topic_keeps_what_it_was_created_with(backend: &Backend) {
     let found = log.describe(&name).unwrap();
     assert_eq!(found.partitions, [PartitionDescription { first: 0, next: 0 }; 3]);
     assert!(!found.compacted && !found.id.is_empty());
+    assert_eq!(found.retention, None);
     assert_ne!(found.id, log.describe(&topic(&*log, "other", 1)).unwrap().id);
 
     let differs = |spec: TopicSpec| match log.ensure_topic(&spec) {
@@ -181,7 +182,12 @@ fn a_topic_keeps_what_it_was_created_with(backend: &Backend) {
 
     let compacted = unique("compacted");
     log.ensure_topic(&TopicSpec { compacted: true, ..plain(&compacted, 1) }).unwrap();
-    assert!(log.describe(&compacted).unwrap().compacted);
+    let found = log.describe(&compacted).unwrap();
+    assert_eq!((found.compacted, found.retention), (true, None));
+
+    let (kept, retention) = (unique("kept-a-while"), Some(Duration::from_secs(7200)));
+    log.ensure_topic(&TopicSpec { retention, ..plain(&kept, 1) }).unwrap();
+    assert_eq!(log.describe(&kept).unwrap().retention, retention);
 }
 
 fn unknown_topics_are_errors(backend: &Backend) {

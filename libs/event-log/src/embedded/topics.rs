@@ -77,6 +77,8 @@ impl Topic {
             id: self.stored.id.clone(),
             partitions: partitions.collect(),
             compacted: self.stored.compacted,
+            // What is compacted does not age here.
+            retention: self.stored.retention().filter(|_| !self.stored.compacted),
         }
     }
 }

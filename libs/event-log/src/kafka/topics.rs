@@ -100,7 +100,8 @@ pub(super) fn describe(log: &KafkaLog, topic: &str) -> Result<TopicDescription, 
         Some(RDKafkaErrorCode::UnknownTopicOrPartition) => log.unknown_topic(topic),
         _ => log.unavailable("asking for the id of a topic", &e),
     })?;
-    Ok(TopicDescription { id, partitions, compacted: compacted(log, topic)? })
+    let Cleanup { compacted, retention } = cleanup(log, topic)?;
+    Ok(TopicDescription { id, partitions, compacted, retention })
 }
 
 /// The partitions of a topic, all of which have a leader: 0, 1, …
@@ -136,21 +137,27 @@ pub(super) fn partition_ids(log: &KafkaLog, topic: &str) -> Result<Vec<u32>, Err
     Ok(ids)
 }
 
-fn compacted(log: &KafkaLog, topic: &str) -> Result<bool, Error> {
+/// What a topic keeps.
+struct Cleanup {
+    compacted: bool,
+    retention: Option<Duration>,
+}
+
+fn cleanup(log: &KafkaLog, topic: &str) -> Result<Cleanup, Error> {
     let operation = "asking for the settings of a topic";
     let options = AdminOptions::new().request_timeout(Some(REQUEST_TIMEOUT));
     let results = block_on(log.admin.describe_configs([&ResourceSpecifier::Topic(topic)], &options))
         .map_err(|e| log.unavailable(operation, &e))?;
-    for result in results {
-        let resource = result.map_err(|code| match code {
-            RDKafkaErrorCode::UnknownTopicOrPartition => log.unknown_topic(topic),
-            code => log.unavailable(operation, &rdkafka::error::KafkaError::AdminOp(code)),
-        })?;
-        if let Some(policy) = resource.get("cleanup.policy").and_then(|entry| entry.value.as_deref()) {
-            return Ok(policy.split(',').any(|p| p.trim() == "compact"));
-        }
-    }
-    Ok(false)
+    let missing = || log.unavailable(operation, &rdkafka::error::KafkaError::NoMessageReceived);
+    let resource = results.into_iter().next().ok_or_else(missing)?.map_err(|code| match code {
+        RDKafkaErrorCode::UnknownTopicOrPartition => log.unknown_topic(topic),
+        code => log.unavailable(operation, &rdkafka::error::KafkaError::AdminOp(code)),
+    })?;
+    let setting = |name: &str| resource.get(name).and_then(|entry| entry.value.as_deref()).unwrap_or_default();
+    let has_policy = |name: &str| setting("cleanup.policy").split(',').any(|policy| policy.trim() == name);
+    // -1: for ever.
+    let retention = setting("retention.ms").parse().ok().map(Duration::from_millis);
+    Ok(Cleanup { compacted: has_policy("compact"), retention: retention.filter(|_| has_policy("delete")) })
 }
 
 /// Waits for a future of librdkafka, which completes from a thread of its own: no runtime is needed.
