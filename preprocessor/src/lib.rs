@@ -165,6 +165,8 @@ fn run_stream(
         tables: transform.table_topics(),
         outputs: vec![output.clone()],
         dead_letter: Some(definition.dead_letter.clone()),
+        state: None,
+        snapshot_records: pipeline::SNAPSHOT_RECORDS,
         max_records: args.max_records,
         max_wait: args.max_wait(),
     };

@@ -99,6 +99,8 @@ impl Replication {
             tables: Vec::new(),
             outputs: vec![self.topic.clone()],
             dead_letter: None,
+            state: None,
+            snapshot_records: pipeline::SNAPSHOT_RECORDS,
             max_records: args.batch as usize,
             max_wait: Duration::from_millis(args.batch_ms),
         };

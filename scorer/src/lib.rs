@@ -143,6 +143,8 @@ async fn score(
         tables: topics(&[ALERTS]),
         outputs: topics(&[SCORES, ALERTS]),
         dead_letter: Some(DEAD_LETTERS.into()),
+        state: None,
+        snapshot_records: pipeline::SNAPSHOT_RECORDS,
         max_records: args.batch,
         max_wait: Duration::from_millis(args.batch_ms),
     };

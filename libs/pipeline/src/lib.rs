@@ -35,6 +35,9 @@ const POLL_MS: u64 = 50;
 /// Records per read while state is rebuilt: large, since nothing waits for a commit.
 const REPLAY_RECORDS: usize = 8192;
 
+/// The usual [`Options::snapshot_records`].
+pub const SNAPSHOT_RECORDS: u64 = 200_000;
+
 /// What a stage makes of records. Pure and synchronous; all I/O is the loop's.
 pub trait Transform: Send {
     /// Forgets the state of a partition: it was assigned, revoked, or its last batches were rolled back.
@@ -47,6 +50,22 @@ pub trait Transform: Send {
 
     /// Rebuilds state from records that were processed before. Emits nothing.
     fn replay(&mut self, _batch: &Batch) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    /// What a snapshot depends on besides the records: its format, and whatever else the same records would make other
+    /// state with (a model). A snapshot of another version is not restored.
+    fn state_version(&self) -> String {
+        String::new()
+    }
+
+    /// The state of a partition, as bytes: a function of its records so far, and of nothing else.
+    fn snapshot(&self, _topic: &Arc<str>, _partition: u32) -> Vec<u8> {
+        Vec::new()
+    }
+
+    /// Takes over a snapshot of this version; the partition was reset before, and is again after an error.
+    fn restore(&mut self, _topic: &Arc<str>, _partition: u32, _snapshot: &[u8]) -> anyhow::Result<()> {
         Ok(())
     }
 
@@ -80,6 +99,11 @@ pub struct Options {
     pub outputs: Vec<Arc<str>>,
     /// Where dead letters go, in the target log; a stage without it can use every record.
     pub dead_letter: Option<Arc<str>>,
+    /// Where snapshots of the state go: a compacted topic of the target log. Without it state is rebuilt from all that
+    /// the source holds.
+    pub state: Option<Arc<str>>,
+    /// A partition's snapshot follows the one before it after so many records.
+    pub snapshot_records: u64,
     /// Commit at the latest after this many records.
     pub max_records: usize,
     /// Commit at the latest this long after the first record.
@@ -177,7 +201,8 @@ impl<'o> Stage<'o> {
                         transform.reset(&p.topic, p.partition);
                     }
                 }
-                Event::Idle => {}
+                // Asked for as long as the oldest record may wait: that wait is over.
+                Event::Idle => self.commit(transform, metrics)?,
             }
         }
     }

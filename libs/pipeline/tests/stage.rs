@@ -68,6 +68,8 @@ fn options(log: &Arc<dyn Log>, max_records: usize) -> Options {
         tables: vec!["table".into()],
         outputs: vec!["out".into()],
         dead_letter: Some("dead".into()),
+        state: None,
+        snapshot_records: pipeline::SNAPSHOT_RECORDS,
         max_records,
         max_wait: Duration::from_millis(2),
     }
