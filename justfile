@@ -18,3 +18,7 @@ verify:
 # A single-node Kafka without Docker on port 9092, data in ./kafka-data.
 kafka ACTION="start":
     scripts/kafka {{ ACTION }} --port 9092 --data kafka-data
+
+# An S3 server without Docker on port 9000, data in ./s3-data; prints how to reach it.
+s3 ACTION="start":
+    scripts/s3 {{ ACTION }} --port 9000 --data s3-data
