@@ -29,7 +29,11 @@ const IN_FLIGHT: usize = 16;
   simulator --cars 100 --mqtt localhost:1883                  a hundred cars, in real time, until Ctrl-C
   simulator --cars 500 --speedup 1200 --duration 60           twenty hours in a minute
   simulator --cars 15000 --first-car 15000 --ramp 30s         the second part of a larger fleet
-  simulator generate --cars 10 --duration 20h > readings.json the same cars, without a network"
+  simulator --cars 50 --duration 1h --ledger l.csv --resume   what became of each reading; goes on after kill -9
+  simulator generate --cars 10 --duration 20h > readings.json the same cars, without a network
+
+Exit codes: 0 everything was acknowledged, or the run was stopped by a signal; 1 the span is over and something was not
+acknowledged within --drain-timeout, or the run failed; 64 bad settings; 130 a second signal."
 )]
 pub struct Args {
     /// What to do; without a command: run.
@@ -116,9 +120,14 @@ pub struct RunArgs {
     /// Stay connected this long after the last acknowledgement, for alerts; a signal ends it.
     #[arg(long, value_parser = parse_duration, default_value = "0")]
     pub linger: Duration,
-    /// Write what became of each reading, as CSV.
+    /// Write what became of each reading, as CSV, and beside it FILE.run, which says of which fleet it is.
     #[arg(long, value_name = "FILE")]
     pub ledger: Option<PathBuf>,
+    /// Go on where the ledger ends, whatever ended the run that wrote it, kill -9 included: the same cars, what is not
+    /// settled is sent again, and event time goes on from the newest row to the end of the span. Starts a new ledger if
+    /// there is none.
+    #[arg(long, requires = "ledger")]
+    pub resume: bool,
     /// Logging and metrics.
     #[command(flatten)]
     pub service: ServiceArgs,
@@ -184,6 +193,7 @@ impl Default for RunArgs {
             drain_timeout: Duration::from_secs(30),
             linger: Duration::ZERO,
             ledger: None,
+            resume: false,
             service: ServiceArgs::default(),
         }
     }
@@ -264,6 +274,9 @@ impl RunArgs {
         if self.buffer < self.in_flight {
             problems
                 .push(format!("--buffer {}: must hold at least what is in flight ({})", self.buffer, self.in_flight));
+        }
+        if self.resume && self.ledger.is_none() {
+            problems.push("--resume needs --ledger: it says where to go on".to_owned());
         }
         problems
     }

@@ -1,21 +1,40 @@
 //! The ledger: what became of each reading, one row each, as CSV.
 //!
 //! ```text
-//! cars ─► batches of rows ─► bounded queue ─► one writing thread ─► vin,boot_id,seq,payload,outcome,…
+//! cars ─► batches of rows ─► bounded queue ─► one writing thread ─► LEDGER      vin,boot_id,seq,payload,outcome,…
+//!                                                                   LEDGER.run  of which fleet, and how it ended
 //! ```
 //!
-//! When the queue is full, cars wait: a slow disk slows the fleet down, it loses no row.
+//! When the queue is full, cars wait: a slow disk slows the fleet down, it loses no row. Whenever the queue is empty,
+//! all rows are with the operating system: kill -9 costs the rows in the queue, never one that was written. A reading
+//! without a row counts as not acknowledged, so a run that goes on ([`resume`]) sends it again. The ledger is synced at
+//! a clean end only: it withstands the death of the process, not of the machine.
+//!
+//! `LEDGER.run` ([`run_file`]) stands beside it, so that the ledger itself stays plain CSV.
+
+mod resume;
+mod run_file;
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
-use std::path::Path;
+use std::io::{Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use service::ConfigError;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use resume::{CarRows, Earlier};
+pub(crate) use run_file::End;
+
+use crate::args::FleetArgs;
+use run_file::RunFile;
+
 /// Batches of rows on their way to the writer; a batch is what one car has at a time, some ten rows.
 const QUEUE_BATCHES: usize = 1_024;
+
+/// Rows are gathered up to this before they are written, if there are so many.
+const WRITE_BYTES: usize = 1 << 18;
 
 const HEADER: &[u8] = b"vin,boot_id,seq,payload,outcome,event_time_ms,first_sent_ms,acknowledged_ms,attempts\n";
 
@@ -28,6 +47,16 @@ pub(crate) enum Outcome {
     Unacknowledged,
     /// The buffer was full. If it was sent before, the server may have it.
     Dropped,
+}
+
+impl Outcome {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Acknowledged => "acknowledged",
+            Self::Unacknowledged => "unacknowledged",
+            Self::Dropped => "dropped",
+        }
+    }
 }
 
 /// The fate of one reading. Times of the clock are in ms since 1970; `None`: it never came to that.
@@ -47,41 +76,83 @@ pub(crate) struct Row {
 /// Where cars put their rows.
 pub(crate) type Rows = mpsc::Sender<Vec<Row>>;
 
-/// Opens the ledger. The thread ends, and its result is there, once all senders are gone; if it can't write, it cancels
-/// `failed`.
-pub(crate) fn open(
-    path: &Path,
-    failed: CancellationToken,
-) -> anyhow::Result<(Rows, tokio::task::JoinHandle<anyhow::Result<()>>)> {
-    let shown = path.display().to_string();
-    let file = File::create(path).with_context(|| format!("cannot create the ledger {shown}"))?;
-    let (rows, received) = mpsc::channel(QUEUE_BATCHES);
-    let writer = tokio::task::spawn_blocking(move || {
-        write(file, received)
-            .inspect_err(|_| failed.cancel())
-            .with_context(|| format!("cannot write the ledger {shown}"))
-    });
-    Ok((rows, writer))
+/// An open ledger. No other process can open it meanwhile.
+#[derive(Debug)]
+pub(crate) struct Ledger {
+    writer: tokio::task::JoinHandle<anyhow::Result<()>>,
+    run: RunFile,
 }
 
-fn write(file: File, mut batches: mpsc::Receiver<Vec<Row>>) -> std::io::Result<()> {
-    let mut to = BufWriter::with_capacity(1 << 18, file);
-    to.write_all(HEADER)?;
-    while let Some(batch) = batches.blocking_recv() {
-        for row in &batch {
-            write_row(row, &mut to)?;
+impl Ledger {
+    /// Opens the ledger of this fleet; blocking. With `resume` it goes on with one that is there, and gives what that
+    /// one says. The writer cancels `failed` if it can't write.
+    ///
+    /// # Errors
+    /// [`ConfigError`] if there is a ledger already, or one of another fleet; a file that can't be read or written.
+    pub(crate) fn open(
+        path: &Path,
+        fleet: &FleetArgs,
+        resume: bool,
+        failed: CancellationToken,
+    ) -> anyhow::Result<(Rows, Self, Option<Earlier>)> {
+        let shown = path.display().to_string();
+        let mut run = RunFile::new(path, fleet);
+        // What is empty is nobody's: `mktemp` makes such a file.
+        let is_there = std::fs::metadata(path).is_ok_and(|file| file.len() > 0);
+        if is_there && !resume {
+            let problem = format!("--ledger {shown}: is there already; go on with --resume, or name another file");
+            return Err(ConfigError(vec![problem]).into());
         }
+        let (mut file, earlier) = if is_there {
+            let end = run.check_and_read()?;
+            let (file, earlier) = resume::open(path, end, fleet.end_ms())?;
+            (file, Some(earlier))
+        } else {
+            (resume::open_locked(path)?, None)
+        };
+        run.began()?;
+        if file.seek(SeekFrom::End(0)).with_context(|| format!("cannot write the ledger {shown}"))? == 0 {
+            file.write_all(HEADER).with_context(|| format!("cannot write the ledger {shown}"))?;
+        }
+        let (rows, received) = mpsc::channel(QUEUE_BATCHES);
+        let writer = tokio::task::spawn_blocking(move || {
+            write(file, received)
+                .inspect_err(|_| failed.cancel())
+                .with_context(|| format!("cannot write the ledger {shown}"))
+        });
+        Ok((rows, Self { writer, run }, earlier))
     }
-    to.flush()
+
+    /// Waits until all rows are written; all senders of rows must be gone. The error: not all are.
+    pub(crate) async fn written(&mut self) -> anyhow::Result<()> {
+        (&mut self.writer).await?
+    }
+
+    /// Notes a clean end: every reading that was taken has its row.
+    pub(crate) fn ended(mut self, end: End) -> anyhow::Result<()> {
+        self.run.ended(end)
+    }
+}
+
+fn write(mut file: File, mut batches: mpsc::Receiver<Vec<Row>>) -> std::io::Result<()> {
+    let mut lines = Vec::with_capacity(WRITE_BYTES);
+    while let Some(first) = batches.blocking_recv() {
+        let mut next = Some(first);
+        while let Some(batch) = next {
+            for row in &batch {
+                write_row(row, &mut lines)?;
+            }
+            next = if lines.len() < WRITE_BYTES { batches.try_recv().ok() } else { None };
+        }
+        file.write_all(&lines)?;
+        lines.clear();
+    }
+    file.sync_all()
 }
 
 fn write_row(row: &Row, to: &mut impl Write) -> std::io::Result<()> {
     let payload = if row.broken { "broken" } else { "valid" };
-    let outcome = match row.outcome {
-        Outcome::Acknowledged => "acknowledged",
-        Outcome::Unacknowledged => "unacknowledged",
-        Outcome::Dropped => "dropped",
-    };
+    let outcome = row.outcome.word();
     to.write_all(&row.vin)?;
     write!(to, ",{},{},{payload},{outcome},{},", row.boot_id, row.seq, row.event_time_ms)?;
     if let Some(first_sent_ms) = row.first_sent_ms {
@@ -94,37 +165,40 @@ fn write_row(row: &Row, to: &mut impl Write) -> std::io::Result<()> {
     writeln!(to, ",{}", row.attempts)
 }
 
+/// `path` with `suffix` behind its name.
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    #[test]
-    fn empty_cells_where_nothing_happened() {
-        let mut row = Row {
+    pub(super) fn row(seq: u32, outcome: Outcome) -> Row {
+        Row {
             vin: *b"0CS12345X0T000001",
             boot_id: 9,
-            seq: 3,
+            seq,
             broken: false,
-            outcome: Outcome::Dropped,
-            event_time_ms: 100,
-            first_sent_ms: None,
-            acknowledged_ms: None,
-            attempts: 0,
-        };
+            outcome,
+            event_time_ms: 100 + i64::from(seq),
+            first_sent_ms: (outcome != Outcome::Dropped).then_some(5),
+            acknowledged_ms: (outcome == Outcome::Acknowledged).then_some(6),
+            attempts: u16::from(outcome != Outcome::Dropped),
+        }
+    }
+
+    #[test]
+    fn empty_cells_where_nothing_happened() {
         let mut out = Vec::new();
-        write_row(&row, &mut out).unwrap();
-        row = Row {
-            broken: true,
-            outcome: Outcome::Acknowledged,
-            first_sent_ms: Some(5),
-            acknowledged_ms: Some(6),
-            ..row
-        };
-        write_row(&Row { attempts: 2, ..row }, &mut out).unwrap();
+        write_row(&row(3, Outcome::Dropped), &mut out).unwrap();
+        write_row(&Row { broken: true, attempts: 2, ..row(4, Outcome::Acknowledged) }, &mut out).unwrap();
         assert_eq!(
             String::from_utf8(out).unwrap(),
-            "0CS12345X0T000001,9,3,valid,dropped,100,,,0\n0CS12345X0T000001,9,3,broken,acknowledged,100,5,6,2\n"
+            "0CS12345X0T000001,9,3,valid,dropped,103,,,0\n0CS12345X0T000001,9,4,broken,acknowledged,104,5,6,2\n"
         );
     }
 }

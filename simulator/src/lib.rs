@@ -8,7 +8,8 @@
 //! ```
 //!
 //! [`car`] is pure: the same seed and index give the same readings in any process. What the network does decides when
-//! and how often a reading is sent, never which readings there are.
+//! and how often a reading is sent, never which readings there are. So a run that was killed can go on: what the
+//! ledger does not know the fate of is measured and sent again, to the same bytes.
 //!
 //! What it deliberately does not do: QoS 0 and 2, MQTT 5, TLS.
 
@@ -37,7 +38,8 @@ pub use generate::generate;
 pub use metrics::Metrics;
 pub use payload::{Breakage, write_broken, write_driver, write_finding, write_reading};
 
-use client::{Link, Shared};
+use client::{Link, Shared, Totals};
+use ledger::{Earlier, End, Ledger, Rows};
 
 /// What a fleet did. Every reading is acknowledged, unacknowledged or dropped.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -62,6 +64,8 @@ pub struct Summary {
     pub faults: Vec<Fault>,
     /// Findings that the server did not acknowledge.
     pub faults_unacknowledged: u64,
+    /// Whether all readings of the span were taken, rather than the run being stopped before its end.
+    pub covered: bool,
 }
 
 /// What the binary does: drive the fleet, or write its readings.
@@ -76,43 +80,73 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
     let service = run.service.clone();
-    let drive = async { run_with(run, metrics, shutdown).await.map(|summary| tell(&summary)) };
+    let drive = async { tell(&run_with(run, metrics, shutdown).await?) };
     service::with_admin(&service, registry, drive).await
 }
 
 /// Drives the fleet until its span is covered or `shutdown` is cancelled, then waits for the acknowledgements that are
-/// still to come, as long as the settings allow.
+/// still to come, as long as the settings allow. With `--resume` the summary counts what earlier runs did, too, as far
+/// as the ledger tells.
 ///
 /// # Errors
-/// [`service::ConfigError`] for settings that cannot work; a ledger that cannot be written. A server that is not there is
-/// waited for.
+/// [`service::ConfigError`] for settings that cannot work, a ledger of another fleet among them; a ledger that cannot be
+/// read or written. A server that is not there is waited for.
 pub async fn run_with(args: RunArgs, metrics: Metrics, shutdown: CancellationToken) -> anyhow::Result<Summary> {
     service::ConfigError::check(args.problems())?;
     let stop = shutdown.child_token();
-    let (rows, writer) = match &args.ledger {
-        Some(path) => ledger::open(path, stop.clone()).map(|(rows, writer)| (Some(rows), Some(writer)))?,
-        None => (None, None),
+    let (rows, mut ledger, mut earlier) = match open_ledger(&args, stop.clone()).await? {
+        Some((rows, ledger, earlier)) => (Some(rows), Some(ledger), earlier),
+        None => (None, None, None),
     };
     let fleet_args = args.fleet.clone();
     let cars = args.fleet.cars;
-    let shared = Arc::new(Shared::new(args, metrics, rows, stop));
+    let shared = Arc::new(Shared::new(args, metrics, rows, earlier.as_ref(), stop));
     let tasks = TaskTracker::new();
     for (car, number) in fleet(&fleet_args).zip(0..) {
-        tasks.spawn(Link::new(Arc::clone(&shared), car, number).run());
+        let rows = earlier.as_mut().map(|earlier| earlier.cars.remove(&car.vin_bytes()).unwrap_or_default());
+        tasks.spawn(Link::new(Arc::clone(&shared), car, number, rows.map(Box::new)).run());
     }
+    let other_cars = earlier.map_or(0, |earlier| earlier.cars.len());
     tasks.close();
     tasks.wait().await;
     let totals = shared.totals();
     // The last sender of rows goes with it, and the writer ends.
     drop(shared);
-    if let Some(writer) = writer {
-        writer.await??;
+    if let Some(ledger) = &mut ledger {
+        ledger.written().await?;
     }
     ensure!(totals.cars == cars, "{} of {cars} cars ended by a panic", cars - totals.cars);
-    Ok(summary(totals))
+    ensure!(
+        totals.foreign_rows == 0 && other_cars == 0,
+        "the ledger has {} rows of readings, and {other_cars} cars, that this fleet never had: was it written by another \
+         version of the simulator?",
+        totals.foreign_rows
+    );
+    let complete = totals.caught_up == cars;
+    let summary = summary(totals, cars);
+    if let Some(ledger) = ledger {
+        let unacknowledged = summary.unacknowledged + summary.faults_unacknowledged;
+        ledger.ended(End { complete, covered: summary.covered, unacknowledged })?;
+    }
+    Ok(summary)
 }
 
-fn summary(totals: client::Totals) -> Summary {
+async fn open_ledger(
+    args: &RunArgs,
+    failed: CancellationToken,
+) -> anyhow::Result<Option<(Rows, Ledger, Option<Earlier>)>> {
+    let Some(path) = args.ledger.clone() else { return Ok(None) };
+    let (fleet, resume) = (args.fleet.clone(), args.resume);
+    let (rows, ledger, earlier) =
+        tokio::task::spawn_blocking(move || Ledger::open(&path, &fleet, resume, failed)).await??;
+    if let Some(earlier) = &earlier {
+        let Totals { acknowledged, dropped, .. } = earlier.totals;
+        tracing::info!("going on after {acknowledged} readings that were acknowledged and {dropped} that were dropped");
+    }
+    Ok(Some((rows, ledger, earlier)))
+}
+
+fn summary(totals: Totals, cars: u32) -> Summary {
     let mut faults = totals.faults;
     faults.sort_by(|a, b| (a.began_ms, &a.vin).cmp(&(b.began_ms, &b.vin)));
     Summary {
@@ -126,17 +160,23 @@ fn summary(totals: client::Totals) -> Summary {
         alerts_received: totals.alerts,
         faults,
         faults_unacknowledged: totals.unreported_faults,
+        covered: totals.covered == cars,
     }
 }
 
-fn tell(summary: &Summary) {
+/// Says what a run did. The error: it was not stopped, and yet not everything is acknowledged.
+fn tell(summary: &Summary) -> anyhow::Result<()> {
     let Summary { readings, acknowledged, unacknowledged, dropped, duplicates_sent, alerts_received, .. } = summary;
     let faults = summary.faults.len();
-    if *unacknowledged > 0 {
-        tracing::warn!("{unacknowledged} readings were not acknowledged in time");
-    }
     tracing::info!(
         "{readings} readings: {acknowledged} acknowledged, {unacknowledged} not, {dropped} dropped; \
          {duplicates_sent} publishes repeated, {alerts_received} alerts, {faults} faults"
     );
+    let findings = summary.faults_unacknowledged;
+    if *unacknowledged > 0 || findings > 0 {
+        let left = format!("{unacknowledged} readings and {findings} workshop findings were not acknowledged");
+        ensure!(!summary.covered, "{left} within --drain-timeout; --ledger with --resume sends them again");
+        tracing::warn!("{left} before the run was stopped");
+    }
+    Ok(())
 }

@@ -11,6 +11,7 @@
 //! it is sent, and whether it is dropped at the bound of the queue; never which readings there are.
 
 mod exchange;
+mod resume;
 
 use std::io;
 use std::sync::Arc;
@@ -20,11 +21,11 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::car::{Car, Coverage, Fault};
+use crate::car::{Car, Coverage, Fault, Reading};
 use crate::client::connection::{Connection, KEEP_ALIVE_S};
 use crate::client::queue::{Item, Pending, Queue};
 use crate::client::shared::{HANDSHAKE_TIMEOUT, Shared, Totals};
-use crate::ledger::{Outcome, Row};
+use crate::ledger::{CarRows, Outcome, Row};
 use crate::random::{Purpose, hash_unit};
 
 /// Readings due within this time of the clock are sent together. At a speed-up of 1,000 that makes ten of a hundred
@@ -83,12 +84,15 @@ pub(crate) struct Link {
     linger_until: Option<Instant>,
     totals: Totals,
     rows: Vec<Row>,
+    /// What the ledger says of this car, if the run goes on; until it has caught up.
+    earlier: Option<Box<CarRows>>,
     /// What the gauges know of this car: in flight, buffered.
     shown: (i64, i64),
 }
 
 impl Link {
-    pub(crate) fn new(shared: Arc<Shared>, car: Car, number: u32) -> Box<Self> {
+    /// A car before its first reading. `earlier`: what the ledger says of it, if the run goes on.
+    pub(crate) fn new(shared: Arc<Shared>, car: Car, number: u32, earlier: Option<Box<CarRows>>) -> Box<Self> {
         let share = f64::from(number) / f64::from(shared.args.fleet.cars.max(1));
         let start = shared.start;
         let retry_at = start + shared.args.ramp.mul_f64(share);
@@ -111,12 +115,21 @@ impl Link {
             linger_until: None,
             totals: Totals { cars: 1, ..Totals::default() },
             rows: Vec::new(),
+            earlier,
             shown: (0, 0),
         })
     }
 
     /// From the first reading to the last acknowledgement.
     pub(crate) async fn run(mut self: Box<Self>) {
+        if self.catch_up().await {
+            self.totals.caught_up = 1;
+            self.drive().await;
+        }
+        self.end().await;
+    }
+
+    async fn drive(&mut self) {
         let shared = Arc::clone(&self.shared);
         let mut timer = std::pin::pin!(sleep_until(Instant::now()));
         let mut stopped = std::pin::pin!(shared.shutdown.cancelled());
@@ -143,7 +156,6 @@ impl Link {
                 () = &mut stopped, if !self.stopped => self.stop(),
             }
         }
-        self.end().await;
     }
 
     /// Takes the readings that are due.
@@ -160,6 +172,7 @@ impl Link {
                 return;
             }
             if next_ms >= end_ms {
+                self.totals.covered = 1;
                 self.stop_measuring(end_ms);
                 return;
             }
@@ -168,11 +181,8 @@ impl Link {
     }
 
     fn measure(&mut self) {
-        let reading = self.car.next_reading();
+        let (reading, broken) = self.take_reading();
         let coverage = reading.coverage;
-        let broken = self.shared.breaker.breakage(&self.car, &reading).is_some();
-        self.totals.readings += 1;
-        self.totals.broken += u64::from(broken);
         self.shared.metrics.readings.inc();
         self.push(Item::Reading { reading, broken });
         if let Some(fault) = self.car.take_finding() {
@@ -188,9 +198,21 @@ impl Link {
         }
     }
 
+    /// The next reading, and whether it is to be sent broken.
+    fn take_reading(&mut self) -> (Reading, bool) {
+        let reading = self.car.next_reading();
+        let broken = self.shared.breaker.breakage(&self.car, &reading).is_some();
+        self.totals.readings += 1;
+        self.totals.broken += u64::from(broken);
+        (reading, broken)
+    }
+
+    /// Findings are not in the ledger: a run that goes on reports them all again, unless it is known to be finished.
     fn report(&mut self, fault: Fault) {
         self.totals.faults.push(fault.clone());
-        self.push(Item::Finding(Box::new(fault)));
+        if !self.shared.finished {
+            self.push(Item::Finding(Box::new(fault)));
+        }
     }
 
     fn push(&mut self, item: Item) {
@@ -225,7 +247,7 @@ impl Link {
             let alone = self.stopped && self.connection.is_none() && self.failures > 0;
             return alone || now >= drain_until;
         }
-        let linger = self.shared.args.linger;
+        let linger = if self.shared.finished { Duration::ZERO } else { self.shared.args.linger };
         let until = *self.linger_until.get_or_insert(now + linger);
         now >= until || self.stopped
     }

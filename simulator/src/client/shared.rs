@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::args::RunArgs;
 use crate::car::Fault;
 use crate::fleet::Breaker;
-use crate::ledger::Rows;
+use crate::ledger::{Earlier, Rows};
 use crate::metrics::Metrics;
 
 /// A server that does not answer the handshake within this is not there.
@@ -29,8 +29,12 @@ pub(crate) struct Shared {
     pub(crate) metrics: Metrics,
     pub(crate) ledger: Option<Rows>,
     pub(crate) shutdown: CancellationToken,
-    /// When the run began.
+    /// When this process began, …
     pub(crate) start: Instant,
+    /// … and the event time at which it did: the fleet's start, or where the run that goes on had got.
+    pub(crate) start_ms: i64,
+    /// A run that goes on has nothing left to send.
+    pub(crate) finished: bool,
     address: Mutex<Option<(SocketAddr, Instant)>>,
     waiting: Mutex<Waiting>,
     totals: Mutex<Totals>,
@@ -40,6 +44,10 @@ pub(crate) struct Shared {
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Totals {
     pub(crate) cars: u32,
+    /// Cars that have taken all readings that earlier runs took.
+    pub(crate) caught_up: u32,
+    /// Cars that have come to the end of the span.
+    pub(crate) covered: u32,
     pub(crate) readings: u64,
     pub(crate) sent: u64,
     pub(crate) acknowledged: u64,
@@ -50,11 +58,22 @@ pub(crate) struct Totals {
     pub(crate) alerts: u64,
     pub(crate) faults: Vec<Fault>,
     pub(crate) unreported_faults: u64,
+    /// Rows of the ledger that belong to no reading of its car.
+    pub(crate) foreign_rows: u64,
 }
 
 impl Shared {
-    pub(crate) fn new(args: RunArgs, metrics: Metrics, ledger: Option<Rows>, shutdown: CancellationToken) -> Self {
+    /// `earlier`: what the ledger says, if the run goes on.
+    pub(crate) fn new(
+        args: RunArgs,
+        metrics: Metrics,
+        ledger: Option<Rows>,
+        earlier: Option<&Earlier>,
+        shutdown: CancellationToken,
+    ) -> Self {
         Self {
+            start_ms: earlier.and_then(|earlier| earlier.event_time_ms).unwrap_or(args.fleet.start_time),
+            finished: earlier.is_some_and(|earlier| earlier.finished),
             breaker: Breaker::new(&args.fleet),
             waiting: Mutex::new(Waiting::new(format!("MQTT at {}", args.mqtt))),
             args,
@@ -63,19 +82,19 @@ impl Shared {
             shutdown,
             start: Instant::now(),
             address: Mutex::default(),
-            totals: Mutex::default(),
+            totals: Mutex::new(earlier.map(|earlier| earlier.totals.clone()).unwrap_or_default()),
         }
     }
 
     /// The event time that it is now.
     pub(crate) fn event_time_ms(&self, now: Instant) -> i64 {
         let elapsed_s = now.saturating_duration_since(self.start).as_secs_f64();
-        self.args.fleet.start_time + (elapsed_s * self.args.fleet.speedup * 1_000.0) as i64
+        self.start_ms + (elapsed_s * self.args.fleet.speedup * 1_000.0) as i64
     }
 
     /// When it is that event time.
     pub(crate) fn instant_of(&self, event_time_ms: i64) -> Instant {
-        let event_s = (event_time_ms - self.args.fleet.start_time).max(0) as f64 / 1_000.0;
+        let event_s = (event_time_ms - self.start_ms).max(0) as f64 / 1_000.0;
         self.start + Duration::from_secs_f64(event_s / self.args.fleet.speedup)
     }
 
@@ -117,6 +136,8 @@ impl Shared {
     pub(crate) fn add(&self, car: Totals) {
         let mut totals = self.totals.lock().expect("no car panics while it adds up");
         totals.cars += car.cars;
+        totals.caught_up += car.caught_up;
+        totals.covered += car.covered;
         totals.readings += car.readings;
         totals.sent += car.sent;
         totals.acknowledged += car.acknowledged;
@@ -127,6 +148,7 @@ impl Shared {
         totals.alerts += car.alerts;
         totals.faults.extend(car.faults);
         totals.unreported_faults += car.unreported_faults;
+        totals.foreign_rows += car.foreign_rows;
     }
 
     /// The sums over all cars, once they have ended.

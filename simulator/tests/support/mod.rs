@@ -1,6 +1,8 @@
 //! A small MQTT server of our own, which does what a test wants: acknowledges, cuts, stays silent, sends alerts.
 #![allow(clippy::unwrap_used, dead_code, unreachable_pub)]
 
+pub mod bridge;
+
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
