@@ -1,4 +1,6 @@
-//! What the tests of the whole pipeline share: where the binaries are.
+//! What the tests of the whole pipeline share: where the binaries are, and stages that lie.
+
+pub mod sabotage;
 
 use std::path::PathBuf;
 

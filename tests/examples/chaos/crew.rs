@@ -1,0 +1,193 @@
+//! All processes of a run under one supervisor, which restarts what has died and writes down what should not have.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{bail, ensure};
+
+use crate::plan::Role;
+use crate::process::{Change, Process, Program};
+
+/// How often processes are looked at.
+const TICK: Duration = Duration::from_millis(50);
+
+/// Until a killed process runs again: it is started anew within a second.
+const RESTART_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Says what happens, with the time since the start.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Teller(Instant);
+
+impl Teller {
+    pub(crate) fn new() -> Self {
+        Self(Instant::now())
+    }
+
+    /// To standard error: standard output is for the result.
+    pub(crate) fn say(&self, what: &str) {
+        let s = self.0.elapsed().as_secs();
+        eprintln!("{:02}:{:02}  {what}", s / 60, s % 60);
+    }
+
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.0.elapsed()
+    }
+}
+
+/// The processes, by role and instance.
+#[derive(Debug)]
+pub(crate) struct Crew {
+    processes: BTreeMap<(Role, u32), Process>,
+    logs: PathBuf,
+    teller: Teller,
+    interrupted: Arc<AtomicBool>,
+    /// Those that stood still once: when they go on, another may have taken their place.
+    thawed: BTreeSet<(Role, u32)>,
+    /// Restarts of processes that are no more.
+    past_restarts: u32,
+    /// Ends that nobody asked for, with the last words.
+    pub(crate) unexplained: Vec<String>,
+    /// Processes that were asked to stop and did not do so well.
+    pub(crate) bad_ends: Vec<String>,
+}
+
+impl Crew {
+    /// Nobody yet. Once `interrupted`, every wait is an error.
+    pub(crate) fn new(logs: PathBuf, teller: Teller, interrupted: Arc<AtomicBool>) -> Self {
+        Self {
+            processes: BTreeMap::new(),
+            logs,
+            teller,
+            interrupted,
+            thawed: BTreeSet::new(),
+            past_restarts: 0,
+            unexplained: Vec::new(),
+            bad_ends: Vec::new(),
+        }
+    }
+
+    /// Starts a process. One that had this place before must have ended.
+    pub(crate) fn start(&mut self, role: Role, instance: u32, program: Program) -> anyhow::Result<()> {
+        let mut process = Process::new(program, &self.logs);
+        process.start()?;
+        if let Some(before) = self.processes.insert((role, instance), process) {
+            self.past_restarts += before.restarts();
+        }
+        Ok(())
+    }
+
+    /// How often a process was restarted.
+    pub(crate) fn restarts(&self) -> u32 {
+        self.past_restarts + self.processes.values().map(Process::restarts).sum::<u32>()
+    }
+
+    /// A process that runs; one that is being restarted is waited for.
+    pub(crate) fn running(&mut self, role: Role, instance: u32) -> anyhow::Result<&mut Process> {
+        let place = (role, instance);
+        self.wait(&format!("{}-{instance} to run", role.name()), RESTART_PATIENCE, |crew| {
+            Ok(crew.processes.get(&place).is_some_and(Process::is_running))
+        })?;
+        Ok(self.processes.get_mut(&place).expect("it was there just now"))
+    }
+
+    /// SIGCONT.
+    pub(crate) fn thaw(&mut self, role: Role, instance: u32) -> anyhow::Result<()> {
+        self.thawed.insert((role, instance));
+        match self.processes.get_mut(&(role, instance)) {
+            Some(process) => process.thaw(),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a process has ended by itself, or was asked to and has.
+    pub(crate) fn is_ended(&self, role: Role, instance: u32) -> bool {
+        self.processes.get(&(role, instance)).is_none_or(Process::is_ended)
+    }
+
+    /// Asks a process to stop.
+    pub(crate) fn terminate(&mut self, role: Role, instance: u32) -> anyhow::Result<()> {
+        self.processes.get_mut(&(role, instance)).map_or(Ok(()), Process::terminate)
+    }
+
+    /// Asks all processes of a role that are there to stop, and waits until they have, or their time is over.
+    pub(crate) fn stop(&mut self, roles: &[Role], patience: Duration) -> anyhow::Result<()> {
+        let places: Vec<_> = self.processes.keys().copied().filter(|(role, _)| roles.contains(role)).collect();
+        for (role, instance) in &places {
+            self.terminate(*role, *instance)?;
+        }
+        let began = Instant::now();
+        while !places.iter().all(|(role, instance)| self.is_ended(*role, *instance)) {
+            self.tick()?;
+            if began.elapsed() > patience {
+                for (_, process) in self.processes.iter_mut().filter(|(place, _)| places.contains(place)) {
+                    if process.is_running() {
+                        let s = patience.as_secs();
+                        self.bad_ends.push(format!("{} did not end within {s} s of SIGTERM", process.name()));
+                        process.kill()?;
+                    }
+                }
+            }
+            std::thread::sleep(TICK);
+        }
+        Ok(())
+    }
+
+    /// Lets time pass.
+    pub(crate) fn pass(&mut self, length: Duration) -> anyhow::Result<()> {
+        let until = Instant::now() + length;
+        while Instant::now() < until {
+            self.tick()?;
+            std::thread::sleep(TICK.min(until.saturating_duration_since(Instant::now())));
+        }
+        Ok(())
+    }
+
+    /// Lets time pass until `done`, at most `patience`.
+    pub(crate) fn wait(
+        &mut self,
+        what: &str,
+        patience: Duration,
+        mut done: impl FnMut(&mut Self) -> anyhow::Result<bool>,
+    ) -> anyhow::Result<()> {
+        let began = Instant::now();
+        loop {
+            self.tick()?;
+            if done(self)? {
+                return Ok(());
+            }
+            if began.elapsed() > patience {
+                bail!("waited {} s in vain for {what}", patience.as_secs());
+            }
+            std::thread::sleep(TICK);
+        }
+    }
+
+    /// Looks at every process, and says what has changed.
+    fn tick(&mut self) -> anyhow::Result<()> {
+        ensure!(!self.interrupted.load(Ordering::Relaxed), "interrupted");
+        for (place, process) in &mut self.processes {
+            let Some(change) = process.tick()? else { continue };
+            let name = process.name();
+            match change {
+                Change::Killed => {}
+                Change::Restarted => self.teller.say(&format!("    {name} restarted")),
+                Change::Ended => self.teller.say(&format!("    {name} ended")),
+                Change::Failed(words) if self.thawed.contains(place) && words.contains("was fenced") => {
+                    self.teller.say(&format!("    {name} was fenced, and ended: its place had been taken meanwhile"));
+                }
+                Change::Failed(words) => {
+                    self.teller.say(&format!("    {name} ended, unasked: {words}"));
+                    self.unexplained.push(format!("{name}: {words}"));
+                }
+                Change::EndedBadly(words) => {
+                    self.teller.say(&format!("    {name} stopped badly: {words}"));
+                    self.bad_ends.push(format!("{name}: {words}"));
+                }
+            }
+        }
+        Ok(())
+    }
+}

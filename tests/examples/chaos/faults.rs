@@ -1,0 +1,70 @@
+//! Makes one thing go wrong, and ends it again.
+
+use std::time::Duration;
+
+use crate::crew::{Crew, Teller};
+use crate::plan::{Kind, Role, Step, target};
+use crate::proxy::{Mode, Proxy};
+use crate::site::Site;
+
+/// As over a satellite: noticeable, and still far more than the readings need.
+const SLOW: Mode = Mode::Slow { delay: Duration::from_millis(150), bytes_per_s: 400_000 };
+
+/// Between the kill of a stage and the moment when its broker goes on.
+const STRANDED: Duration = Duration::from_millis(200);
+
+/// An instance that was asked to leave has left by then.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(90);
+
+/// Waits, does what `step` says, and ends it.
+pub(crate) fn make(step: &Step, site: &Site, crew: &mut Crew, teller: Teller) -> anyhow::Result<()> {
+    crew.pass(step.pause)?;
+    let what = target(step);
+    match step.hold.is_zero() {
+        true => teller.say(&what),
+        false => teller.say(&format!("{what} for {:.1} s", step.hold.as_secs_f64())),
+    }
+    match step.kind {
+        Kind::Kill(role) => crew.running(role, step.instance)?.kill(),
+        Kind::Freeze(role) => {
+            crew.running(role, step.instance)?.freeze()?;
+            crew.pass(step.hold)?;
+            crew.thaw(role, step.instance)
+        }
+        Kind::Strand(role) => {
+            crew.running(role, step.instance)?;
+            crew.running(Role::EdgeBroker, 1)?.freeze()?;
+            crew.pass(step.hold)?;
+            crew.running(role, step.instance)?.kill()?;
+            crew.pass(STRANDED)?;
+            crew.thaw(Role::EdgeBroker, 1)
+        }
+        Kind::Add(role) => add(role, step.hold, site, crew),
+        Kind::LinkCut => hold(&site.link, Mode::Hang, step.hold, crew),
+        Kind::LinkRefused => hold(&site.link, Mode::Refuse, step.hold, crew),
+        Kind::LinkSlow => hold(&site.link, SLOW, step.hold, crew),
+        Kind::StoreRefuses => hold(&site.store, Mode::Refuse, step.hold, crew),
+        Kind::StoreHangs => hold(&site.store, Mode::Hang, step.hold, crew),
+        Kind::CarsReset => {
+            site.cars.reset_all();
+            Ok(())
+        }
+    }
+}
+
+fn hold(proxy: &Proxy, mode: Mode, length: Duration, crew: &mut Crew) -> anyhow::Result<()> {
+    proxy.set(mode);
+    let passed = crew.pass(length);
+    proxy.set(Mode::Pass);
+    passed
+}
+
+/// One instance more than there are, for a while.
+fn add(role: Role, length: Duration, site: &Site, crew: &mut Crew) -> anyhow::Result<()> {
+    let instance = role.instances() + 1;
+    let what = format!("the last additional {} to leave", role.name());
+    crew.wait(&what, LEAVE_PATIENCE, |crew| Ok(crew.is_ended(role, instance)))?;
+    crew.start(role, instance, site.program(role, instance))?;
+    crew.pass(length)?;
+    crew.terminate(role, instance)
+}

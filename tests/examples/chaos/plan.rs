@@ -1,0 +1,287 @@
+//! What will go wrong, and when: drawn from the seed before anything starts.
+//!
+//! ```text
+//! first round   every kind once, in random order, made to fit into the duration
+//! then          kinds by weight, until the duration is over
+//! ```
+//!
+//! One fault at a time; what it leaves behind (a process that restarts, a group that shares out its partitions, a queue
+//! that empties) overlaps with the next.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+/// Shorter than this, and the faults of the first round are over before anyone has noticed them.
+pub(crate) const SHORTEST: Duration = Duration::from_secs(60);
+
+/// A pause before each fault, in seconds: short enough that some faults meet what the one before has left.
+const PAUSE_S: (f64, f64) = (0.5, 8.0);
+
+/// What remains of pauses and faults that are made to fit, at the least.
+const LEAST_S: f64 = 0.3;
+
+/// A process of the run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Role {
+    Cars,
+    /// Other cars, long enough on the road for a model to learn from, before anything goes wrong.
+    LearningCars,
+    Bridge,
+    Preprocessor,
+    Replicator,
+    Scorer,
+    Sink,
+    Trainer,
+    EdgeBroker,
+    CloudBroker,
+}
+
+impl Role {
+    /// As its binary is called.
+    pub(crate) fn binary(self) -> &'static str {
+        match self {
+            Self::LearningCars => Self::Cars.name(),
+            role => role.name(),
+        }
+    }
+
+    /// What it is called in a run.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Cars => "simulator",
+            Self::LearningCars => "learning-simulator",
+            Self::Bridge => "mqtt-bridge",
+            Self::Preprocessor => "preprocessor",
+            Self::Replicator => "replicator",
+            Self::Scorer => "scorer",
+            Self::Sink => "sink",
+            Self::Trainer => "trainer",
+            Self::EdgeBroker => "edge-broker",
+            Self::CloudBroker => "cloud-broker",
+        }
+    }
+
+    /// How many run all the time.
+    pub(crate) fn instances(self) -> u32 {
+        match self {
+            Self::Preprocessor | Self::Scorer => 2,
+            _ => 1,
+        }
+    }
+}
+
+/// What can go wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Kind {
+    /// kill -9, and a restart.
+    Kill(Role),
+    /// The edge's broker stands still, the stage is killed, the broker goes on: what the stage had not yet been told is
+    /// durable was only in its memory.
+    Strand(Role),
+    /// SIGSTOP, and SIGCONT later.
+    Freeze(Role),
+    /// One instance more joins, and leaves.
+    Add(Role),
+    /// Nothing gets through between edge and cloud.
+    LinkCut,
+    /// Connections between edge and cloud are reset and refused.
+    LinkRefused,
+    /// The link between edge and cloud is slow.
+    LinkSlow,
+    /// The object store's connections are reset and refused.
+    StoreRefuses,
+    /// The object store takes connections, and does not answer.
+    StoreHangs,
+    /// The cars' connections are reset.
+    CarsReset,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Kill(role) => write!(f, "kill {}", role.name()),
+            Self::Strand(role) => write!(f, "strand {}", role.name()),
+            Self::Freeze(role) => write!(f, "freeze {}", role.name()),
+            Self::Add(role) => write!(f, "add {}", role.name()),
+            Self::LinkCut => f.write_str("link cut"),
+            Self::LinkRefused => f.write_str("link refused"),
+            Self::LinkSlow => f.write_str("link slow"),
+            Self::StoreRefuses => f.write_str("store refuses"),
+            Self::StoreHangs => f.write_str("store hangs"),
+            Self::CarsReset => f.write_str("cars reset"),
+        }
+    }
+}
+
+impl Kind {
+    /// Everything that can go wrong in a whole run; without an object store, less.
+    pub(crate) fn all(object_store: bool) -> Vec<Self> {
+        use Role::{Bridge, Cars, CloudBroker, EdgeBroker, Preprocessor, Replicator, Scorer, Sink};
+        let mut all = Vec::new();
+        for role in [Cars, Bridge, Preprocessor, Replicator, Scorer, Sink, EdgeBroker, CloudBroker] {
+            all.extend([Self::Kill(role), Self::Freeze(role)]);
+        }
+        all.extend([Preprocessor, Scorer, Sink].map(Self::Add));
+        all.extend([Self::Strand(Bridge), Self::LinkCut, Self::LinkRefused, Self::LinkSlow, Self::CarsReset]);
+        if object_store {
+            all.extend([Self::StoreRefuses, Self::StoreHangs]);
+        }
+        all
+    }
+
+    /// From when to when, in seconds, it may last.
+    fn hold_s(self) -> (f64, f64) {
+        match self {
+            Self::Kill(_) | Self::CarsReset => (0.0, 0.0),
+            Self::Strand(_) => (1.0, 4.0),
+            Self::Freeze(_) => (1.0, 30.0),
+            Self::Add(_) | Self::LinkSlow => (5.0, 25.0),
+            Self::LinkCut | Self::StoreHangs => (2.0, 25.0),
+            Self::LinkRefused | Self::StoreRefuses => (2.0, 15.0),
+        }
+    }
+
+    /// How often it comes after the first round, against the others.
+    fn weight(self) -> u32 {
+        match self {
+            Self::Kill(_) => 3,
+            _ => 2,
+        }
+    }
+}
+
+/// One thing that will go wrong.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Step {
+    /// Nothing happens for so long.
+    pub(crate) pause: Duration,
+    pub(crate) kind: Kind,
+    /// Which of several instances, from 1.
+    pub(crate) instance: u32,
+    /// Then it lasts so long.
+    pub(crate) hold: Duration,
+}
+
+impl Step {
+    /// A step that is not drawn.
+    pub(crate) fn fixed(pause_ms: u64, kind: Kind, instance: u32, hold_ms: u64) -> Self {
+        Self { pause: Duration::from_millis(pause_ms), kind, instance, hold: Duration::from_millis(hold_ms) }
+    }
+
+    fn length(&self) -> Duration {
+        self.pause + self.hold
+    }
+
+    fn shrink(&mut self, factor: f64) {
+        let shorter = |length: Duration| match length.as_secs_f64() {
+            length_s if length_s <= LEAST_S => length,
+            length_s => Duration::from_secs_f64((length_s * factor).max(LEAST_S)),
+        };
+        (self.pause, self.hold) = (shorter(self.pause), shorter(self.hold));
+    }
+}
+
+/// All that will go wrong in a run.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Plan(pub(crate) Vec<Step>);
+
+impl Plan {
+    /// Draws a plan of these kinds. One freeze lasts longer than `session_timeout`, so that partitions move meanwhile.
+    pub(crate) fn draw(seed: u64, duration: Duration, session_timeout: Duration, mut kinds: Vec<Kind>) -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        for i in (1..kinds.len()).rev() {
+            kinds.swap(i, rng.random_range(0..=i));
+        }
+        let mut steps: Vec<_> = kinds.iter().map(|kind| step(*kind, &mut rng)).collect();
+        let long = long_freeze(&steps);
+        let beyond = session_timeout.mul_f64(1.5);
+        steps[long].hold = Duration::ZERO;
+        let room = duration.saturating_sub(beyond);
+        let natural: Duration = steps.iter().map(Step::length).sum();
+        if natural > room {
+            let factor = room.as_secs_f64() / natural.as_secs_f64();
+            steps.iter_mut().for_each(|step| step.shrink(factor));
+        }
+        steps[long].hold = beyond;
+        let weights: u32 = kinds.iter().map(|kind| kind.weight()).sum();
+        let mut length: Duration = steps.iter().map(Step::length).sum();
+        loop {
+            let mut lot = rng.random_range(0..weights);
+            let drawn = kinds.iter().find(|kind| {
+                let hit = lot < kind.weight();
+                lot = lot.saturating_sub(kind.weight());
+                hit
+            });
+            let step = step(*drawn.expect("the lot is below the sum of the weights"), &mut rng);
+            length += step.length();
+            if length > duration {
+                return Self(steps);
+            }
+            steps.push(step);
+        }
+    }
+
+    /// How long it takes.
+    pub(crate) fn length(&self) -> Duration {
+        self.0.iter().map(Step::length).sum()
+    }
+
+    /// How often each kind comes.
+    pub(crate) fn kinds(&self) -> BTreeMap<String, u32> {
+        let mut kinds = BTreeMap::new();
+        for step in &self.0 {
+            *kinds.entry(step.kind.to_string()).or_default() += 1;
+        }
+        kinds
+    }
+}
+
+fn step(kind: Kind, rng: &mut ChaCha8Rng) -> Step {
+    let (least, most) = kind.hold_s();
+    let instances = match kind {
+        Kind::Kill(role) | Kind::Freeze(role) => role.instances(),
+        _ => 1,
+    };
+    Step {
+        pause: Duration::from_secs_f64(rng.random_range(PAUSE_S.0..PAUSE_S.1)),
+        kind,
+        instance: rng.random_range(1..=instances),
+        hold: Duration::from_secs_f64(if least < most { rng.random_range(least..most) } else { least }),
+    }
+}
+
+/// The first freeze of a stage whose partitions another instance can take.
+fn long_freeze(steps: &[Step]) -> usize {
+    let movable = |step: &Step| matches!(step.kind, Kind::Freeze(role) if role.instances() > 1);
+    steps.iter().position(movable).expect("each kind is there once")
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut at = Duration::ZERO;
+        for step in &self.0 {
+            at += step.pause;
+            let (at_s, what) = (at.as_secs(), target(step));
+            write!(f, "{:02}:{:02}  {what:<24}", at_s / 60, at_s % 60)?;
+            if step.hold.is_zero() {
+                writeln!(f)?;
+            } else {
+                writeln!(f, "for {:.1} s", step.hold.as_secs_f64())?;
+            }
+            at += step.hold;
+        }
+        Ok(())
+    }
+}
+
+/// What a step does, with the instance where there are several.
+pub(crate) fn target(step: &Step) -> String {
+    match step.kind {
+        Kind::Kill(role) | Kind::Freeze(role) if role.instances() > 1 => format!("{}-{}", step.kind, step.instance),
+        kind => kind.to_string(),
+    }
+}

@@ -1,0 +1,170 @@
+//! A TCP proxy that breaks connections on demand.
+//!
+//! ```text
+//! client ─► accept ─┬─► connect upstream, copy both ways     Pass
+//!                   ├─► the same, later and slower           Slow
+//!                   ├─► nothing goes on; nothing is closed   Hang    as when a cable is cut: packets vanish
+//!                   └─► RST, and RST to those that are open  Refuse  as when the other machine is there and its server not
+//! ```
+//!
+//! It copies bytes and knows no protocol. What was under way when it hangs goes on when the hanging ends, as TCP itself
+//! would repeat it.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+/// One read: small, so that hundreds of cars cost little and a slow link is slow evenly.
+const CHUNK_BYTES: usize = 16 * 1024;
+
+/// How a proxy treats its connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// As if it were not there.
+    Pass,
+    /// Each chunk comes later, and not more than so much in a second.
+    Slow { delay: Duration, bytes_per_s: u32 },
+    /// Nothing goes through, and nobody is told.
+    Hang,
+    /// Connections are reset, new ones too.
+    Refuse,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct State {
+    mode: Mode,
+    /// Connections older than this are reset.
+    generation: u64,
+}
+
+/// A listener in front of something. Stops listening when dropped.
+#[derive(Debug)]
+pub(crate) struct Proxy {
+    port: u16,
+    state: watch::Sender<State>,
+    accepting: tokio::task::JoinHandle<()>,
+}
+
+impl Proxy {
+    /// Listens at a free port in front of `upstream`, which need not be there yet.
+    pub(crate) fn start(runtime: &Handle, upstream: u16) -> anyhow::Result<Self> {
+        let listener = runtime
+            .block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))
+            .context("cannot listen at any port of 127.0.0.1")?;
+        let port = listener.local_addr()?.port();
+        let (state, states) = watch::channel(State { mode: Mode::Pass, generation: 0 });
+        let upstream = SocketAddr::from((Ipv4Addr::LOCALHOST, upstream));
+        let accepting = runtime.spawn(async move {
+            loop {
+                match listener.accept().await {
+                    Ok((client, _)) => drop(tokio::spawn(serve(client, upstream, states.clone()))),
+                    // Out of files for a moment.
+                    Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+                }
+            }
+        });
+        Ok(Self { port, state, accepting })
+    }
+
+    /// Where it listens.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Treats connections like this from now on.
+    pub(crate) fn set(&self, mode: Mode) {
+        self.state.send_modify(|state| {
+            state.mode = mode;
+            state.generation += u64::from(mode == Mode::Refuse);
+        });
+    }
+
+    /// Resets every connection there is; new ones are welcome.
+    pub(crate) fn reset_all(&self) {
+        self.state.send_modify(|state| state.generation += 1);
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+/// One connection, from its accept to its end. Whatever is not a clean end of both sides is a reset for both.
+async fn serve(mut client: TcpStream, upstream: SocketAddr, states: watch::Receiver<State>) {
+    let born = states.borrow().generation;
+    if states.borrow().mode == Mode::Refuse {
+        let _ = client.set_zero_linger();
+        return;
+    }
+    let mut doom = states.clone();
+    let reset = async move {
+        // The proxy itself is gone: reset as well.
+        let _ = doom.wait_for(|state| state.generation != born).await;
+    };
+    tokio::pin!(reset);
+    let connected = tokio::select! {
+        () = &mut reset => None,
+        connected = connect(upstream, states.clone()) => connected,
+    };
+    let Some(mut server) = connected else {
+        let _ = client.set_zero_linger();
+        return;
+    };
+    let ended_well = {
+        let (client_reads, client_writes) = client.split();
+        let (server_reads, server_writes) = server.split();
+        let both = async {
+            tokio::try_join!(
+                pump(client_reads, server_writes, states.clone()),
+                pump(server_reads, client_writes, states.clone()),
+            )
+        };
+        tokio::select! {
+            () = &mut reset => false,
+            ended = both => ended.is_ok(),
+        }
+    };
+    if !ended_well {
+        // SO_LINGER 0: the close that follows is an RST.
+        let _ = client.set_zero_linger();
+        let _ = server.set_zero_linger();
+    }
+}
+
+/// Connects once connections are not held up. `None`: nobody is there.
+async fn connect(upstream: SocketAddr, mut states: watch::Receiver<State>) -> Option<TcpStream> {
+    states.wait_for(|state| state.mode != Mode::Hang).await.ok()?;
+    let server = TcpStream::connect(upstream).await.ok()?;
+    let _ = server.set_nodelay(true);
+    Some(server)
+}
+
+/// Copies one direction to its end.
+async fn pump(
+    mut from: ReadHalf<'_>,
+    mut to: WriteHalf<'_>,
+    mut states: watch::Receiver<State>,
+) -> std::io::Result<()> {
+    let mut buffer = vec![0; CHUNK_BYTES];
+    loop {
+        let n = from.read(&mut buffer).await?;
+        let passing = states.wait_for(|state| state.mode != Mode::Hang).await;
+        let mode = passing.map_err(std::io::Error::other)?.mode;
+        if n == 0 {
+            return to.shutdown().await;
+        }
+        if let Mode::Slow { delay, bytes_per_s } = mode {
+            let transfer = Duration::from_secs_f64(n as f64 / f64::from(bytes_per_s));
+            tokio::time::sleep(delay + transfer).await;
+        }
+        to.write_all(&buffer[..n]).await?;
+    }
+}
