@@ -5,6 +5,7 @@
 //! Transactor  transactional producer ── outputs ─────────► topics              ┐ one
 //!             id GROUP-INSTANCE      └─ positions of GROUP ► __consumer_offsets ┘ transaction
 //! Consumer    static member GROUP-INSTANCE ◄── topics, read_committed; commits nothing itself
+//! Foreign     the same member, which reads the partitions it is given from another log ◄── that log's Reader
 //! Reader      assigned partitions, no group ◄── topics, read_committed
 //! KafkaLog    a probe (metadata, offsets) and an admin client, shared by all of the above
 //! ```
@@ -16,6 +17,7 @@
 mod appender;
 mod clients;
 mod consumer;
+mod foreign;
 mod reader;
 mod topic_id;
 mod topics;
@@ -129,6 +131,21 @@ impl Log for KafkaLog {
 
     fn consumer(self: Arc<Self>, options: &ProcessorOptions) -> Result<Box<dyn Consumer>, Error> {
         Ok(Box::new(consumer::KafkaConsumer::join(self, options)?))
+    }
+
+    fn consumer_of(
+        self: Arc<Self>,
+        source: Arc<dyn Log>,
+        options: &ProcessorOptions,
+    ) -> Result<Box<dyn Consumer>, Error> {
+        if source.identity() == self.identity() {
+            return source.consumer(options);
+        }
+        Ok(Box::new(foreign::ForeignConsumer::join(self, source, options)?))
+    }
+
+    fn identity(&self) -> String {
+        self.cluster_id()
     }
 
     fn transactor(self: Arc<Self>, options: &ProcessorOptions) -> Result<Box<dyn Transactor>, Error> {

@@ -69,8 +69,25 @@ pub trait Log: Send + Sync + Debug {
     /// Reads the given ranges, committed records only.
     fn reader(self: Arc<Self>, ranges: Vec<Range>) -> Result<Box<dyn Reader>, Error>;
 
-    /// The reading half of a [`Processor`]; use [`Processor::new`].
+    /// The reading half of a [`Processor`] on this log alone; use [`Processor::new`].
     fn consumer(self: Arc<Self>, options: &ProcessorOptions) -> Result<Box<dyn Consumer>, Error>;
+
+    /// The reading half of a [`Processor`] that reads `source`, and commits here. Where several instances can share a
+    /// group, they share the one that is here: what fences them must be where the transactions are.
+    ///
+    /// If `source` is another log, its topics must be here as well, with as many partitions.
+    fn consumer_of(
+        self: Arc<Self>,
+        source: Arc<dyn Log>,
+        options: &ProcessorOptions,
+    ) -> Result<Box<dyn Consumer>, Error> {
+        source.consumer(options)
+    }
+
+    /// What tells one log from another, however it was reached.
+    fn identity(&self) -> String {
+        self.url().to_string()
+    }
 
     /// The committing half of a [`Processor`]; use [`Processor::new`].
     fn transactor(self: Arc<Self>, options: &ProcessorOptions) -> Result<Box<dyn Transactor>, Error>;

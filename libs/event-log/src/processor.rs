@@ -52,11 +52,12 @@ pub struct Processor {
 }
 
 impl Processor {
-    /// Joins the group on `source`; outputs and positions go to `target`.
+    /// Joins the group on `target`, to which outputs and positions go, and reads from `source`. If these are two logs,
+    /// the topics must be in both, with as many partitions.
     pub fn new(source: Arc<dyn Log>, target: Arc<dyn Log>, options: &ProcessorOptions) -> Result<Self, Error> {
         // The transactor first: it fences an earlier instance of this name before partitions come.
-        let transactor = target.transactor(options)?;
-        let consumer = source.clone().consumer(options)?;
+        let transactor = target.clone().transactor(options)?;
+        let consumer = target.consumer_of(source.clone(), options)?;
         Ok(Self { consumer, transactor, source, held: HashMap::new() })
     }
 

@@ -55,6 +55,8 @@ pub(super) struct KafkaConsumer {
     log: Arc<KafkaLog>,
     client: BaseConsumer<Rebalances>,
     options: ProcessorOptions,
+    /// Whether records are fetched. If not, this is a place in the group and no more.
+    reads: bool,
     /// Where each partition that was sought goes on.
     held: HashMap<TopicPartition, u64>,
     /// Assigned, and not sought yet.
@@ -96,6 +98,7 @@ impl KafkaConsumer {
             log,
             client,
             options: options.clone(),
+            reads: true,
             held: HashMap::new(),
             waiting: Vec::new(),
             giving_back: false,
@@ -103,6 +106,13 @@ impl KafkaConsumer {
             ahead: None,
             error: None,
         })
+    }
+
+    /// Like [`KafkaConsumer::join`], for a member that holds partitions and fetches nothing from them.
+    pub(super) fn join_without_reading(log: Arc<KafkaLog>, options: &ProcessorOptions) -> Result<Self, Error> {
+        let mut member = Self::join(log, options)?;
+        member.reads = false;
+        Ok(member)
     }
 
     /// What the group has decided since the last call.
@@ -127,6 +137,22 @@ impl KafkaConsumer {
         self.waiting = partitions;
         self.member = self.client.group_metadata().map(Arc::new);
         Some(self.assigned())
+    }
+
+    /// Takes an assignment up without fetching. The positions are another log's, and mean nothing here.
+    fn hold(&mut self, positions: &[Position]) -> Result<(), Error> {
+        if self.waiting.is_empty() {
+            return Ok(());
+        }
+        let mut list = TopicPartitionList::with_capacity(positions.len());
+        for p in positions {
+            list.add_partition_offset(&p.topic, p.partition as i32, Offset::End)
+                .map_err(|e| self.log.refused("taking up partitions", &e))?;
+        }
+        self.client.assign(&list).map_err(|e| self.log.unavailable("taking up partitions", &e))?;
+        self.client.pause(&list).map_err(|e| self.log.unavailable("taking up partitions", &e))?;
+        self.waiting.clear();
+        Ok(())
     }
 
     fn lose(&mut self, revoked: &[(String, u32)]) -> Event {
@@ -157,6 +183,8 @@ impl KafkaConsumer {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             match self.client.poll(if batch.is_some() { Duration::ZERO } else { left }) {
+                // Fetched in the moment before the partition was paused.
+                Some(Ok(_)) if !self.reads => {}
                 Some(Ok(message)) => match &mut batch {
                     Some(batch) if same_partition(batch, &message) => push(batch, &message),
                     _ => {
@@ -283,6 +311,9 @@ impl Consumer for KafkaConsumer {
     }
 
     fn seek(&mut self, positions: &[Position]) -> Result<(), Error> {
+        if !self.reads {
+            return self.hold(positions);
+        }
         let mut list = TopicPartitionList::with_capacity(positions.len());
         for p in positions {
             list.add_partition_offset(&p.topic, p.partition as i32, Offset::Offset(p.offset as i64))

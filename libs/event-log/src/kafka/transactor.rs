@@ -22,7 +22,6 @@ use std::time::{Duration, Instant};
 
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext, PurgeConfig};
@@ -60,8 +59,6 @@ pub(super) struct KafkaTransactor {
     log: Arc<KafkaLog>,
     group: String,
     instance: String,
-    /// Knows the group on this cluster, also if the consumer reads from another.
-    group_client: Arc<BaseConsumer<Diagnostics>>,
     /// None after an outcome that is unknown, until `recover` has succeeded.
     producer: Option<BaseProducer<Deliveries>>,
     fenced: bool,
@@ -79,12 +76,10 @@ enum Failure {
 
 impl KafkaTransactor {
     pub(super) fn new(log: Arc<KafkaLog>, options: &ProcessorOptions) -> Result<Self, Error> {
-        let group_client = log.group_client(&options.group)?;
         let mut transactor = Self {
             log,
             group: options.group.clone(),
             instance: options.instance.clone(),
-            group_client,
             producer: None,
             fenced: false,
         };
@@ -174,12 +169,10 @@ impl KafkaTransactor {
         }
         if !positions.is_empty() {
             let list = self.offsets(positions).map_err(abortable)?;
+            // Without a member's name the broker would take the positions as they are, also from an instance whose
+            // partitions another one has by now.
             let here = membership.0.as_ref().filter(|member| member.cluster == self.log.cluster_id());
-            // A consumer of another log is no member of the group on this cluster. Without a member's name the positions
-            // are accepted as they are, and the transactional id alone fences.
-            let stand_in = if here.is_none() { self.group_client.group_metadata() } else { None };
-            let member = here.map(|member| &*member.metadata).or(stand_in.as_ref());
-            let member = member.ok_or_else(|| Failure::Abort("the consumer is in no group".into()))?;
+            let member = &*here.ok_or_else(|| Failure::Abort("the consumer is in no group here".into()))?.metadata;
             retry(deadline, |left| producer.send_offsets_to_transaction(&list, member, left)).map_err(abortable)?;
         }
         retry(deadline, |left| producer.commit_transaction(left)).map_err(|e| self.judge(producer, e, false))
