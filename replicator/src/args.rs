@@ -10,9 +10,24 @@ use service::{ConfigError, ServiceArgs};
 /// Keys, payloads, headers, timestamps and partitions stay as they are; headers that say where a record comes from are
 /// added. Positions are kept in the target log, in the same transaction as the records. Topics with personal data are
 /// refused.
+///
+/// A topic stops, and the others go on, when retention has removed what was not copied yet, when the source topic was
+/// deleted and created again, when its number of partitions changes, and when its records would go round in a circle.
+/// The error names the offsets and the choices; `resume` carries one out.
+///
+/// Several instances with names of their own share the partitions, if the target is Kafka: its group decides who copies
+/// which, and refuses who was away too long.
 #[derive(Debug, Clone, clap::Parser)]
-#[command(name = "replicator", version)]
+#[command(
+    name = "replicator",
+    version,
+    subcommand_help_heading = "Instead of copying",
+    subcommand_value_name = "COMMAND"
+)]
 pub struct Args {
+    /// What to do instead of copying.
+    #[command(subcommand)]
+    pub command: Option<Command>,
     /// What every process has.
     #[command(flatten)]
     pub service: ServiceArgs,
@@ -47,7 +62,8 @@ pub struct Args {
     /// The topics to copy, comma-separated.
     #[arg(long, env = "CARSTREAM_REPLICATOR_TOPICS", value_delimiter = ',', default_values = DEFAULT_TOPICS)]
     pub topics: Vec<String>,
-    /// The name of this instance: its own for each process, and the same after a restart.
+    /// The name of this instance: its own for each process, and the same after a restart. A second process with the same
+    /// name takes over from the first, which stops.
     #[arg(long, env = "CARSTREAM_INSTANCE", value_name = "NAME", default_value = DEFAULT_INSTANCE)]
     pub instance: String,
     /// Commit at the latest after this many records.
@@ -61,6 +77,75 @@ pub struct Args {
     /// start.
     #[arg(long, env = "CARSTREAM_REPLICATOR_DRAIN_TIMEOUT", value_name = "SECONDS", default_value = "30", value_parser = service::seconds)]
     pub drain_timeout: Duration,
+}
+
+/// What else the replicator does. Settings of the logs come before: `replicator --source-log URL --target-log URL
+/// offsets`, or from the environment.
+#[derive(Debug, Clone, clap::Subcommand)]
+pub enum Command {
+    /// How far each partition is copied; or where one offset is in the other log.
+    ///
+    /// Without --partition it lists, for each partition: the source position (the next offset to be copied), the source's
+    /// end, the lag, and the target's offset behind the last copy. An embedded log is one process's: stop that first.
+    Offsets(OffsetsArgs),
+    /// Lets a topic that has stopped go on, in the one way that is named, and records that in the topic replicator.state.
+    ///
+    /// It holds all partitions of the topic while it does so: instances that still copy it must be stopped. Afterwards
+    /// the replicator must be started again.
+    Resume(ResumeArgs),
+}
+
+/// Which offsets to show.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct OffsetsArgs {
+    /// Only this topic. Without it: all of --topics.
+    #[arg(long, value_name = "TOPIC")]
+    pub topic: Option<String>,
+    /// Only this partition: needed with --source-offset and --target-offset.
+    #[arg(long, value_name = "NUMBER", requires = "topic")]
+    pub partition: Option<u32>,
+    /// Where this offset of the source is in the target: the first copy of it or of a later one.
+    #[arg(long, value_name = "OFFSET", requires = "partition", conflicts_with = "target_offset")]
+    pub source_offset: Option<u64>,
+    /// Where to go on in the source after having read the target up to this offset: the offset of the first record that
+    /// has its copy there or later.
+    #[arg(long, value_name = "OFFSET", requires = "partition")]
+    pub target_offset: Option<u64>,
+    /// Print JSON, one object per line.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Which topic is to go on, and how.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ResumeArgs {
+    /// The topic.
+    #[arg(long, value_name = "TOPIC")]
+    pub topic: String,
+    /// How.
+    #[command(flatten)]
+    pub accept: Accept,
+}
+
+/// Exactly one way to go on.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[group(required = true, multiple = false)]
+pub struct Accept {
+    /// After a retention gap: go on at the first offset that the source still has. The offsets in between are recorded as
+    /// never copied.
+    #[arg(long)]
+    pub accept_gap: bool,
+    /// After the source topic was deleted and created again: copy the new topic from its beginning, behind what was copied
+    /// of the old one.
+    #[arg(long)]
+    pub accept_recreated: bool,
+    /// After partitions were added in both logs: copy the new ones from their beginning. New records of a key may be in
+    /// another partition than its older ones.
+    #[arg(long)]
+    pub accept_partitions: bool,
+    /// After the target has forgotten positions: find them again by the last copy in each partition.
+    #[arg(long)]
+    pub find_positions: bool,
 }
 
 /// The topics that are copied unless others are named.
@@ -88,6 +173,7 @@ impl Args {
     /// The defaults, for these two logs.
     pub fn new(source_log: LogUrl, target_log: LogUrl) -> Self {
         Self {
+            command: None,
             service: ServiceArgs::default(),
             source_log,
             target_log,
@@ -103,6 +189,15 @@ impl Args {
         }
     }
 
+    /// The command line of `replicator` for these logs, with `command`.
+    pub(crate) fn command_line(&self, command: &str) -> String {
+        let mut line = format!("replicator --source-log {} --target-log {}", self.source_log, self.target_log);
+        if self.source_name != DEFAULT_SOURCE_NAME {
+            line += &format!(" --source-name {}", self.source_name);
+        }
+        format!("{line} {command}")
+    }
+
     /// All that cannot work, together.
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
         let mut problems = Vec::new();
@@ -115,13 +210,21 @@ impl Args {
         if self.topics.is_empty() {
             problems.push("--topics names no topic".to_owned());
         }
-        for (i, topic) in self.topics.iter().enumerate() {
+        let of_command = match &self.command {
+            Some(
+                Command::Offsets(OffsetsArgs { topic: Some(topic), .. }) | Command::Resume(ResumeArgs { topic, .. }),
+            ) => Some(topic),
+            _ => None,
+        };
+        for (setting, topic) in self.topics.iter().map(|t| ("--topics", t)).chain(of_command.map(|t| ("--topic", t))) {
             if catalogue::is_personal(topic) {
                 problems.push(format!(
-                    "--topics: {topic:?} holds personal data, or is not declared in schemas/topics.json: \
+                    "{setting}: {topic:?} holds personal data, or is not declared in schemas/topics.json: \
                      it must not leave the edge"
                 ));
             }
+        }
+        for (i, topic) in self.topics.iter().enumerate() {
             if self.topics[..i].contains(topic) {
                 problems.push(format!("--topics names {topic} twice"));
             }

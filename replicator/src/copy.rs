@@ -31,8 +31,11 @@ impl Transform for Copy {
         for record in batch.iter() {
             if self.came_from_target(&record) {
                 bail!(
-                    "offset {} has come from {:?} already, and copying it back would never end: two replicators copy \
-                     topic {} in opposite directions; take it from the --topics of one of them",
+                    "{}/{partition} offset {} has come from {:?} already, and copying it back would never end: \
+                     replicators copy topic {} in a circle. Nothing from there on is copied. Choose: (1) take the topic \
+                     from the --topics of one of them; (2) if these are two logs that only have the same name, give this \
+                     target another --target-name, here and where it is a source",
+                    batch.topic(),
                     record.offset,
                     self.target_name,
                     batch.topic()

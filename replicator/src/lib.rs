@@ -4,36 +4,55 @@
 //!  EDGE log                                                                    CLOUD log
 //!  telemetry ─► loop of its own ─► bytes as they are, same partition ─► telemetry
 //!  faults    ─► …                  + source.cluster, .topic,               ┐ one transaction
-//!                                    .partition, .offset               positions
+//!                                    .partition, .offset               positions, and whose they are
 //! ```
 //!
 //! One loop (`pipeline`) per topic, each in a thread of its own: a topic that cannot go on stops alone, loudly, and the
 //! process ends with an error. Positions are in the target log, beside what they belong to, so that no crash can tear
-//! them apart. Where a record came from is in its headers, offset by offset.
+//! them apart. Where a record came from is in its headers, offset by offset, so that a position in one log can be
+//! translated into the other's (`replicator offsets`).
+//!
+//! What stops a topic: records that retention removed before they were copied, another topic under the same name, another
+//! number of partitions, a circle of replicators. What then happens is the operator's decision (`replicator resume`).
+//!
+//! Instances share the partitions of a topic. Their group is on the target, where the transactions are: see
+//! `event_log`'s Kafka backend. An embedded log is one process's, and so is its replicator.
 //!
 //! It never looks into a payload, and there is no record that it cannot copy: it has no dead letters. Personal topics
 //! are refused by name. It does not filter or rename.
 
 mod args;
+mod check;
+mod copies;
 mod copy;
 mod metrics;
+mod offsets;
+mod resume;
+mod state;
 mod topic;
+mod watch;
 
+use std::io::Write as _;
 use std::sync::Arc;
 
-use anyhow::bail;
-use event_log::Log;
+use anyhow::{Context, bail};
+use event_log::{Error, Log};
 use prometheus_client::registry::Registry;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-pub use args::{Args, DEFAULT_TOPICS, group};
+pub use args::{Accept, Args, Command, DEFAULT_TOPICS, OffsetsArgs, ResumeArgs, group};
 pub use copy::{SOURCE_CLUSTER, SOURCE_OFFSET, SOURCE_PARTITION, SOURCE_TOPIC};
-pub use metrics::{Metrics, Topic};
+pub use metrics::{Metrics, Seconds, Topic};
+pub use state::{Accepted, Gap, STATE_TOPIC};
 use topic::Replication;
 
-/// Runs the replicator until `shutdown`, with its admin port.
+/// Runs the replicator until `shutdown`, with its admin port; or its command, if there is one.
 pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
+    if let Some(command) = args.command.clone() {
+        let said = tokio::task::spawn_blocking(move || run_command(&args, &command)).await??;
+        return std::io::stdout().write_all(said.as_bytes()).context("cannot print");
+    }
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
     let service = args.service.clone();
@@ -43,9 +62,33 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
 /// Runs the replicator until `shutdown`; then copies what the source holds at that moment, and returns.
 pub async fn run_with(args: Args, metrics: Metrics, shutdown: CancellationToken) -> anyhow::Result<()> {
     args.check()?;
-    let source = event_log::open(&args.source_log, &args.source_kafka_options)?;
-    let target = event_log::open(&args.target_log, &args.target_kafka_options)?;
+    let (source, target) = open(&args)?;
     run_on(&args, source, target, metrics, shutdown).await
+}
+
+/// Runs a command. Blocking. Returns what it has to say.
+pub fn run_command(args: &Args, command: &Command) -> anyhow::Result<String> {
+    args.check()?;
+    let opened = open(args);
+    let (source, target) = match opened {
+        Err(error @ Error::InUse { .. }) => {
+            return Err(error)
+                .context("an embedded log is one process's: stop the replicator, run this, and start it again");
+        }
+        opened => opened?,
+    };
+    match command {
+        Command::Offsets(offsets) => offsets::run(args, offsets, &source, &target),
+        Command::Resume(resume) => {
+            let done = resume::run(args, resume, source, target)?;
+            Ok(format!("{done}\nstart the replicator again\n"))
+        }
+    }
+}
+
+fn open(args: &Args) -> Result<(Arc<dyn Log>, Arc<dyn Log>), Error> {
+    let source = event_log::open(&args.source_log, &args.source_kafka_options)?;
+    Ok((source, event_log::open(&args.target_log, &args.target_kafka_options)?))
 }
 
 /// Like [`run_with`], on logs that are open already: for tests and to inject faults.

@@ -1,5 +1,7 @@
 //! What the replicator counts.
 
+use std::sync::atomic::AtomicU64;
+
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -13,10 +15,26 @@ pub struct Metrics {
     pub pipeline: pipeline::Metrics,
     /// Bytes read to be copied; a transaction that is done again counts again.
     pub read_bytes: Family<Topic, Counter>,
-    /// Records in the source that are not in the target yet.
+    /// Records in the source that are not in the target yet. On Kafka, markers of transactions among them count.
     pub lag_records: Family<Topic, Gauge>,
+    /// The age of the oldest of them, by its timestamp; 0 if there is none.
+    pub lag_seconds: Family<Topic, Seconds>,
+    /// Until the source's retention removes the oldest of them; infinite without one, or without retention.
+    pub expires_in_seconds: Family<Topic, Seconds>,
     /// Topics that stopped with an error.
     pub stopped_topics: Gauge,
+}
+
+/// A number of seconds.
+pub type Seconds = Gauge<f64, AtomicU64>;
+
+/// Those of one topic.
+#[derive(Debug, Clone)]
+pub(crate) struct TopicMetrics {
+    pub(crate) read_bytes: Counter,
+    pub(crate) lag_records: Gauge,
+    pub(crate) lag_seconds: Seconds,
+    pub(crate) expires_in_seconds: Seconds,
 }
 
 /// One of the topics that the replicator was asked to copy.
@@ -40,12 +58,30 @@ impl Metrics {
             pipeline: pipeline::Metrics::new(registry, "replicator"),
             read_bytes: Family::default(),
             lag_records: Family::default(),
+            lag_seconds: Family::default(),
+            expires_in_seconds: Family::default(),
             stopped_topics: Gauge::default(),
         };
         let registry = registry.sub_registry_with_prefix("carstream_replicator");
         registry.register_with_unit("read", "Records read to be copied", Unit::Bytes, metrics.read_bytes.clone());
         registry.register("lag_records", "Records in the source and not in the target", metrics.lag_records.clone());
+        let (lag, expires_in) = (metrics.lag_seconds.clone(), metrics.expires_in_seconds.clone());
+        registry.register_with_unit("lag", "Age of the oldest record not in the target", Unit::Seconds, lag);
+        let help = "Until retention in the source removes the oldest record not in the target";
+        registry.register_with_unit("expires_in", help, Unit::Seconds, expires_in);
         registry.register("stopped_topics", "Topics stopped with an error", metrics.stopped_topics.clone());
         metrics
+    }
+
+    pub(crate) fn topic(&self, topic: &str) -> TopicMetrics {
+        let label = Topic::new(topic);
+        // Until the first look, nothing is known to be in danger.
+        self.expires_in_seconds.get_or_create(&label).set(f64::INFINITY);
+        TopicMetrics {
+            read_bytes: self.read_bytes.get_or_create_owned(&label),
+            lag_records: self.lag_records.get_or_create_owned(&label),
+            lag_seconds: self.lag_seconds.get_or_create_owned(&label),
+            expires_in_seconds: self.expires_in_seconds.get_or_create_owned(&label),
+        }
     }
 }

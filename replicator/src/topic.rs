@@ -1,63 +1,98 @@
-//! One topic: prepared, copied by the loop, watched, and drained.
+//! One topic: begun, copied by the loop, watched, and drained.
 //!
 //! ```text
-//!  loop    ── wait for the source ─► make the target alike ─► read, copy, commit ────────────────► stop
-//!  watcher ── lag ── lag ── shutdown: note the source's end ─► committed up to there, or timed out ──▲
+//!  begin   ── wait for the logs ─► is it what was copied so far? ─► positions in every partition, with their origin
+//!  loop    ── read, copy, commit ────────────────────────────────────────────────────────────────────────► stop
+//!  watcher ── lag, is it the same topic? ── … ── shutdown: note the source's end ─► committed up to there ──▲
 //! ```
+//!
+//! Positions of all partitions are written before the first record is copied, with the identity of the topic that they
+//! are of. So there is never a partition of which it is not known where copying began, and retention cannot take a record
+//! unseen.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
-use event_log::{Error, Log, Range, Read, TopicDescription, TopicSpec, catalogue};
+use anyhow::{Context, anyhow};
+use event_log::{Error, Event, Log, Outputs, Processor, ProcessorOptions, Range, Read, TopicSpec, catalogue};
 use pipeline::Options;
-use prometheus_client::metrics::gauge::Gauge;
 use service::retry_until;
 use tokio_util::sync::CancellationToken;
 
 use crate::args::group_of;
+use crate::check::{Problem, View};
 use crate::copy::Copy;
-use crate::metrics::Topic;
+use crate::metrics::TopicMetrics;
+use crate::state::{self, Empty, Known, Origin, STATE_TOPIC};
+use crate::watch::Lag;
 use crate::{Args, Metrics};
 
 /// How late a shutdown may be noticed.
 const POLL: Duration = Duration::from_millis(50);
-/// How often the lag is brought up to date.
-const LAG_EVERY: Duration = Duration::from_secs(2);
+/// How often the lag is brought up to date, and how long another topic of the same name may stay unnoticed.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How often the drain looks whether it is over: each look may open a consumer.
 const DRAIN_POLL: Duration = Duration::from_millis(100);
 /// How long one look at what is left may take: on Kafka a reader connects first.
 const DRAIN_LOOK: Duration = Duration::from_secs(2);
+/// How long to wait for partitions before looking whether another instance has begun with them.
+const BEGIN_WAIT: Duration = Duration::from_secs(5);
 
 /// A topic that is to be copied.
 #[derive(Debug, Clone)]
 pub(crate) struct Replication {
-    topic: Arc<str>,
-    group: String,
-    source: Arc<dyn Log>,
-    target: Arc<dyn Log>,
+    pub(crate) topic: Arc<str>,
+    pub(crate) source_name: String,
+    pub(crate) group: String,
+    pub(crate) source: Arc<dyn Log>,
+    pub(crate) target: Arc<dyn Log>,
+}
+
+/// Whether copying can go on.
+enum Begun {
+    Yes(Origin),
+    /// Partitions have no position yet, or it is not visible yet.
+    NotYet,
+    No(Problem),
 }
 
 impl Replication {
     pub(crate) fn new(args: &Args, topic: &str, source: Arc<dyn Log>, target: Arc<dyn Log>) -> Self {
-        Self { topic: topic.into(), group: group_of(&args.source_name, topic), source, target }
+        let (source_name, group) = (args.source_name.clone(), group_of(&args.source_name, topic));
+        Self { topic: topic.into(), source_name, group, source, target }
+    }
+
+    pub(crate) fn processor_options(&self, args: &Args) -> ProcessorOptions {
+        let (group, instance) = (self.group.clone(), args.instance.clone());
+        ProcessorOptions { group, instance, topics: vec![self.topic.clone()] }
     }
 
     /// Copies the topic until shutdown, and then what the source holds at that moment. Blocking.
     pub(crate) fn run(self, args: &Args, metrics: &Metrics, shutdown: &CancellationToken) -> anyhow::Result<()> {
+        let of_topic = metrics.topic(&self.topic);
+        let Some(origin) = self.begin(args, shutdown)? else { return Ok(()) };
         let (stop, ended) = (CancellationToken::new(), CancellationToken::new());
         std::thread::scope(|scope| {
             let watcher = || {
-                let lag = metrics.lag_records.get_or_create_owned(&Topic::new(&self.topic));
-                self.watch(&lag, shutdown, &ended);
-                self.drain(args.drain_timeout, &ended);
+                let problem = self.watch(&origin, &of_topic, shutdown, &ended);
+                if problem.is_none() {
+                    self.drain(&origin, args.drain_timeout, &ended);
+                }
                 stop.cancel();
+                problem
             };
             let name = format!("watch-{}", self.topic);
-            std::thread::Builder::new().name(name).spawn_scoped(scope, watcher).context("cannot start a thread")?;
-            // However the loop ends, the watcher must not keep the scope open.
-            let _ended = ended.clone().drop_guard();
-            self.copy(args, metrics, shutdown, &stop)
+            let watching = std::thread::Builder::new().name(name).spawn_scoped(scope, watcher);
+            let watching = watching.context("cannot start a thread")?;
+            let copied = {
+                // However the loop ends, the watcher must not keep the scope open.
+                let _ended = ended.clone().drop_guard();
+                self.copy(args, metrics, &of_topic, shutdown, &stop)
+            };
+            match watching.join().map_err(|_| anyhow!("the watcher panicked"))? {
+                Some(problem) => Err(anyhow!(problem.explain(args, &self.topic))),
+                None => copied,
+            }
         })
     }
 
@@ -66,97 +101,184 @@ impl Replication {
         &self,
         args: &Args,
         metrics: &Metrics,
+        of_topic: &TopicMetrics,
         shutdown: &CancellationToken,
         stop: &CancellationToken,
     ) -> anyhow::Result<()> {
-        let Some(source) = self.describe(&self.source, shutdown, || catalogue::topic(&self.topic))? else {
-            return Ok(());
-        };
-        let partitions = source.partitions.len() as u32;
-        let like_source = || TopicSpec { partitions, ..catalogue::topic(&self.topic) };
-        let Some(target) = self.describe(&self.target, shutdown, like_source)? else { return Ok(()) };
-        if target.partitions.len() != source.partitions.len() {
-            bail!(
-                "it has {partitions} partitions in {} and {} in {}, so keys would change theirs: give it the same \
-                 number in both",
-                self.source.url(),
-                target.partitions.len(),
-                self.target.url()
-            );
-        }
         let mut copy = Copy {
             topic: self.topic.clone(),
             source_name: args.source_name.clone(),
             target_name: args.target_name.clone(),
-            bytes: metrics.read_bytes.get_or_create_owned(&Topic::new(&self.topic)),
+            bytes: of_topic.read_bytes.clone(),
         };
-        let options = Options {
-            source: self.source.clone(),
-            target: self.target.clone(),
-            group: self.group.clone(),
-            instance: args.instance.clone(),
-            topics: vec![self.topic.clone()],
-            tables: Vec::new(),
-            outputs: vec![self.topic.clone()],
-            dead_letter: None,
-            state: None,
-            snapshot_records: pipeline::SNAPSHOT_RECORDS,
-            max_records: args.batch as usize,
-            max_wait: Duration::from_millis(args.batch_ms),
-        };
-        pipeline::run(options, &mut copy, &metrics.pipeline, stop)
-    }
-
-    /// The topic in `log`, created as `spec` if it is not there. `None`: shut down meanwhile.
-    fn describe(
-        &self,
-        log: &Arc<dyn Log>,
-        shutdown: &CancellationToken,
-        spec: impl Fn() -> TopicSpec,
-    ) -> Result<Option<TopicDescription>, Error> {
-        let what = format!("topic {} in {}", self.topic, log.url());
-        let attempt = || match log.describe(&self.topic) {
-            Err(Error::UnknownTopic { .. }) => {
-                log.ensure_topic(&spec())?;
-                log.describe(&self.topic)
+        loop {
+            let options = Options {
+                source: self.source.clone(),
+                target: self.target.clone(),
+                group: self.group.clone(),
+                instance: args.instance.clone(),
+                topics: vec![self.topic.clone()],
+                tables: Vec::new(),
+                outputs: vec![self.topic.clone()],
+                dead_letter: None,
+                state: None,
+                snapshot_records: pipeline::SNAPSHOT_RECORDS,
+                max_records: args.batch as usize,
+                max_wait: Duration::from_millis(args.batch_ms),
+            };
+            let Err(error) = pipeline::run(options, &mut copy, &metrics.pipeline, stop) else { return Ok(()) };
+            let lost = error
+                .downcast_ref()
+                .is_some_and(|e| matches!(e, Error::OutOfRange { .. } | Error::UnknownTopic { .. }));
+            // If the logs do not say now what became of the topic, the error itself must do.
+            let Some(view) = lost.then(|| self.look(args).ok()).flatten() else { return Err(error) };
+            match view.problem() {
+                Some(problem) => return Err(anyhow!(problem.explain(args, &self.topic))),
+                // Only offsets without a record are gone.
+                None if !view.passed().is_empty() => {
+                    if self.begin(args, shutdown)?.is_none() {
+                        return Ok(());
+                    }
+                }
+                None => return Err(error),
             }
-            described => described,
-        };
-        // Once in any case: who is stopped at its start still drains what is there.
-        match attempt() {
-            Err(error) if error.is_retriable() => retry_until(shutdown, what, |e: &Error| !e.is_retriable(), attempt),
-            described => described.map(Some),
         }
     }
 
-    /// Keeps the lag up to date until shutdown or until the loop has ended.
-    fn watch(&self, lag: &Gauge, shutdown: &CancellationToken, ended: &CancellationToken) {
+    fn look(&self, args: &Args) -> Result<View, Error> {
+        View::look(args, &self.group, &self.topic, &self.source, &self.target)
+    }
+
+    /// Sees to positions in every partition. `None`: shut down meanwhile.
+    fn begin(&self, args: &Args, shutdown: &CancellationToken) -> anyhow::Result<Option<Origin>> {
+        let what = format!("topic {} in {} and {}", self.topic, self.source.url(), self.target.url());
+        loop {
+            // Once in any case: who is stopped at its start still drains what is there.
+            let begun = match self.try_begin(args) {
+                Err(error) if error.is_retriable() => {
+                    retry_until(shutdown, &*what, |e: &Error| !e.is_retriable(), || self.try_begin(args))?
+                }
+                begun => Some(begun?),
+            };
+            match begun {
+                None => return Ok(None),
+                Some(Begun::Yes(origin)) => return Ok(Some(origin)),
+                Some(Begun::No(problem)) => return Err(anyhow!(problem.explain(args, &self.topic))),
+                Some(Begun::NotYet) => std::thread::sleep(POLL),
+            }
+            if shutdown.is_cancelled() {
+                return Ok(None);
+            }
+        }
+    }
+
+    fn try_begin(&self, args: &Args) -> Result<Begun, Error> {
+        ensure(&self.target, &catalogue::topic(STATE_TOPIC))?;
+        if state::load(&self.target, &self.source_name, &self.topic)?.origin.is_none() {
+            let spec = catalogue::topic(&self.topic);
+            ensure(&self.source, &spec)?;
+            let partitions = self.source.describe(&self.topic)?.partitions.len() as u32;
+            ensure(&self.target, &TopicSpec { partitions, ..spec })?;
+        }
+        for is_last in [false, true] {
+            let view = self.look(args)?;
+            if let Some(problem) = view.problem() {
+                return Ok(Begun::No(problem));
+            }
+            if view.has_begun()
+                && let Some(origin) = view.known.origin
+            {
+                return Ok(Begun::Yes(origin));
+            }
+            if let Some(problem) = view.forgotten(args, &self.topic, &self.target)? {
+                return Ok(Begun::No(problem));
+            }
+            if !is_last {
+                self.write_positions(args, &view)?;
+            }
+        }
+        Ok(Begun::NotYet)
+    }
+
+    /// Writes positions for the partitions that this instance gets, and the topic's identity with the first ones.
+    fn write_positions(&self, args: &Args, view: &View) -> Result<(), Error> {
+        let Some(source) = &view.source else { return Ok(()) };
+        let options = self.processor_options(args);
+        let mut processor = Processor::new(self.source.clone(), self.target.clone(), &options)?;
+        let deadline = Instant::now() + BEGIN_WAIT;
+        while Instant::now() < deadline {
+            let Event::Assigned(mut positions) = processor.next(1, POLL)? else { continue };
+            let passed = view.passed();
+            for p in &mut positions {
+                if let Some(first) = passed.get(&p.partition).filter(|first| p.offset < **first) {
+                    p.offset = *first;
+                }
+            }
+            let mut outputs = Outputs::default();
+            if view.known.origin.is_none() {
+                // With positions and no origin, copies were made before origins were kept: they may be anywhere.
+                let target_from = view.positions.iter().zip(&view.target.partitions);
+                let target_from = target_from.map(|(p, bounds)| if p.is_some() { bounds.first } else { bounds.next });
+                let origin = Origin { topic_id: source.id.clone(), target_from: target_from.collect() };
+                state::put_origin(&mut outputs, &self.source_name, &self.topic, &origin);
+            }
+            // Whatever became of it shows at the next look.
+            return processor.commit(&outputs, &positions).map(drop);
+        }
+        Ok(())
+    }
+
+    /// Keeps the lag up to date until shutdown or until the loop has ended. Returns what is wrong with the topic.
+    fn watch(
+        &self,
+        origin: &Origin,
+        metrics: &TopicMetrics,
+        shutdown: &CancellationToken,
+        ended: &CancellationToken,
+    ) -> Option<Problem> {
+        let mut lag = Lag::new(self);
         let mut at: Option<Instant> = None;
         while !shutdown.is_cancelled() && !ended.is_cancelled() {
-            if at.is_none_or(|at| at.elapsed() >= LAG_EVERY) {
+            if at.is_none_or(|at| at.elapsed() >= LOOK_EVERY) {
                 // What a log does not say now it says at the next look.
-                if let Ok(left) = self.ends().and_then(|ends| self.left(&ends)) {
-                    lag.set(left.iter().map(|range| range.end.unwrap_or(0) - range.start).sum::<u64>() as i64);
+                if let Ok(Some(problem)) = self.watch_once(origin, &mut lag, metrics) {
+                    return Some(problem);
                 }
                 at = Some(Instant::now());
             }
             std::thread::sleep(POLL);
         }
+        None
+    }
+
+    fn watch_once(&self, origin: &Origin, lag: &mut Lag<'_>, metrics: &TopicMetrics) -> Result<Option<Problem>, Error> {
+        let positions = self.target.committed(&self.group, &self.topic)?;
+        let source = self.source.describe(&self.topic)?;
+        let target = self.target.describe(&self.topic)?;
+        let known = Known { origin: Some(origin.clone()), ..Known::default() };
+        let view = View { known, positions, source: Some(source.clone()), target };
+        // A gap is noticed by the loop, when it comes to it.
+        if let Some(problem @ (Problem::Recreated { .. } | Problem::Partitions { .. })) = view.problem() {
+            return Ok(Some(problem));
+        }
+        lag.look(&view.positions, &source.partitions, source.retention, metrics)?;
+        lag.note_empty(&source.id);
+        Ok(None)
     }
 
     /// Waits until everything that the source holds now is committed, at most `timeout`, or until the loop has ended.
-    fn drain(&self, timeout: Duration, ended: &CancellationToken) {
+    fn drain(&self, origin: &Origin, timeout: Duration, ended: &CancellationToken) {
         let deadline = Instant::now() + timeout;
         let mut ends: Option<Vec<u64>> = None;
         while !ended.is_cancelled() {
             let mut look = || match &ends {
-                Some(ends) => self.is_drained(ends),
-                None => self.is_drained(ends.insert(self.ends()?)),
+                Some(ends) => self.is_drained(origin, ends),
+                None => self.is_drained(origin, ends.insert(self.ends()?)),
             };
             let why = match look() {
                 Ok(true) => return,
                 Ok(false) => String::new(),
-                // A log is away, or the loop has not made the target yet. If it cannot, it ends, and with it the drain.
+                // A log is away. If the loop cannot go on, it ends, and with it the drain.
                 Err(error) => format!(": {:#}", anyhow::Error::from(error)),
             };
             if Instant::now() >= deadline {
@@ -184,12 +306,26 @@ impl Replication {
     }
 
     /// Whether no record is left before `ends`. Offsets alone do not tell: Kafka's transaction markers take some, too.
-    fn is_drained(&self, ends: &[u64]) -> Result<bool, Error> {
+    /// Then this is noted, for the start after retention has removed the markers.
+    fn is_drained(&self, origin: &Origin, ends: &[u64]) -> Result<bool, Error> {
         let left = self.left(ends)?;
         if left.is_empty() {
             return Ok(true);
         }
-        let mut reader = self.source.clone().reader(left)?;
-        Ok(matches!(reader.next(1, DRAIN_LOOK)?, Read::End))
+        let mut reader = self.source.clone().reader(left.clone())?;
+        let is_drained = matches!(reader.next(1, DRAIN_LOOK)?, Read::End);
+        for Range { partition, start: from, end, .. } in left.into_iter().filter(|_| is_drained) {
+            let empty = Empty { topic_id: origin.topic_id.clone(), from, to: end.unwrap_or(from) };
+            state::append_empty(&self.target, &self.source_name, &self.topic, partition, &empty);
+        }
+        Ok(is_drained)
+    }
+}
+
+/// Creates the topic if there is none of its name. One that is there is left as it is.
+fn ensure(log: &Arc<dyn Log>, spec: &TopicSpec) -> Result<(), Error> {
+    match log.describe(&spec.name) {
+        Err(Error::UnknownTopic { .. }) => log.ensure_topic(spec),
+        described => described.map(drop),
     }
 }

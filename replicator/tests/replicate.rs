@@ -1,102 +1,15 @@
 //! The cloud log holds what the edge log holds: each record once, as it is, whatever happens to replicators.
 #![allow(clippy::unwrap_used)]
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+mod support;
 
-use event_log::{
-    Log, LogArgs, LogUrl, Outputs, Processor, ProcessorOptions, Range, Read, Record, TopicSpec, catalogue,
-};
-use prometheus_client::registry::Registry;
+use std::time::Duration;
+
+use event_log::{TopicSpec, catalogue};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use replicator::{Args, Metrics, SOURCE_CLUSTER, SOURCE_OFFSET, SOURCE_PARTITION, SOURCE_TOPIC};
-use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
-
-/// What a test waits for comes within this time, or never.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-struct Place {
-    folder: tempfile::TempDir,
-}
-
-impl Place {
-    fn new() -> Self {
-        Self { folder: tempfile::tempdir().unwrap() }
-    }
-
-    fn url(&self, name: &str) -> LogUrl {
-        LogUrl::Directory(self.folder.path().join(name))
-    }
-
-    fn log(&self, name: &str) -> Arc<dyn Log> {
-        LogArgs::new(self.url(name)).open().unwrap()
-    }
-
-    fn args(&self, topics: &[&str]) -> Args {
-        let mut args = Args::new(self.url("edge"), self.url("cloud"));
-        args.topics = topics.iter().map(|topic| (*topic).to_owned()).collect();
-        args
-    }
-}
-
-/// A record with all that a record has.
-#[derive(Debug, Clone, PartialEq)]
-struct Whole {
-    key: Vec<u8>,
-    value: Option<Vec<u8>>,
-    headers: Vec<(String, Vec<u8>)>,
-    timestamp_ms: i64,
-}
-
-fn any_record(rng: &mut ChaCha8Rng, i: u64) -> Whole {
-    let bytes = |rng: &mut ChaCha8Rng, max: usize| -> Vec<u8> {
-        let len = rng.random_range(0..max);
-        (0..len).map(|_| rng.random()).collect()
-    };
-    let value = (!rng.random_ratio(1, 8)).then(|| bytes(rng, 300));
-    let headers = (0..rng.random_range(0..4)).map(|h| (format!("h{}", h % 2), bytes(rng, 20))).collect();
-    Whole { key: bytes(rng, 40), value, headers, timestamp_ms: 1_795_248_000_000 + i as i64 }
-}
-
-/// Writes records into chosen partitions, a transaction for each few of them.
-fn write(log: &Arc<dyn Log>, topic: &str, records: &[(u32, Whole)]) {
-    log.ensure_topic(&catalogue::topic(topic)).unwrap();
-    let topic: Arc<str> = topic.into();
-    let options =
-        ProcessorOptions { group: format!("writer-{topic}"), instance: "1".into(), topics: vec![topic.clone()] };
-    let mut processor = Processor::new(log.clone(), log.clone(), &options).unwrap();
-    for chunk in records.chunks(100) {
-        let mut outputs = Outputs::default();
-        for (partition, record) in chunk {
-            let headers: Vec<_> = record.headers.iter().map(|(name, value)| (name.as_str(), &value[..])).collect();
-            let (key, value) = (&record.key[..], record.value.as_deref());
-            let record = Record { key, value, headers: &headers, timestamp_ms: record.timestamp_ms };
-            outputs.push(&topic, *partition, &record);
-        }
-        processor.commit(&outputs, &[]).unwrap();
-    }
-}
-
-fn read(log: &Arc<dyn Log>, topic: &str, partition: u32) -> Vec<Whole> {
-    let bounds = log.describe(topic).unwrap().partitions[partition as usize];
-    let range = Range { topic: topic.into(), partition, start: bounds.first, end: Some(bounds.next) };
-    let mut reader = log.clone().reader(vec![range]).unwrap();
-    let mut records = Vec::new();
-    loop {
-        match reader.next(10_000, Duration::from_secs(1)).unwrap() {
-            Read::End => return records,
-            Read::Idle => {}
-            Read::Batch(batch) => records.extend(batch.iter().map(|record| Whole {
-                key: record.key.to_vec(),
-                value: record.value.map(<[u8]>::to_vec),
-                headers: record.headers.map(|(name, value)| (name.to_owned(), value.to_vec())).collect(),
-                timestamp_ms: record.timestamp_ms,
-            })),
-        }
-    }
-}
+use replicator::{Args, SOURCE_CLUSTER, SOURCE_OFFSET, SOURCE_PARTITION, SOURCE_TOPIC};
+use support::{Place, read, records, start, wait_until, write};
 
 /// Asserts that the cloud holds the edge's records: partition by partition, in order, once, with their origin.
 fn assert_copied(place: &Place, topic: &str, source_name: &str) {
@@ -120,49 +33,6 @@ fn assert_copied(place: &Place, topic: &str, source_name: &str) {
             .collect();
         assert_eq!(read(&cloud, topic, partition), expected, "{topic}/{partition}");
     }
-}
-
-struct Replicator {
-    shutdown: CancellationToken,
-    metrics: Metrics,
-    task: JoinHandle<anyhow::Result<()>>,
-}
-
-fn start(args: Args) -> Replicator {
-    let (shutdown, metrics) = (CancellationToken::new(), Metrics::new(&mut Registry::default()));
-    let task = tokio::spawn(replicator::run_with(args, metrics.clone(), shutdown.clone()));
-    Replicator { shutdown, metrics, task }
-}
-
-impl Replicator {
-    async fn stop(self) -> anyhow::Result<()> {
-        self.shutdown.cancel();
-        self.end().await
-    }
-
-    async fn end(mut self) -> anyhow::Result<()> {
-        tokio::time::timeout(PATIENCE, &mut self.task).await.expect("it ends in time").expect("it does not panic")
-    }
-}
-
-impl Drop for Replicator {
-    fn drop(&mut self) {
-        // A test that fails must not leave its replicator running.
-        self.shutdown.cancel();
-    }
-}
-
-async fn wait_until(what: &str, done: impl Fn() -> bool) {
-    let began = Instant::now();
-    while !done() {
-        assert!(began.elapsed() < PATIENCE, "waited in vain for {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
-fn records(seed: u64, count: u64) -> Vec<(u32, Whole)> {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    (0..count).map(|i| (rng.random_range(0..4), any_record(&mut rng, i))).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]

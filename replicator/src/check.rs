@@ -1,0 +1,264 @@
+//! What must hold before a topic is copied on, and what can be done where it does not.
+//!
+//! Offsets say where a record is only as long as the topic is the same one, with the same partitions, and still holds
+//! what is to be copied. Where that is in doubt the topic stops: which records may be missing, doubled or moved is an
+//! operator's decision, and is made with `replicator resume`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use event_log::{Error, Log, TopicDescription};
+
+use crate::Args;
+use crate::copies::Copies;
+use crate::state::{self, Gap, Known};
+
+/// A topic as both logs have it.
+#[derive(Debug, Clone)]
+pub(crate) struct View {
+    pub(crate) known: Known,
+    /// The next offset to be copied, by partition of the target.
+    pub(crate) positions: Vec<Option<u64>>,
+    /// None: there is no such topic.
+    pub(crate) source: Option<TopicDescription>,
+    pub(crate) target: TopicDescription,
+}
+
+/// Why a topic cannot be copied on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Problem {
+    /// The source topic is gone.
+    Deleted { positions: Vec<Option<u64>> },
+    /// The source topic has the name of the one that was copied, and another identity.
+    Recreated { old: String, new: String, positions: Vec<Option<u64>>, source: usize, target: usize },
+    /// It had another number of partitions.
+    Partitions { before: usize, source: usize, target: usize },
+    /// The two logs never had the same number of partitions.
+    Unlike { source: usize, target: usize },
+    /// Retention was faster.
+    Gap(Vec<Gap>),
+    /// The source ends before what was copied of it: partition, position, end.
+    Behind(Vec<(u32, u64, u64)>),
+    /// There are copies, and no positions: partition, and the position that follows from the last copy.
+    Forgotten(Vec<(u32, u64)>),
+}
+
+impl View {
+    pub(crate) fn look(
+        args: &Args,
+        group: &str,
+        topic: &str,
+        source: &Arc<dyn Log>,
+        target: &Arc<dyn Log>,
+    ) -> Result<Self, Error> {
+        // In this order: positions only grow, and so never lie behind the source's end that is asked for later.
+        let known = state::load(target, &args.source_name, topic)?;
+        let positions = target.committed(group, topic)?;
+        let source = match source.describe(topic) {
+            Err(Error::UnknownTopic { .. }) => None,
+            described => Some(described?),
+        };
+        Ok(Self { known, positions, source, target: target.describe(topic)? })
+    }
+
+    /// Whether there are positions to go on from in every partition.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.known.origin.is_some() && self.passed().is_empty() && self.positions.iter().all(Option::is_some)
+    }
+
+    /// Positions that retention has passed without taking a record: the source's first offset, by partition.
+    pub(crate) fn passed(&self) -> BTreeMap<u32, u64> {
+        let Some(source) = &self.source else { return BTreeMap::new() };
+        let partitions = (0..).zip(self.positions.iter().zip(&source.partitions));
+        let passed = partitions.filter_map(|(partition, (position, bounds))| {
+            let empty = self.known.empty.get(&partition).filter(|empty| empty.topic_id == source.id)?;
+            let position = position.filter(|position| *position < bounds.first)?;
+            (empty.from <= position && bounds.first <= empty.to).then_some((partition, bounds.first))
+        });
+        passed.collect()
+    }
+
+    /// What is wrong, except for positions that were forgotten.
+    pub(crate) fn problem(&self) -> Option<Problem> {
+        let positions = self.positions.clone();
+        let Some(source) = &self.source else { return Some(Problem::Deleted { positions }) };
+        let (source_count, target_count) = (source.partitions.len(), self.target.partitions.len());
+        if let Some(origin) = &self.known.origin {
+            if origin.topic_id != source.id {
+                let (old, new) = (origin.topic_id.clone(), source.id.clone());
+                return Some(Problem::Recreated { old, new, positions, source: source_count, target: target_count });
+            }
+            let before = origin.target_from.len();
+            if (source_count, target_count) != (before, before) {
+                return Some(Problem::Partitions { before, source: source_count, target: target_count });
+            }
+        }
+        if source_count != target_count {
+            return Some(Problem::Unlike { source: source_count, target: target_count });
+        }
+        let known = (0..).zip(&source.partitions).zip(&positions);
+        let known: Vec<_> = known.filter_map(|((p, bounds), position)| Some((p, bounds, (*position)?))).collect();
+        let passed = self.passed();
+        let gaps = known.iter().filter(|(p, bounds, position)| *position < bounds.first && !passed.contains_key(p));
+        let gaps: Vec<_> = gaps
+            .map(|(partition, bounds, from)| Gap { partition: *partition, from: *from, to: bounds.first })
+            .collect();
+        if !gaps.is_empty() {
+            return Some(Problem::Gap(gaps));
+        }
+        let behind = known.iter().filter(|(_, bounds, position)| *position > bounds.next);
+        let behind: Vec<_> = behind.map(|(partition, bounds, position)| (*partition, *position, bounds.next)).collect();
+        (!behind.is_empty()).then_some(Problem::Behind(behind))
+    }
+
+    /// Partitions of which there are copies and no position. Reads the target where a position is missing.
+    pub(crate) fn forgotten(
+        &self,
+        args: &Args,
+        topic: &Arc<str>,
+        target: &Arc<dyn Log>,
+    ) -> Result<Option<Problem>, Error> {
+        let Some(origin) = &self.known.origin else { return Ok(None) };
+        let mut forgotten = Vec::new();
+        for (partition, (position, bounds)) in (0..).zip(self.positions.iter().zip(&self.target.partitions)) {
+            let from = origin.target_from.get(partition as usize).copied().unwrap_or_default().max(bounds.first);
+            let (source_name, end) = (&*args.source_name, bounds.next);
+            let copies = Copies { target, source_name, topic, partition, from, end };
+            if position.is_none()
+                && let Some(last) = copies.last()?
+            {
+                forgotten.push((partition, last.source_offset + 1));
+            }
+        }
+        Ok((!forgotten.is_empty()).then_some(Problem::Forgotten(forgotten)))
+    }
+}
+
+impl Problem {
+    /// What is wrong, where, and what can be done: for the operator.
+    pub(crate) fn explain(&self, args: &Args, topic: &str) -> String {
+        let (source, target) = (&args.source_log, &args.target_log);
+        let resume = |how: &str| args.command_line(&format!("resume --topic {topic} {how}"));
+        let (what, choices) = match self {
+            Self::Deleted { positions } => (
+                format!("it does not exist in {source} any more; it was copied up to {}", listed(positions)),
+                vec![
+                    "take it from --topics".to_owned(),
+                    format!("create it again and copy the new one: {}", resume("--accept-recreated")),
+                ],
+            ),
+            Self::Recreated { old, new, positions, source: found, target: wanted } => (
+                format!(
+                    "it was deleted in {source} and created again: its id is {new}, and the positions {} belong to the \
+                     topic {old}",
+                    listed(positions)
+                ),
+                vec![
+                    match found == wanted {
+                        true => format!(
+                            "copy the new topic from its beginning, behind what was copied of the old one: {}",
+                            resume("--accept-recreated")
+                        ),
+                        false => format!(
+                            "create it again with {wanted} partitions, as it has in {target}, instead of {found}, and \
+                             then copy it from its beginning, behind the old one: {}",
+                            resume("--accept-recreated")
+                        ),
+                    },
+                    "copy it into another target: --target-log with a log that does not have it yet".to_owned(),
+                ],
+            ),
+            Self::Partitions { before, source: in_source, target: in_target } => (
+                format!(
+                    "it had {before} partitions when copying began, and has {in_source} in {source} and {in_target} in \
+                     {target}, so keys change theirs: new records of a car would be in another partition than its older \
+                     ones, and who keeps state by partition would see half of them"
+                ),
+                vec![
+                    match in_source == in_target {
+                        true => {
+                            format!("if those who read the target can bear that: {}", resume("--accept-partitions"))
+                        }
+                        false => format!(
+                            "if those who read the target can bear that, give it {} partitions in both, and then: {}",
+                            in_source.max(in_target),
+                            resume("--accept-partitions")
+                        ),
+                    },
+                    "copy it from its beginning into another target: --target-log with a log that does not have it yet"
+                        .to_owned(),
+                ],
+            ),
+            Self::Unlike { source: in_source, target: in_target } => (
+                format!(
+                    "it has {in_source} partitions in {source} and {in_target} in {target}, so keys would change theirs"
+                ),
+                vec![
+                    format!("give it {} partitions in both", in_source.max(in_target)),
+                    "copy it into another target: --target-log with a log that does not have it yet".to_owned(),
+                ],
+            ),
+            Self::Gap(gaps) => (
+                format!("retention in {source} has removed what was not copied yet: {}", gaps_listed(gaps)),
+                vec![
+                    format!(
+                        "go on without them, which is recorded in {}, after giving the topic more retention if the \
+                         replicator cannot keep up: {}",
+                        state::STATE_TOPIC,
+                        resume("--accept-gap")
+                    ),
+                    "copy what there is into another target: --target-log with a log that does not have it yet"
+                        .to_owned(),
+                ],
+            ),
+            Self::Behind(partitions) => {
+                let each = partitions.iter().map(|(partition, position, end)| {
+                    format!("partition {partition} ends at offset {end}, and was copied up to offset {position}")
+                });
+                (
+                    format!("{source} has lost records that were copied: {}", each.collect::<Vec<_>>().join("; ")),
+                    vec![
+                        "bring the source back to what it was".to_owned(),
+                        format!("create the topic there again, and copy the new one: {}", resume("--accept-recreated")),
+                        "copy it into another target: --target-log with a log that does not have it yet".to_owned(),
+                    ],
+                )
+            }
+            Self::Forgotten(partitions) => {
+                let each = partitions.iter().map(|(p, position)| format!("partition {p} goes on at offset {position}"));
+                (
+                    format!(
+                        "{target} has copies and no positions of it (Kafka forgets those of a group that nobody was in \
+                         for offsets.retention.minutes); by the last copies, {}",
+                        each.collect::<Vec<_>>().join(", ")
+                    ),
+                    vec![
+                        format!("go on there: {}", resume("--find-positions")),
+                        "copy it again, into another target: --target-log with a log that does not have it yet"
+                            .to_owned(),
+                    ],
+                )
+            }
+        };
+        let choices: Vec<_> = (1..).zip(choices).map(|(number, choice)| format!("({number}) {choice}")).collect();
+        format!("{what}. Choose: {}", choices.join("; "))
+    }
+}
+
+fn listed(positions: &[Option<u64>]) -> String {
+    let each = (0..).zip(positions).map(|(partition, position): (u32, _)| match position {
+        Some(position) => format!("{partition}: {position}"),
+        None => format!("{partition}: none"),
+    });
+    format!("({})", each.collect::<Vec<_>>().join(", "))
+}
+
+pub(crate) fn gaps_listed(gaps: &[Gap]) -> String {
+    let each = gaps.iter().map(|Gap { partition, from, to }| {
+        format!(
+            "partition {partition} was copied up to offset {from} and begins at {to}: {} offsets are gone",
+            to - from
+        )
+    });
+    each.collect::<Vec<_>>().join("; ")
+}
