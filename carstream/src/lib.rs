@@ -3,10 +3,14 @@
 //! ```text
 //!  carstream demo     cars ─► bridge ─► preprocessor ─► replicator ─► sink ─► trainer ─► scorer ─► alerts
 //!                     every stage the real one, on two embedded logs and a directory; ends with an account
+//!  carstream audit    ledgers of the cars against every hop, reading by reading
+//!  carstream dead-letter   what could not be used: list, show, replay
 //! ```
 //!
 //! This crate starts stages and holds their results against each other. It processes no reading itself.
 
+pub mod audit;
+pub mod dead_letter;
 pub mod demo;
 
 use clap::{Parser, Subcommand};
@@ -34,6 +38,10 @@ pub struct Cli {
 enum Command {
     /// The whole pipeline on this machine, from a car to a verdict, in about a minute (the default).
     Demo(demo::Args),
+    /// Where every reading went: what the cars say they sent against every hop. Exits with 1 if any is lost or doubled.
+    Audit(Box<audit::Args>),
+    /// Records that could not be used: list them, look at one, put them back.
+    DeadLetter(dead_letter::Args),
 }
 
 impl AsRef<ServiceArgs> for Cli {
@@ -46,6 +54,8 @@ impl AsRef<ServiceArgs> for Cli {
 pub async fn run(cli: Cli, shutdown: CancellationToken) -> anyhow::Result<()> {
     let args = match cli.command {
         Some(Command::Demo(args)) => args,
+        Some(Command::Audit(args)) => return audit::run(*args, shutdown).await,
+        Some(Command::DeadLetter(args)) => return dead_letter::run(args, shutdown).await,
         None => cli.demo,
     };
     let report = demo::run(args.clone(), &cli.service, shutdown).await?;
@@ -55,8 +65,8 @@ pub async fn run(cli: Cli, shutdown: CancellationToken) -> anyhow::Result<()> {
         print!("{report}");
     }
     anyhow::ensure!(
-        report.ledger.lost == 0 && report.ledger.doubled == 0,
-        "{} readings were lost and {} doubled: the report names the first of them",
+        report.notes.audit.is_clean(),
+        "{} readings were lost and {} doubled: the report names what was found",
         report.ledger.lost,
         report.ledger.doubled
     );

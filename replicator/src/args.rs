@@ -165,7 +165,7 @@ pub fn group(topic: &str) -> String {
 
 /// The consumer group of a topic of this source. Each topic has its own, so that one that stops does not hold up the
 /// others; each source has its own, since several may share the target.
-pub(crate) fn group_of(source_name: &str, topic: &str) -> String {
+pub fn group_of(source_name: &str, topic: &str) -> String {
     format!("replicator-{source_name}-{topic}")
 }
 

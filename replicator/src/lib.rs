@@ -41,7 +41,7 @@ use prometheus_client::registry::Registry;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-pub use args::{Accept, Args, Command, DEFAULT_TOPICS, OffsetsArgs, ResumeArgs, group};
+pub use args::{Accept, Args, Command, DEFAULT_TOPICS, OffsetsArgs, ResumeArgs, group, group_of};
 pub use copy::{SOURCE_CLUSTER, SOURCE_OFFSET, SOURCE_PARTITION, SOURCE_TOPIC};
 pub use metrics::{Metrics, Seconds, Topic};
 pub use state::{Accepted, Gap, STATE_TOPIC};

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-use super::report::thousands;
+use crate::audit::thousands;
 
 /// Between two plain lines, where there is no terminal.
 const PLAIN_EVERY: Duration = Duration::from_secs(5);

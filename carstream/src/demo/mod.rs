@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Every stage is the one that its binary runs, over real sockets, real logs and real files. When the cars have
-//! finished, the stages drain in the order of the flow, and [`account`] holds the cars' ledger against every hop.
+//! finished, the stages drain in the order of the flow, and the audit holds the cars' ledger against every hop.
 
 mod account;
 mod args;
@@ -18,24 +18,23 @@ mod report;
 mod stages;
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use event_log::Log;
 use lake::Lake;
 use prometheus_client::registry::Registry;
 use service::ServiceArgs;
 use tokio_util::sync::CancellationToken;
 use trainer::TrainedModel;
 
+pub use crate::audit::Ledger;
 pub use args::Args;
-pub use report::{Alerts, Detection, Latency, Ledger, Notes, Report};
+pub use report::{Alerts, Detection, Latency, Notes, Report};
 
-use account::{Account, Hop};
+use crate::audit::{self, Evidence, Scores, Sources, thousands};
+use account::Account;
 use live::Live;
 use place::Place;
-use report::thousands;
 use stages::{Metrics, Stages};
 
 /// Between two looks at the stages.
@@ -123,27 +122,16 @@ fn settle(
     trained: Option<&Trained>,
     runtime: &tokio::runtime::Handle,
 ) -> anyhow::Result<Report> {
-    let (edge, cloud) = (place.edge().open()?, place.cloud().open()?);
-    let nothing = HashMap::new();
-    let mut account = Account::open(&place.ledger(), &place.key()?)?;
-    let dead_letters_by_reason = dead_letters(&edge)?;
-    account.ledger.dead_letters = dead_letters_by_reason.iter().map(|(_, count)| count).sum();
-    account.count_raw(&edge)?;
-    account.count_topic(Hop::Clean, &edge, "telemetry", &nothing)?;
-    account.count_topic(Hop::Cloud, &cloud, "telemetry", trained.map_or(&nothing, |t| &t.until))?;
-    let objects = runtime.block_on(count_lake(&mut account, place))?;
-    account.count_topic(Hop::Scores, &edge, "scores", &nothing)?;
-    let findings = account.settle(trained.is_some());
-    let judged = detection::judge(&account, &cloud, trained)?;
+    let (edge, cloud, lake) = (place.edge().open()?, place.cloud().open()?, Lake::open(&place.lake())?);
+    let mut sources = Sources::new(Some(edge.clone()), Some(cloud.clone()), Some(lake));
+    sources.scores = if trained.is_some() { Scores::Yes } else { Scores::No };
+    let evidence = Evidence { ledgers: vec![place.ledger()], key: Some(place.key()?) };
+    let audit = audit::audit_on(&sources, &evidence, runtime, &CancellationToken::new())?;
 
-    let mut remarks = Vec::new();
-    let l = &account.ledger;
-    if l.raw != l.clean + l.duplicates_removed + l.dead_letters {
-        remarks.push(format!(
-            "the sums do not meet: {} raw, but {} clean, {} duplicates and {} dead letters",
-            l.raw, l.clean, l.duplicates_removed, l.dead_letters
-        ));
-    }
+    let mut account = Account::open(&place.ledger(), &place.key()?)?;
+    account.note_training(&cloud, trained.map_or(&HashMap::new(), |trained| &trained.until))?;
+    account.note_scores(&edge)?;
+    let judged = detection::judge(&account, &cloud, trained)?;
     let hours = f64::from(args.duration) * f64::from(args.speedup) / 3600.0;
     let headline = format!(
         "{} cars, seed {}, {} s at {} times the speed of life: {hours:.0} hours of driving and parking",
@@ -155,7 +143,7 @@ fn settle(
     Ok(Report {
         seed: args.seed,
         cars: args.cars,
-        ledger: account.ledger.clone(),
+        ledger: audit.ledger,
         detection: judged.detection,
         latency_ms: judged.latency,
         directory: place.directory.clone(),
@@ -164,42 +152,9 @@ fn settle(
             model: trained.map(|t| t.version.clone()),
             trained_rows: trained.map_or(0, |t| t.rows),
             wanted_alarms: trained.map_or((0.0, 0.0), |t| t.wanted_alarms),
-            objects,
-            dropped: account.dropped,
-            unacknowledged: account.unacknowledged,
-            dead_letters_by_reason,
             alerts: judged.alerts,
-            findings,
-            remarks,
+            remarks: audit.notes.clone(),
+            audit,
         },
     })
-}
-
-/// Dead letters of readings, by reason, most frequent first.
-fn dead_letters(edge: &Arc<dyn Log>) -> anyhow::Result<Vec<(String, u64)>> {
-    let mut by_reason = HashMap::<String, u64>::new();
-    account::each_batch(edge, "telemetry.dead-letter", |batch| {
-        for letter in batch.iter() {
-            let reason = letter.headers.get(pipeline::DeadLetterHeader::REASON).unwrap_or(b"no reason");
-            *by_reason.entry(String::from_utf8_lossy(reason).into_owned()).or_default() += 1;
-        }
-        Ok(())
-    })?;
-    let mut sorted: Vec<_> = by_reason.into_iter().collect();
-    sorted.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
-    Ok(sorted)
-}
-
-/// Counts the rows of the telemetry objects; returns how many objects there are.
-async fn count_lake(account: &mut Account, place: &Place) -> anyhow::Result<u64> {
-    let lake = Lake::open(&place.lake())?;
-    let schema = telemetry::schema::Schemas::builtin().file("telemetry.v2.avsc").context("is built in")?.arrow.clone();
-    let objects = lake.objects("telemetry").await?.len() as u64;
-    for range in lake.coverage("telemetry").await? {
-        let mut reader = lake.read(range, schema.clone()).await?;
-        while let Some(rows) = reader.next().await? {
-            account.count_rows(&rows.batch)?;
-        }
-    }
-    Ok(objects)
 }

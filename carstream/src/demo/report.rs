@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use crate::audit::{self, Ledger, thousands};
+
 /// The result of a demo.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
@@ -23,33 +25,6 @@ pub struct Report {
     /// What a person wants to know besides.
     #[serde(skip)]
     pub notes: Notes,
-}
-
-/// Readings, hop by hop.
-#[derive(Debug, Clone, Default, Serialize)]
-pub struct Ledger {
-    /// Readings that cars sent, broken ones included, repeats not.
-    pub sent: u64,
-    /// Of these, acknowledged to the car.
-    pub acknowledged: u64,
-    /// Records in the raw topic.
-    pub raw: u64,
-    /// Of these, repeats of a reading that was there before.
-    pub duplicates_removed: u64,
-    /// Of these, put aside as unusable.
-    pub dead_letters: u64,
-    /// Records in the clean topic at the edge.
-    pub clean: u64,
-    /// Records in the clean topic in the cloud.
-    pub replicated: u64,
-    /// Rows in Parquet.
-    pub parquet_rows: u64,
-    /// Scores.
-    pub scored: u64,
-    /// Acknowledged readings that are missing at any hop.
-    pub lost: u64,
-    /// Readings that are more than once at any hop past the duplicate filter.
-    pub doubled: u64,
 }
 
 /// How well faults were found. `None` where the run was too short to tell.
@@ -100,18 +75,10 @@ pub struct Notes {
     pub trained_rows: u64,
     /// False alarms per car and day that the threshold was set for, and the car-days that it was set with.
     pub wanted_alarms: (f64, f64),
-    /// How many Parquet objects.
-    pub objects: u64,
-    /// Readings that cars dropped because their buffer was full.
-    pub dropped: u64,
-    /// Readings still unacknowledged when the cars stopped.
-    pub unacknowledged: u64,
-    /// Dead letters by reason.
-    pub dead_letters_by_reason: Vec<(String, u64)>,
     /// Alerts in the whole run.
     pub alerts: Alerts,
-    /// The first lost and doubled readings, with where they are missing.
-    pub findings: Vec<String>,
+    /// The account of every reading.
+    pub audit: audit::Report,
     /// What a person should know about this run: it was cut short, a stage failed.
     pub remarks: Vec<String>,
 }
@@ -125,30 +92,14 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (l, n) = (&self.ledger, &self.notes);
+        let n = &self.notes;
         writeln!(f, "\n{}", n.headline)?;
         for remark in &n.remarks {
             writeln!(f, "  ! {remark}")?;
         }
         writeln!(f, "\nWhere each reading went")?;
-        let mut row = |name: &str, count: u64, note: String| {
-            let line = format!("  {name:<34}{:>12}   {note}", thousands(count));
-            writeln!(f, "{}", line.trim_end())
-        };
-        row("sent by the cars", l.sent, car_note(n))?;
-        row("acknowledged to the cars", l.acknowledged, "PUBACK, after the log had committed".into())?;
-        row("telemetry.raw", l.raw, "the edge's log, as sent".into())?;
-        row("  duplicates removed", l.duplicates_removed, "repeated by cars after a lost connection".into())?;
-        row("  dead letters", l.dead_letters, reasons(&n.dead_letters_by_reason))?;
-        row("telemetry, clean", l.clean, "validated, joined, pseudonymised".into())?;
-        row("telemetry, in the cloud's log", l.replicated, String::new())?;
-        row("Parquet rows", l.parquet_rows, format!("in {} objects", n.objects))?;
-        row("scores", l.scored, n.model.as_ref().map_or("no model yet".into(), |m| format!("by model {m}")))?;
-        row("lost", l.lost, "acknowledged, but missing at some hop".into())?;
-        row("doubled", l.doubled, "more than once at some hop past the duplicate filter".into())?;
-        for finding in &n.findings {
-            writeln!(f, "    {finding}")?;
-        }
+        let scored_by = n.model.as_ref().map_or("no model yet".to_owned(), |model| format!("by model {model}"));
+        n.audit.table(f, &scored_by)?;
         self.detection(f)?;
         self.ending(f)
     }
@@ -204,55 +155,13 @@ impl Report {
     }
 }
 
-fn car_note(n: &Notes) -> String {
-    let mut note = Vec::new();
-    if n.dropped > 0 {
-        note.push(format!("{} more dropped by cars whose buffer was full", thousands(n.dropped)));
-    }
-    if n.unacknowledged > 0 {
-        note.push(format!("{} left with the cars, unacknowledged", thousands(n.unacknowledged)));
-    }
-    note.join("; ")
-}
-
-/// The most frequent reasons, and how many others there are.
-fn reasons(by_reason: &[(String, u64)]) -> String {
-    let (named, others) = by_reason.split_at(by_reason.len().min(2));
-    let mut text: Vec<_> = named.iter().map(|(reason, count)| format!("{reason} {}", thousands(*count))).collect();
-    if !others.is_empty() {
-        let count = others.iter().map(|(_, count)| count).sum();
-        text.push(format!("{} for {} other reasons", thousands(count), others.len()));
-    }
-    text.join(", ")
-}
-
 fn minutes(seconds: f64) -> String {
     if seconds < 5400.0 { format!("{:.0} min", seconds / 60.0) } else { format!("{:.1} h", seconds / 3600.0) }
-}
-
-/// 1234567 as 1,234,567.
-pub(crate) fn thousands(n: u64) -> String {
-    let digits = n.to_string();
-    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn groups_digits() {
-        assert_eq!(thousands(7), "7");
-        assert_eq!(thousands(1_000), "1,000");
-        assert_eq!(thousands(1_234_567), "1,234,567");
-    }
 
     #[test]
     fn json_has_the_promised_keys() {

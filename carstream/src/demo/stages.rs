@@ -13,8 +13,8 @@ use trainer::{TooLittle, TrainedModel};
 
 use super::live::{Line, Live};
 use super::place::Place;
-use super::report::thousands;
 use super::{Args, STALLED_AFTER, TICK, Trained};
+use crate::audit::thousands;
 
 /// Train when this share of the sending time has passed. With the default settings that is a whole day of driving, so
 /// that the model has seen mornings and evenings; what is left is scored live.

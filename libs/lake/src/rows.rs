@@ -128,6 +128,12 @@ impl Lake {
         Ok(RangeReader { lake: self.clone(), range, schema, objects: objects.into(), current: None })
     }
 
+    /// Reads all rows of one object, as `schema`. Whether its neighbours join it is not looked at.
+    pub fn read_object(&self, name: ObjectName, schema: SchemaRef) -> RangeReader {
+        let range = OffsetRange { topic: name.topic.clone(), partition: name.partition, start: 0, end: u64::MAX };
+        RangeReader { lake: self.clone(), range, schema, objects: [name].into(), current: None }
+    }
+
     /// The objects that hold `range` together.
     async fn objects_of(&self, range: &OffsetRange) -> Result<Vec<ObjectName>, Error> {
         let not_covered = |missing_start: u64, missing_end: u64| Error::NotCovered {
@@ -167,7 +173,7 @@ fn check_footer(name: &ObjectName, footer: &Footer) -> Result<(), String> {
     Ok(())
 }
 
-/// Reads one range; from [`Lake::read`].
+/// Reads one range; from [`Lake::read`], or [`Lake::read_object`].
 pub struct RangeReader {
     lake: Lake,
     range: OffsetRange,

@@ -1,0 +1,148 @@
+//! The settings of the audit.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use event_log::{KafkaOption, LogUrl};
+use lake::{Lake, LakeUrl};
+use service::ConfigError;
+use telemetry::pseudonym::PseudonymKey;
+
+use super::Sources;
+
+/// Holds what the cars say they sent against what is at every hop, reading by reading.
+///
+/// Reads each hop from its beginning, from the log or the store itself: no stage's own counter is believed. Hops that
+/// are not named are left out. Every reading that was acknowledged must be in telemetry.raw (or among its dead
+/// letters) and, once, at every hop behind it; every other reading either nowhere, or everywhere once. What a stage has
+/// not come to yet is its lag, not a loss: --wait gives it time. What retention has removed is said and not held
+/// against a hop. Every record that can't be used must be one dead letter.
+///
+/// Without a --ledger, as with real cars, gaps and repeats are found from the cars' own numbering; a car that drops
+/// readings from its own full buffer leaves gaps too, and what is missing at the end of a car's numbering is not seen.
+///
+/// Exit code 0: nothing is missing, doubled or unknown; 1: there are findings, or --wait was not enough; 64: settings.
+///
+/// Names no car but by its pseudonym; who may read the edge's log finds the car at the positions that are printed.
+/// Memory: about 10 bytes per reading (10 million in 100 MB), plus 300 bytes per car.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// The edge's log: kafka://HOST:PORT[,HOST:PORT…], or a directory for the embedded log.
+    #[arg(long, env = "CARSTREAM_EDGE_LOG", value_name = "URL")]
+    pub edge_log: Option<LogUrl>,
+    /// The cloud's log.
+    #[arg(long, env = "CARSTREAM_CLOUD_LOG", value_name = "URL")]
+    pub cloud_log: Option<LogUrl>,
+    /// The lake: a directory, file:///DIRECTORY, or s3://BUCKET[/PREFIX].
+    #[arg(long, env = "CARSTREAM_LAKE", value_name = "URL")]
+    pub lake: Option<LakeUrl>,
+    /// The file with the site's secret key for pseudonyms: it says which VIN is which pseudonym. Needed with an
+    /// --edge-log or a --ledger.
+    #[arg(long, env = "CARSTREAM_PSEUDONYM_KEY_FILE", value_name = "FILE")]
+    pub pseudonym_key_file: Option<PathBuf>,
+    /// A ledger of the simulator; may be repeated, one for each simulator that sent to this edge. FILE.run beside it
+    /// says whether it is complete: if so, a reading that is in no ledger is a finding.
+    #[arg(long, value_name = "FILE")]
+    pub ledger: Vec<PathBuf>,
+    /// Wait until what is at the edge now has come to every hop, at most so long.
+    #[arg(long, value_name = "SECONDS", value_parser = service::seconds)]
+    pub wait: Option<Duration>,
+    /// Whether each clean reading must have a score: `auto` if there are scores, or a scorer's topic for them and an
+    /// announced model.
+    #[arg(long, value_enum, default_value_t)]
+    pub scores: Scores,
+    /// The replicator's --source-name.
+    #[arg(long, env = "CARSTREAM_SOURCE_NAME", value_name = "NAME", default_value = super::DEFAULT_SOURCE_NAME)]
+    pub source_name: String,
+    /// The scorer's --group.
+    #[arg(long, value_name = "NAME", default_value = super::DEFAULT_SCORER_GROUP)]
+    pub scorer_group: String,
+    /// A librdkafka property for the edge's log; may be repeated, or comma-separated in the environment.
+    #[arg(
+        long = "edge-kafka-option",
+        env = "CARSTREAM_EDGE_KAFKA_OPTIONS",
+        value_name = "KEY=VALUE",
+        value_delimiter = ','
+    )]
+    pub edge_kafka_options: Vec<KafkaOption>,
+    /// A librdkafka property for the cloud's log.
+    #[arg(
+        long = "cloud-kafka-option",
+        env = "CARSTREAM_CLOUD_KAFKA_OPTIONS",
+        value_name = "KEY=VALUE",
+        value_delimiter = ','
+    )]
+    pub cloud_kafka_options: Vec<KafkaOption>,
+    /// Print the result as one line of JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Whether scores are a hop.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Scores {
+    /// If there are scores, or a topic for them and an announced model.
+    #[default]
+    Auto,
+    /// Yes.
+    Yes,
+    /// No.
+    No,
+}
+
+impl Args {
+    /// Opens what is named. Everything that is wrong is told together, before anything is opened.
+    pub(super) fn open(&self) -> anyhow::Result<(Sources, Option<PseudonymKey>)> {
+        let mut problems = Vec::new();
+        if self.edge_log.is_none() && self.cloud_log.is_none() && self.lake.is_none() {
+            problems.push("--edge-log, --cloud-log, --lake: name at least one place to look at".to_owned());
+        }
+        let logs = [("--edge-log", &self.edge_log), ("--cloud-log", &self.cloud_log)];
+        for (setting, url) in logs {
+            if let Some(LogUrl::Directory(path)) = url {
+                check_directory(setting, path, &mut problems);
+            }
+        }
+        if let Some(LakeUrl::Directory(path)) = &self.lake {
+            check_directory("--lake", path, &mut problems);
+        }
+        for ledger in self.ledger.iter().filter(|ledger| !ledger.is_file()) {
+            problems.push(format!("--ledger {}: there is no such file", ledger.display()));
+        }
+        let key = match &self.pseudonym_key_file {
+            Some(path) => read_key(path).map_err(|problem| problems.push(problem)).ok(),
+            None => {
+                if self.edge_log.is_some() || !self.ledger.is_empty() {
+                    problems.push("--pseudonym-key-file is missing: the key that the site's preprocessor uses".into());
+                }
+                None
+            }
+        };
+        ConfigError::check(problems)?;
+        let open = |url: &Option<LogUrl>, options: &[KafkaOption]| {
+            url.as_ref().map(|url| event_log::open(url, options)).transpose()
+        };
+        let sources = Sources {
+            edge: open(&self.edge_log, &self.edge_kafka_options)?,
+            cloud: open(&self.cloud_log, &self.cloud_kafka_options)?,
+            lake: self.lake.as_ref().map(Lake::open).transpose()?,
+            scores: self.scores,
+            source_name: self.source_name.clone(),
+            scorer_group: self.scorer_group.clone(),
+        };
+        Ok((sources, key))
+    }
+}
+
+/// Opening a directory that is not there would create it, and find nothing in it.
+fn check_directory(setting: &str, path: &Path, problems: &mut Vec<String>) {
+    if !path.is_dir() {
+        problems.push(format!("{setting} {}: there is no such directory", path.display()));
+    }
+}
+
+fn read_key(path: &Path) -> Result<PseudonymKey, String> {
+    let shown = path.display();
+    let bytes = std::fs::read(path).map_err(|e| format!("cannot read --pseudonym-key-file {shown}: {e}"))?;
+    PseudonymKey::from_bytes(&bytes).map_err(|e| format!("--pseudonym-key-file {shown}: {e}"))
+}

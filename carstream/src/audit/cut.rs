@@ -1,0 +1,290 @@
+//! How far each hop is looked at, so that a pipeline that goes on meanwhile is judged fairly.
+//!
+//! ```text
+//! 1. positions of the stages    what lies before them must have come out behind the stage
+//! 2. ends, against the flow     objects ─► scores ─► cloud ─► clean ─► dead letters ─► raw
+//!                               so what is behind a stage is certainly before it too
+//! ```
+//!
+//! What a stage has not come to is its lag. What retention has removed lies before a hop's beginning: readings from
+//! before the oldest record that is left may have been there.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use event_log::{Error, Log, PartitionDescription, Range, Read};
+use lake::{Footer, Lake, ObjectName};
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+
+use super::{CLEAN, DEAD_LETTERS, RAW, SCORES, Scores, Sources};
+
+/// The consumer group of the preprocessor's stream of readings.
+const PREPROCESSOR_GROUP: &str = "preprocessor-telemetry";
+
+/// How long a reader may take to come up with the first record of a partition.
+const FIRST_RECORD: Duration = Duration::from_secs(10);
+
+/// Between two looks at stages that are waited for.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
+
+/// A topic, as far as it is looked at.
+#[derive(Debug, Clone)]
+pub(crate) struct Cut {
+    pub(crate) topic: &'static str,
+    pub(crate) partitions: Vec<PartitionDescription>,
+    /// If retention has removed records: what was written later than this is still there.
+    pub(crate) kept_since_ms: Option<i64>,
+}
+
+impl Cut {
+    /// The topic as it is now; without partitions if there is no such topic.
+    pub(crate) fn of(log: &Arc<dyn Log>, topic: &'static str) -> anyhow::Result<Self> {
+        let partitions = match log.describe(topic) {
+            Ok(described) => described.partitions,
+            Err(Error::UnknownTopic { .. }) => Vec::new(),
+            Err(error) => return Err(error.into()),
+        };
+        let mut kept_since_ms = None;
+        for (partition, bounds) in (0..).zip(&partitions) {
+            if bounds.first > 0 {
+                kept_since_ms = kept_since_ms.max(Some(oldest_ms(log, topic, partition, *bounds)?));
+            }
+        }
+        Ok(Self { topic, partitions, kept_since_ms })
+    }
+
+    /// Ranges to read all of it.
+    pub(crate) fn ranges(&self) -> Vec<Range> {
+        let range = |(partition, bounds): (u32, &PartitionDescription)| Range {
+            topic: self.topic.into(),
+            partition,
+            start: bounds.first,
+            end: Some(bounds.next),
+        };
+        (0..).zip(&self.partitions).map(range).collect()
+    }
+}
+
+/// The time of the oldest record that is left in a partition; now if there is none.
+fn oldest_ms(log: &Arc<dyn Log>, topic: &str, partition: u32, bounds: PartitionDescription) -> anyhow::Result<i64> {
+    let range = Range { topic: topic.into(), partition, start: bounds.first, end: Some(bounds.next) };
+    let mut reader = log.clone().reader(vec![range])?;
+    let deadline = Instant::now() + FIRST_RECORD;
+    while Instant::now() < deadline {
+        match reader.next(1, deadline.saturating_duration_since(Instant::now()))? {
+            Read::Batch(batch) => return Ok(batch.get(0).timestamp_ms),
+            Read::Idle => {}
+            Read::End => return Ok(chrono::Utc::now().timestamp_millis()),
+        }
+    }
+    bail!("{topic}/{partition} has no record within {} s: is the log well?", FIRST_RECORD.as_secs())
+}
+
+/// An object of the lake.
+#[derive(Debug, Clone)]
+pub(crate) struct ObjectCut {
+    pub(crate) name: ObjectName,
+    pub(crate) footer: Footer,
+}
+
+/// The objects of the lake.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct LakeCut {
+    /// Sorted by partition and start offset.
+    pub(crate) objects: Vec<ObjectCut>,
+    /// From where to where each partition goes; gaps are not looked for here.
+    pub(crate) covered: BTreeMap<u32, (u64, u64)>,
+    /// If a partition does not begin at offset 0: what was written later than this is there.
+    pub(crate) kept_since_ms: Option<i64>,
+    /// Objects that cannot be used, and why.
+    pub(crate) unusable: Vec<(String, String)>,
+}
+
+impl LakeCut {
+    fn of(lake: &Lake, runtime: &Handle) -> anyhow::Result<Self> {
+        let mut cut = Self::default();
+        for name in runtime.block_on(lake.objects(CLEAN))? {
+            match runtime.block_on(lake.footer(&name)) {
+                Ok(footer) => {
+                    let covered = cut.covered.entry(name.partition).or_insert((footer.start, footer.end));
+                    covered.1 = covered.1.max(footer.end);
+                    cut.objects.push(ObjectCut { name, footer });
+                }
+                Err(lake::Error::Unusable { object, what, .. }) => cut.unusable.push((object, what)),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let first =
+            |object: &&ObjectCut| cut.covered.get(&object.name.partition).map(|c| c.0) == Some(object.name.start);
+        for object in cut.objects.iter().filter(first).filter(|object| object.name.start > 0) {
+            let mut reader = lake.read_object(object.name.clone(), super::read::identity_schema());
+            let oldest = match runtime.block_on(reader.next()) {
+                Ok(rows) => rows.and_then(|rows| rows.timestamps_ms.values().first().copied()),
+                // It is found to be unusable when it is read.
+                Err(lake::Error::Unusable { .. }) => None,
+                Err(error) => return Err(error.into()),
+            };
+            let oldest = oldest.unwrap_or_else(|| chrono::Utc::now().timestamp_millis());
+            cut.kept_since_ms = cut.kept_since_ms.max(Some(oldest));
+        }
+        Ok(cut)
+    }
+}
+
+/// Everything that is looked at.
+#[derive(Debug)]
+pub(crate) struct Cuts {
+    pub(crate) raw: Option<Cut>,
+    pub(crate) dead_letters: Option<Cut>,
+    pub(crate) clean: Option<Cut>,
+    pub(crate) cloud: Option<Cut>,
+    pub(crate) lake: Option<LakeCut>,
+    pub(crate) scores: Option<Cut>,
+    /// What the preprocessor has committed of the raw topic, by partition.
+    pub(crate) preprocessor: Vec<u64>,
+    /// What the replicator has committed of the clean topic.
+    pub(crate) replicator: Vec<u64>,
+    /// What the scorer has committed of the clean topic.
+    pub(crate) scorer: Vec<u64>,
+}
+
+impl Cuts {
+    /// Positions first, then ends against the flow.
+    pub(crate) fn take(sources: &Sources, runtime: &Handle) -> anyhow::Result<Self> {
+        let (edge, cloud) = (sources.edge.as_ref(), sources.cloud.as_ref());
+        let of = |log: Option<&Arc<dyn Log>>, group: &str, topic| match log {
+            Some(log) => positions(log, group, topic),
+            None => Ok(Vec::new()),
+        };
+        let preprocessor = of(edge, PREPROCESSOR_GROUP, RAW)?;
+        let replicator = of(cloud, &replicator::group_of(&sources.source_name, CLEAN), CLEAN)?;
+        let scorer = of(edge, &sources.scorer_group, CLEAN)?;
+        let cut = |log: Option<&Arc<dyn Log>>, topic| log.map(|log| Cut::of(log, topic)).transpose();
+        let lake = sources.lake.as_ref().map(|lake| LakeCut::of(lake, runtime)).transpose()?;
+        let scores = if has_scores(sources)? { cut(edge, SCORES)? } else { None };
+        let (cloud, clean) = (cut(cloud, CLEAN)?, cut(edge, CLEAN)?);
+        let dead_letters = cut(edge, DEAD_LETTERS)?;
+        let raw = cut(edge, RAW)?;
+        Ok(Self { raw, dead_letters, clean, cloud, lake, scores, preprocessor, replicator, scorer })
+    }
+}
+
+/// What a group has committed of a topic, by partition; its positions are in the log that has its outputs.
+fn positions(log: &Arc<dyn Log>, group: &str, topic: &str) -> anyhow::Result<Vec<u64>> {
+    match log.committed(group, topic) {
+        Ok(committed) => Ok(committed.into_iter().map(|position| position.unwrap_or(0)).collect()),
+        Err(Error::UnknownTopic { .. }) => Ok(Vec::new()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether each clean reading must have a score.
+fn has_scores(sources: &Sources) -> anyhow::Result<bool> {
+    let Some(edge) = &sources.edge else { return Ok(false) };
+    let records = |log: &Arc<dyn Log>, topic: &str| match log.describe(topic) {
+        Ok(described) => Ok(Some(described.partitions.iter().any(|bounds| bounds.next > 0))),
+        Err(Error::UnknownTopic { .. }) => Ok(None),
+        Err(error) => Err(error),
+    };
+    match sources.scores {
+        Scores::Yes => Ok(true),
+        Scores::No => Ok(false),
+        Scores::Auto => match records(edge, SCORES)? {
+            None => Ok(false),
+            Some(true) => Ok(true),
+            Some(false) => {
+                let mut announced = false;
+                for log in [Some(edge), sources.cloud.as_ref()].into_iter().flatten() {
+                    announced |= records(log, "models")? == Some(true);
+                }
+                Ok(announced)
+            }
+        },
+    }
+}
+
+/// Waits until what is at the edge now has come to every hop that is looked at. Otherwise says who lags.
+///
+/// A stage is waited for up to where its source ended when the stage before it was done; so this comes to an end also
+/// when more keeps coming.
+pub(crate) fn wait(
+    sources: &Sources,
+    patience: Duration,
+    runtime: &Handle,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<()> {
+    let deadline = Instant::now() + patience;
+    let waited = |what: &str, lag: &mut dyn FnMut() -> anyhow::Result<u64>| loop {
+        let left = lag()?;
+        if left == 0 {
+            return Ok(());
+        }
+        if shutdown.is_cancelled() {
+            bail!("stopped while waiting for {what}");
+        }
+        if Instant::now() >= deadline {
+            bail!("{what} has not caught up within {} s: {left} records to go", patience.as_secs());
+        }
+        std::thread::sleep(LOOK_AGAIN);
+    };
+    if let Some(edge) = &sources.edge {
+        let raw = ends(edge, RAW)?;
+        waited("the preprocessor", &mut || lag(edge, edge, PREPROCESSOR_GROUP, RAW, &raw))?;
+        let clean = ends(edge, CLEAN)?;
+        if has_scores(sources)? {
+            waited("the scorer", &mut || lag(edge, edge, &sources.scorer_group, CLEAN, &clean))?;
+        }
+        if let Some(cloud) = &sources.cloud {
+            let group = replicator::group_of(&sources.source_name, CLEAN);
+            waited("the replicator", &mut || lag(edge, cloud, &group, CLEAN, &clean))?;
+        }
+    }
+    if let (Some(cloud), Some(lake)) = (&sources.cloud, &sources.lake) {
+        let copied = ends(cloud, CLEAN)?;
+        waited("the sink", &mut || {
+            let covered = LakeCut::of(lake, runtime)?.covered;
+            let reached: Vec<_> = (0..copied.len() as u32).map(|p| covered.get(&p).map_or(0, |c| c.1)).collect();
+            records_between(cloud, CLEAN, &reached, &copied)
+        })?;
+    }
+    Ok(())
+}
+
+fn ends(log: &Arc<dyn Log>, topic: &str) -> anyhow::Result<Vec<u64>> {
+    match log.describe(topic) {
+        Ok(described) => Ok(described.partitions.iter().map(|bounds| bounds.next).collect()),
+        Err(Error::UnknownTopic { .. }) => Ok(Vec::new()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn lag(source: &Arc<dyn Log>, target: &Arc<dyn Log>, group: &str, topic: &str, until: &[u64]) -> anyhow::Result<u64> {
+    records_between(source, topic, &positions(target, group, topic)?, until)
+}
+
+/// About how many records there are between positions and ends: 0 only if there are none. Transaction markers take
+/// offsets too, and after the last record no position ever passes them.
+fn records_between(log: &Arc<dyn Log>, topic: &str, from: &[u64], until: &[u64]) -> anyhow::Result<u64> {
+    let first: Vec<_> = match log.describe(topic) {
+        Ok(described) => described.partitions.iter().map(|bounds| bounds.first).collect(),
+        Err(Error::UnknownTopic { .. }) => return Ok(0),
+        Err(error) => return Err(error.into()),
+    };
+    let mut records = 0;
+    for (partition, (end, first)) in (0..).zip(until.iter().zip(first)) {
+        let start = from.get(partition as usize).copied().unwrap_or(0).max(first);
+        if start >= *end {
+            continue;
+        }
+        let range = Range { topic: topic.into(), partition, start, end: Some(*end) };
+        let mut reader = log.clone().reader(vec![range]).context("cannot look for what is left")?;
+        let read = reader.next(1, FIRST_RECORD)?;
+        if !matches!(read, Read::End) {
+            records += end - start;
+        }
+    }
+    Ok(records)
+}

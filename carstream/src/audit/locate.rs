@@ -1,0 +1,120 @@
+//! The second pass, only if there are findings: where the readings that are named, and their neighbours, lie.
+
+use std::collections::HashMap;
+
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+
+use super::cut::Cuts;
+use super::findings::Finding;
+use super::read::{self, Seen, What};
+use super::readings::Identity;
+use super::tally::Tally;
+use super::{Hop, Sources};
+
+/// Places that are told of one reading at one hop.
+const PLACES: usize = 4;
+
+/// What is found of one reading at one hop.
+#[derive(Debug, Clone, Default)]
+struct Found {
+    places: Vec<String>,
+    /// The reading of the same boot with the next lower number, and where it lies.
+    before: Option<(i64, String)>,
+    after: Option<(i64, String)>,
+}
+
+/// The readings that are looked for.
+struct Wanted<'t> {
+    tally: &'t Tally,
+    readings: Vec<(Identity, [Found; Hop::ALL.len()])>,
+    by_boot: HashMap<(u32, i64), Vec<usize>>,
+}
+
+/// Reads every hop again, and adds places to the findings that are about a reading.
+pub(crate) fn locate(
+    findings: &mut [Finding],
+    tally: &Tally,
+    sources: &Sources,
+    cuts: &Cuts,
+    runtime: &Handle,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
+    let mut wanted = Wanted { tally, readings: Vec::new(), by_boot: HashMap::new() };
+    for (identity, _) in findings.iter().filter_map(|finding| finding.about) {
+        let boot = wanted.by_boot.entry((identity.car, identity.boot_id)).or_default();
+        boot.push(wanted.readings.len());
+        wanted.readings.push((identity, Default::default()));
+    }
+    if wanted.readings.is_empty() {
+        return Ok(());
+    }
+    let mut look = |seen: &Seen<'_>| {
+        wanted.look(seen);
+        Ok(())
+    };
+    if let (Some(edge), Some(cut)) = (&sources.edge, &cuts.raw) {
+        read::raw(edge, cut, stop, &mut look)?;
+    }
+    let topics = [
+        (Hop::Clean, &sources.edge, &cuts.clean),
+        (Hop::Cloud, &sources.cloud, &cuts.cloud),
+        (Hop::Scores, &sources.edge, &cuts.scores),
+    ];
+    for (hop, log, cut) in topics {
+        if let (Some(log), Some(cut)) = (log, cut) {
+            read::avro(hop, log, cut, stop, &mut look)?;
+        }
+    }
+    if let (Some(lake), Some(cut)) = (&sources.lake, &cuts.lake) {
+        // What cannot be read was found to be so before.
+        read::objects(lake, cut, runtime, stop, &mut look, |_, _| {})?;
+    }
+    let mut found = wanted.readings.into_iter();
+    for finding in findings.iter_mut() {
+        if let Some((_, hop)) = finding.about
+            && let Some((_, found)) = found.next()
+        {
+            finding.places = told(hop, &found);
+        }
+    }
+    Ok(())
+}
+
+impl Wanted<'_> {
+    fn look(&mut self, seen: &Seen<'_>) {
+        let What::Reading { car, boot_id, seq } = seen.what else { return };
+        let cars = &self.tally.cars;
+        let car = if seen.hop == Hop::Raw { cars.find_vin(car) } else { cars.find_pseudonym(car) };
+        let Some(wanted) = car.and_then(|car| self.by_boot.get(&(car, boot_id))) else { return };
+        for index in wanted {
+            let (identity, found) = &mut self.readings[*index];
+            let found = &mut found[seen.hop as usize];
+            let nearer = |than: &Option<(i64, String)>| {
+                than.as_ref().is_none_or(|(other, _)| (seq - identity.seq).abs() < (other - identity.seq).abs())
+            };
+            match seq.cmp(&identity.seq) {
+                std::cmp::Ordering::Equal if found.places.len() < PLACES => found.places.push(seen.place.to_string()),
+                std::cmp::Ordering::Less if nearer(&found.before) => found.before = Some((seq, seen.place.to_string())),
+                std::cmp::Ordering::Greater if nearer(&found.after) => {
+                    found.after = Some((seq, seen.place.to_string()))
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Where it is, and around where it is not.
+fn told(concerned: Hop, found: &[Found; Hop::ALL.len()]) -> Vec<String> {
+    let mut told: Vec<_> = found.iter().flat_map(|found| &found.places).map(|place| format!("in {place}")).collect();
+    let there = &found[concerned as usize];
+    if there.places.is_empty() {
+        for (side, neighbour) in [("after", &there.before), ("before", &there.after)] {
+            if let Some((seq, place)) = neighbour {
+                told.push(format!("not in {}, where it belongs {side} {place} (seq {seq})", concerned.name()));
+            }
+        }
+    }
+    told
+}

@@ -1,0 +1,275 @@
+//! The audit: holds what cars say they sent against what is at every hop, per car and sequence number.
+//!
+//! ```text
+//!  ledgers ──────────────────────────────┐
+//!  positions, then ends (cut) ─► every hop, once (tally) ─► judgement (settle) ─┬─► clean
+//!                                                                               └─► findings ─► every hop again,
+//!                                                                                   for their places (locate)
+//! ```
+//!
+//! Every hop is read from its beginning, from the log or the store itself: no stage's own counter is believed, only its
+//! committed position, to tell what it has not come to from what it has lost. The pipeline may go on meanwhile.
+//!
+//! Memory is a few bytes per reading ([`readings`]) and does not depend on how large the readings are. It knows the
+//! platform's own stream of readings; streams of one's own definitions are not accounted for.
+//!
+//! No VIN is printed: findings name the pseudonym and positions, which is enough for who may read the edge's log.
+
+mod args;
+mod cars;
+mod cut;
+mod findings;
+pub(crate) mod ledger;
+mod locate;
+pub(crate) mod read;
+mod readings;
+mod refusals;
+mod report;
+mod settle;
+mod tally;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use event_log::Log;
+use lake::Lake;
+use telemetry::pseudonym::PseudonymKey;
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+
+pub use args::{Args, Scores};
+pub use findings::{Finding, Kind};
+pub use report::{HopReport, Ledger, Report};
+
+pub(crate) use cars::Cars;
+pub(crate) use cut::Cut;
+pub(crate) use readings::Identity;
+pub(crate) use report::thousands;
+
+use cut::Cuts;
+use tally::Tally;
+
+const RAW: &str = "telemetry.raw";
+const DEAD_LETTERS: &str = "telemetry.dead-letter";
+const CLEAN: &str = "telemetry";
+const SCORES: &str = "scores";
+
+/// What the dead letters are called as a hop.
+const DEAD_LETTERS_HOP: &str = "dead-letters";
+
+const DEFAULT_SOURCE_NAME: &str = "edge";
+const DEFAULT_SCORER_GROUP: &str = "scorer";
+
+/// The places where each reading should be, in the order of the flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Hop {
+    Raw,
+    Clean,
+    Cloud,
+    Lake,
+    Scores,
+}
+
+impl Hop {
+    pub(crate) const ALL: [Hop; 5] = [Hop::Raw, Hop::Clean, Hop::Cloud, Hop::Lake, Hop::Scores];
+
+    /// For people.
+    pub(crate) fn name(self) -> &'static str {
+        ["telemetry.raw", "telemetry at the edge", "telemetry in the cloud", "Parquet", "scores"][self as usize]
+    }
+
+    /// For machines.
+    pub(crate) fn key(self) -> &'static str {
+        ["raw", "clean", "cloud", "parquet", "scores"][self as usize]
+    }
+}
+
+/// Where to look. What is not given is left out.
+#[derive(Debug, Clone)]
+pub struct Sources {
+    /// The edge's log: raw, dead letters, clean, scores.
+    pub edge: Option<Arc<dyn Log>>,
+    /// The cloud's log.
+    pub cloud: Option<Arc<dyn Log>>,
+    /// The lake.
+    pub lake: Option<Lake>,
+    /// Whether scores are a hop.
+    pub scores: Scores,
+    /// What the replicator calls the edge.
+    pub source_name: String,
+    /// The scorer's consumer group.
+    pub scorer_group: String,
+}
+
+impl Sources {
+    /// These three, with the names that the stages have unless told otherwise.
+    pub fn new(edge: Option<Arc<dyn Log>>, cloud: Option<Arc<dyn Log>>, lake: Option<Lake>) -> Self {
+        let (source_name, scorer_group) = (DEFAULT_SOURCE_NAME.to_owned(), DEFAULT_SCORER_GROUP.to_owned());
+        Self { edge, cloud, lake, scores: Scores::Auto, source_name, scorer_group }
+    }
+}
+
+/// What an audit holds against the hops.
+#[derive(Debug, Clone, Default)]
+pub struct Evidence {
+    /// The simulators' ledgers.
+    pub ledgers: Vec<PathBuf>,
+    /// The site's key, without which no VIN finds its pseudonym. Needed with an edge's log or a ledger.
+    pub key: Option<PseudonymKey>,
+}
+
+/// Runs `carstream audit`: prints the result. Findings are an error.
+pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let (sources, key) = args.open()?;
+    let evidence = Evidence { ledgers: args.ledger.clone(), key };
+    let report = audit(sources, evidence, args.wait, shutdown).await?;
+    if args.json {
+        println!("{}", report.to_json());
+    } else {
+        print!("{report}");
+    }
+    let counts: Vec<_> = report.counts.values().copied().map(thousands).collect();
+    anyhow::ensure!(
+        report.is_clean(),
+        "{} readings are lost, {} doubled; findings by kind: {}",
+        thousands(report.ledger.lost),
+        thousands(report.ledger.doubled),
+        counts.join(", ")
+    );
+    Ok(())
+}
+
+/// Audits, in a blocking thread of the current runtime. With `wait` it first waits until what is at the edge has come
+/// to every hop; not coming to an end of that in time is an error.
+pub async fn audit(
+    sources: Sources,
+    evidence: Evidence,
+    wait: Option<Duration>,
+    shutdown: CancellationToken,
+) -> anyhow::Result<Report> {
+    let runtime = Handle::current();
+    let blocking = tokio::task::spawn_blocking(move || {
+        if let Some(patience) = wait {
+            cut::wait(&sources, patience, &runtime, &shutdown)?;
+        }
+        audit_on(&sources, &evidence, &runtime, &shutdown)
+    });
+    blocking.await.context("the audit did not finish")?
+}
+
+/// Audits. Blocking; the lake is read on `runtime`.
+pub fn audit_on(
+    sources: &Sources,
+    evidence: &Evidence,
+    runtime: &Handle,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<Report> {
+    let mut tally = Tally::of_ledgers(&evidence.ledgers, evidence.key.clone())?;
+    let cuts = Cuts::take(sources, runtime)?;
+    tally.begin(&cuts, &evidence.ledgers)?;
+    tally.count(sources, &cuts, runtime, shutdown)?;
+    let sums = settle::settle(&mut tally);
+    let (counts, mut findings) = std::mem::take(&mut tally.findings).into_parts();
+    locate::locate(&mut findings, &tally, sources, &cuts, runtime, shutdown)?;
+
+    let mut dead_letters_by_reason: Vec<_> = tally.dead_letters.clone().into_iter().collect();
+    dead_letters_by_reason.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+    let mut report = Report {
+        ledger: sums.ledger,
+        hops: hops(sources, &cuts, &tally, &sums),
+        caught_up: tally.lag.iter().all(|lag| *lag == 0),
+        dead_letters_by_reason,
+        ledger_complete: tally.ledgers.as_ref().map(|ledgers| ledgers.complete),
+        unknown: sums.unknown,
+        gaps: sums.gaps,
+        excused: sums.excused,
+        dropped: sums.dropped + tally.ledgers.as_ref().map_or(0, |ledgers| ledgers.never_sent),
+        unacknowledged: sums.unacknowledged,
+        objects: cuts.lake.as_ref().map_or(0, |lake| lake.objects.len() as u64),
+        counts,
+        findings,
+        notes: Vec::new(),
+    };
+    report.notes = notes(&report, &tally);
+    Ok(report)
+}
+
+fn hops(sources: &Sources, cuts: &Cuts, tally: &Tally, sums: &settle::Sums) -> Vec<HopReport> {
+    let topic = |hop: &'static str, log: &Option<Arc<dyn Log>>, cut: &Option<Cut>, records, lag| {
+        let (log, cut) = (log.as_ref()?, cut.as_ref()?);
+        let truncated = (0..).zip(&cut.partitions).filter(|(_, bounds)| bounds.first > 0);
+        let missing = if cut.partitions.is_empty() { " (there is no such topic)" } else { "" };
+        Some(HopReport {
+            hop,
+            place: format!("{} in {}{missing}", cut.topic, log.url()),
+            records,
+            begins_at: truncated.map(|(partition, bounds)| (partition, bounds.first)).collect(),
+            lag,
+        })
+    };
+    let of = |hop: Hop| (tally.records[hop as usize], tally.lag[hop as usize]);
+    let of_topic = |hop: Hop, log, cut| topic(hop.key(), log, cut, of(hop).0, of(hop).1);
+    let lake = sources.lake.as_ref().zip(cuts.lake.as_ref()).map(|(lake, cut)| HopReport {
+        hop: Hop::Lake.key(),
+        place: format!("{CLEAN} in {}", lake.url()),
+        records: of(Hop::Lake).0,
+        begins_at: cut.covered.iter().filter(|(_, c)| c.0 > 0).map(|(partition, c)| (*partition, c.0)).collect(),
+        lag: of(Hop::Lake).1,
+    });
+    let all = [
+        of_topic(Hop::Raw, &sources.edge, &cuts.raw),
+        topic(DEAD_LETTERS_HOP, &sources.edge, &cuts.dead_letters, sums.ledger.dead_letters, 0),
+        of_topic(Hop::Clean, &sources.edge, &cuts.clean),
+        of_topic(Hop::Cloud, &sources.cloud, &cuts.cloud),
+        lake,
+        of_topic(Hop::Scores, &sources.edge, &cuts.scores),
+    ];
+    all.into_iter().flatten().collect()
+}
+
+/// What a person should know.
+fn notes(report: &Report, tally: &Tally) -> Vec<String> {
+    let mut notes = Vec::new();
+    for hop in report.hops.iter().filter(|hop| !hop.begins_at.is_empty()) {
+        let begins: Vec<_> =
+            hop.begins_at.iter().map(|(partition, offset)| format!("/{partition} at {offset}")).collect();
+        notes.push(format!(
+            "{} begins at an offset above 0 ({}): what lies before is not held against it",
+            hop.place,
+            begins.join(", ")
+        ));
+    }
+    if report.excused > 0 {
+        notes.push(format!("{} readings could not be held against every hop for that", thousands(report.excused)));
+    }
+    let stages = ["", "preprocessor", "replicator", "sink", "scorer"];
+    for (stage, lag) in stages.iter().zip(tally.lag).filter(|(_, lag)| *lag > 0) {
+        notes.push(format!("the {stage} has {} records to go: they are on their way, not lost", thousands(lag)));
+    }
+    if let Some(ledgers) = &tally.ledgers {
+        if !ledgers.complete {
+            let known = "a ledger is not complete (its simulator runs, or was killed and not resumed)";
+            notes
+                .push(format!("{known}: {} readings that it does not know are no findings", thousands(report.unknown)));
+        }
+        if ledgers.repeated > 0 {
+            notes.push(format!("{} rows are of readings that are acknowledged in another row", ledgers.repeated));
+        }
+        for torn in &ledgers.torn {
+            notes.push(format!("the last line of {} is torn and was left out", torn.display()));
+        }
+    }
+    let l = &report.ledger;
+    let comparable = report.hops.iter().any(|hop| hop.hop == "raw")
+        && report.caught_up
+        && report.hops.iter().all(|hop| hop.begins_at.is_empty());
+    if comparable && l.raw != l.clean + l.duplicates_removed + l.dead_letters {
+        notes.push(format!(
+            "the sums do not meet: {} raw, but {} clean, {} duplicates and {} dead letters",
+            l.raw, l.clean, l.duplicates_removed, l.dead_letters
+        ));
+    }
+    notes
+}

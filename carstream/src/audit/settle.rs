@@ -1,0 +1,355 @@
+//! The judgement: from what was seen of each reading to what is missing, doubled or unknown.
+//!
+//! ```text
+//!  acknowledged ─► must be in the first hop
+//!  in a hop, and the stage behind it has passed it ─► must be in the next one
+//!  in a hop ─► must be in every hop before it
+//!  behind the duplicate filter ─► no more than once
+//! ```
+//!
+//! A reading that retention may have removed from a hop is not held against that hop; the hops behind it still are.
+
+use std::collections::HashMap;
+
+use super::Hop;
+use super::findings::{Finding, Findings, Kind};
+use super::readings::{Identity, Reading};
+use super::report::Ledger;
+use super::tally::{Given, Tally};
+
+/// Sums over the ledgers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Sums {
+    pub(crate) ledger: Ledger,
+    pub(crate) dropped: u64,
+    pub(crate) unacknowledged: u64,
+    /// Readings at the hops that are in no ledger.
+    pub(crate) unknown: u64,
+    /// Numbers that are missing between others, without a ledger.
+    pub(crate) gaps: u64,
+    /// Acknowledged or passed on by some stage, but perhaps removed by retention from a hop.
+    pub(crate) excused: u64,
+}
+
+/// Judges every reading. Findings are added to those of the tally.
+pub(crate) fn settle(tally: &mut Tally) -> Sums {
+    let mut judge = Judge {
+        findings: std::mem::take(&mut tally.findings),
+        sums: Sums::default(),
+        broken: HashMap::new(),
+        unidentified: tally.unidentified.clone(),
+        tally,
+    };
+    judge.tally.readings.each_boot(|car, boot_id, readings| judge.boot(car, boot_id, readings));
+    judge.broken_ones();
+    let Judge { findings, mut sums, .. } = judge;
+    let by_kind = |kinds: &[Kind]| kinds.iter().map(|kind| findings.count(*kind)).sum();
+    let unknown = if tally.ledgers.as_ref().is_some_and(|ledgers| ledgers.complete) { sums.unknown } else { 0 };
+    let [raw, clean, cloud, lake, scores] = tally.records;
+    sums.ledger = Ledger {
+        raw,
+        duplicates_removed: tally.duplicates_removed,
+        dead_letters: tally.dead_letters.values().sum(),
+        clean,
+        replicated: cloud,
+        parquet_rows: lake,
+        scored: scores,
+        lost: by_kind(&[Kind::Missing, Kind::BrokenMissing, Kind::NoDeadLetter]),
+        doubled: by_kind(&[Kind::Doubled, Kind::DoubledDeadLetter]) + unknown,
+        ..sums.ledger
+    };
+    tally.findings = findings;
+    sums
+}
+
+struct Judge<'t> {
+    tally: &'t Tally,
+    findings: Findings,
+    sums: Sums,
+    /// By car: acknowledged broken readings that no dead letter names, and the first of them.
+    broken: HashMap<u32, (u64, Identity)>,
+    /// What is left of [`Tally::unidentified`].
+    unidentified: HashMap<u32, u64>,
+}
+
+impl Judge<'_> {
+    fn boot(&mut self, car: u32, boot_id: i64, readings: &mut dyn Iterator<Item = (i64, Reading)>) {
+        let Some(first) = self.tally.given.chain.first().copied() else { return };
+        let from_zero = !self.tally.kept_since.iter().any(|(hop, _)| *hop == first);
+        let mut numbers = Numbers { next: from_zero.then_some(0), refused: 0 };
+        for (seq, reading) in readings {
+            let identity = Identity { car, boot_id, seq };
+            self.ledger(identity, reading);
+            self.hops(identity, reading);
+            if self.tally.ledgers.is_none()
+                && let Some((from, missing)) = numbers.follow(seq, reading)
+            {
+                self.gap(Identity { seq: from, ..identity }, seq, missing, first);
+            }
+        }
+    }
+
+    fn ledger(&mut self, identity: Identity, reading: Reading) {
+        if !reading.is(Reading::KNOWN) {
+            return;
+        }
+        let acknowledged = reading.is(Reading::ACKNOWLEDGED);
+        self.sums.ledger.sent += u64::from(reading.is(Reading::SENT));
+        self.sums.ledger.acknowledged += u64::from(acknowledged);
+        if !acknowledged {
+            let dropped = reading.is(Reading::DROPPED);
+            self.sums.dropped += u64::from(dropped);
+            self.sums.unacknowledged += u64::from(!dropped);
+        }
+        let at_the_edge = self.tally.given.chain.contains(&Hop::Raw);
+        let there = reading.seen(Hop::Raw) > 0 || reading.is(Reading::REFUSED) || reading.is_excused(Hop::Raw);
+        if acknowledged && reading.is(Reading::BROKEN) && at_the_edge && !there {
+            self.broken.entry(identity.car).or_insert((0, identity)).0 += 1;
+        }
+    }
+
+    fn hops(&mut self, identity: Identity, reading: Reading) {
+        let (missing, excused) = missing(reading, &self.tally.given);
+        self.sums.excused += u64::from(excused);
+        if let Some(hop) = missing {
+            let what = if reading.is(Reading::ACKNOWLEDGED) { "was acknowledged and" } else { "is at other hops, but" };
+            self.add(Kind::Missing, identity, hop, &format!("{what} is missing in {}", hop.name()));
+        }
+        if let Some(hop) = doubled(reading, &self.tally.given) {
+            self.add(Kind::Doubled, identity, hop, &format!("is more than once in {}", hop.name()));
+        }
+        if let Some(ledgers) = &self.tally.ledgers
+            && !reading.is(Reading::KNOWN)
+            && let Some(hop) = Hop::ALL.into_iter().find(|hop| reading.seen(*hop) > 0)
+        {
+            self.sums.unknown += 1;
+            if ledgers.complete {
+                self.add(Kind::Unknown, identity, hop, &format!("is in {}, but no car sent it", hop.name()));
+            }
+        }
+    }
+
+    fn gap(&mut self, from: Identity, next: i64, missing: u64, hop: Hop) {
+        // Refused records that do not say which they are may be these.
+        let unidentified = self.unidentified.entry(from.car).or_default();
+        let explained = missing.min(*unidentified);
+        *unidentified -= explained;
+        let missing = missing - explained;
+        if missing == 0 {
+            return;
+        }
+        self.sums.gaps += missing;
+        let what = format!("begins a gap: {missing} numbers before {next} are missing in {}", hop.name());
+        let finding = self.named(Kind::Gap, from, hop, &what);
+        self.findings.add(Kind::Gap, missing, || finding);
+    }
+
+    /// Broken readings that do not say which they are can only be counted, car by car.
+    fn broken_ones(&mut self) {
+        let mut cars: Vec<_> = self.broken.drain().collect();
+        cars.sort_unstable();
+        for (car, (unmatched, example)) in cars {
+            let missing = unmatched.saturating_sub(self.tally.unidentified.get(&car).copied().unwrap_or(0));
+            if missing > 0 {
+                let what = format!(
+                    "is broken, was acknowledged, and is neither in {} nor a dead letter ({missing} of this car)",
+                    Hop::Raw.name()
+                );
+                let finding = self.named(Kind::BrokenMissing, example, Hop::Raw, &what);
+                self.findings.add(Kind::BrokenMissing, missing, || finding);
+            }
+        }
+    }
+
+    fn add(&mut self, kind: Kind, identity: Identity, hop: Hop, what: &str) {
+        let tally = self.tally;
+        self.findings.add(kind, 1, || named(tally, kind, identity, hop, what));
+    }
+
+    fn named(&self, kind: Kind, identity: Identity, hop: Hop, what: &str) -> Finding {
+        named(self.tally, kind, identity, hop, what)
+    }
+}
+
+fn named(tally: &Tally, kind: Kind, identity: Identity, hop: Hop, what: &str) -> Finding {
+    let Identity { car, boot_id, seq } = identity;
+    let car = tally.cars.name(car).to_string();
+    Finding {
+        kind,
+        hop: hop.key(),
+        what: format!("car {car} boot {boot_id} seq {seq} {what}"),
+        car: Some(car),
+        boot_id: Some(boot_id),
+        seq: Some(seq),
+        places: Vec::new(),
+        about: Some((identity, hop)),
+    }
+}
+
+/// The first hop where a reading should be and is not; and whether retention excuses it from one.
+fn missing(reading: Reading, given: &Given) -> (Option<Hop>, bool) {
+    let in_hop = |hop: &Hop| reading.seen(*hop) > 0;
+    // A broken one has no claim to go further than to the dead letters.
+    let mut due = reading.is(Reading::ACKNOWLEDGED) && !reading.is(Reading::BROKEN);
+    let mut excused = false;
+    let mut due_scores = false;
+    for (index, hop) in given.chain.iter().enumerate() {
+        let rest = &given.chain[index + 1..];
+        let scores_follow = given.scores && *hop <= Hop::Clean;
+        let later = rest.iter().any(in_hop) || scores_follow && in_hop(&Hop::Scores);
+        if in_hop(hop) {
+            due = rest.first().is_some_and(|next| reading.is_due(*next));
+            due_scores |= *hop == Hop::Clean && reading.is_due(Hop::Scores);
+        } else if *hop == Hop::Raw && reading.is(Reading::REFUSED) && !later {
+            // Its dead letter is where it ends.
+            due = false;
+        } else if reading.is_excused(*hop) {
+            excused |= due || later;
+            due_scores |= *hop == Hop::Clean && due;
+        } else if due || later {
+            return (Some(*hop), excused);
+        }
+    }
+    if given.scores && due_scores && !in_hop(&Hop::Scores) {
+        if !reading.is_excused(Hop::Scores) {
+            return (Some(Hop::Scores), excused);
+        }
+        excused = true;
+    }
+    (None, excused)
+}
+
+/// The first hop behind the duplicate filter where a reading is more than once.
+fn doubled(reading: Reading, given: &Given) -> Option<Hop> {
+    let hops = given.chain.iter().copied().filter(|hop| *hop != Hop::Raw);
+    hops.chain(given.scores.then_some(Hop::Scores)).find(|hop| reading.seen(*hop) > 1)
+}
+
+/// Follows the numbers of one boot.
+struct Numbers {
+    next: Option<i64>,
+    /// Refused ones since `next`, which are no gap.
+    refused: u64,
+}
+
+impl Numbers {
+    /// Returns where a gap before this reading began, and how many numbers it left out.
+    fn follow(&mut self, seq: i64, reading: Reading) -> Option<(i64, u64)> {
+        let seen = Hop::ALL.into_iter().any(|hop| reading.seen(hop) > 0);
+        if !seen {
+            // Its number is what a broken payload says: no ground to claim that others before it are missing.
+            self.refused += u64::from(reading.is(Reading::REFUSED));
+            return None;
+        }
+        let refused = std::mem::take(&mut self.refused);
+        let from = self.next.replace(seq + 1)?;
+        let missing = u64::try_from(seq - from).ok()?.saturating_sub(refused);
+        (missing > 0).then_some((from, missing))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CHAIN: [Hop; 4] = [Hop::Raw, Hop::Clean, Hop::Cloud, Hop::Lake];
+
+    fn given(chain: &[Hop], scores: bool) -> Given {
+        Given { chain: chain.to_vec(), scores }
+    }
+
+    /// A reading that went through all stages, but for `not`.
+    fn everywhere_but(not: &[Hop], flags: u32) -> Reading {
+        let mut reading = Reading::default();
+        reading.set(flags);
+        for hop in Hop::ALL.into_iter().filter(|hop| !not.contains(hop)) {
+            reading.see(hop);
+        }
+        CHAIN[1..].iter().chain(&[Hop::Scores]).for_each(|hop| reading.set_due(*hop));
+        reading
+    }
+
+    #[test]
+    fn what_is_due_and_absent_is_missing_at_the_first_hop_that_lacks_it() {
+        let all = given(&CHAIN, true);
+        for flags in [0, Reading::ACKNOWLEDGED] {
+            assert_eq!(missing(everywhere_but(&[], flags), &all), (None, false));
+            for hop in Hop::ALL {
+                assert_eq!(missing(everywhere_but(&[hop], flags), &all), (Some(hop), false), "{hop:?}");
+            }
+        }
+        let two = everywhere_but(&[Hop::Cloud, Hop::Lake], 0);
+        assert_eq!(missing(two, &all).0, Some(Hop::Cloud));
+        assert_eq!(missing(everywhere_but(&[Hop::Scores], 0), &given(&CHAIN, false)).0, None);
+        assert_eq!(
+            missing(everywhere_but(&[Hop::Cloud], 0), &given(&[Hop::Raw, Hop::Clean, Hop::Lake], false)).0,
+            None
+        );
+        let nowhere = everywhere_but(&Hop::ALL, 0);
+        assert_eq!(missing(nowhere, &all).0, None, "not acknowledged, and nowhere");
+        assert_eq!(
+            missing(everywhere_but(&Hop::ALL, Reading::ACKNOWLEDGED), &given(&[Hop::Lake], false)).0,
+            Some(Hop::Lake)
+        );
+    }
+
+    #[test]
+    fn what_the_next_stage_has_not_come_to_is_not_missing() {
+        let mut reading = Reading::default();
+        reading.set(Reading::ACKNOWLEDGED);
+        reading.see(Hop::Raw);
+        assert_eq!(missing(reading, &given(&CHAIN, true)), (None, false));
+        reading.set_due(Hop::Clean);
+        assert_eq!(missing(reading, &given(&CHAIN, true)), (Some(Hop::Clean), false));
+    }
+
+    #[test]
+    fn retention_excuses_a_hop_and_none_behind_it() {
+        let all = given(&CHAIN, true);
+        for hop in Hop::ALL {
+            let mut reading = everywhere_but(&[hop], Reading::ACKNOWLEDGED);
+            reading.excuse(hop);
+            assert_eq!(missing(reading, &all), (None, true), "{hop:?}");
+        }
+        let mut reading = everywhere_but(&[Hop::Raw, Hop::Clean], Reading::ACKNOWLEDGED);
+        reading.excuse(Hop::Raw);
+        assert_eq!(missing(reading, &all), (Some(Hop::Clean), true));
+        reading.excuse(Hop::Clean);
+        assert_eq!(missing(reading, &all), (None, true));
+    }
+
+    #[test]
+    fn a_dead_letter_is_where_a_reading_ends() {
+        let all = given(&CHAIN, true);
+        let refused = everywhere_but(&Hop::ALL, Reading::ACKNOWLEDGED | Reading::REFUSED);
+        assert_eq!(missing(refused, &all), (None, false));
+        let both = everywhere_but(&[Hop::Raw], Reading::ACKNOWLEDGED | Reading::REFUSED);
+        assert_eq!(missing(both, &all).0, Some(Hop::Raw), "clean, though its only raw record was refused");
+    }
+
+    #[test]
+    fn twice_is_too_often_everywhere_but_in_the_raw_topic() {
+        let all = given(&CHAIN, true);
+        for hop in Hop::ALL {
+            let mut reading = everywhere_but(&[], 0);
+            reading.see(hop);
+            assert_eq!(doubled(reading, &all), (hop != Hop::Raw).then_some(hop));
+            assert_eq!(doubled(reading, &given(&[Hop::Raw], false)), None);
+        }
+    }
+
+    #[test]
+    fn gaps_are_found_from_the_numbers() {
+        let (seen, mut refused) = (everywhere_but(&[], 0), Reading::default());
+        refused.set(Reading::REFUSED);
+        let gaps = |next, readings: &[(i64, Reading)]| -> Vec<_> {
+            let mut numbers = Numbers { next, refused: 0 };
+            readings.iter().filter_map(|(seq, reading)| numbers.follow(*seq, *reading)).collect()
+        };
+        assert_eq!(gaps(Some(0), &[(0, seen), (1, seen), (2, seen)]), []);
+        assert_eq!(gaps(Some(0), &[(2, seen), (3, seen), (7, seen)]), [(0, 2), (4, 3)]);
+        assert_eq!(gaps(None, &[(2, seen), (4, seen)]), [(3, 1)]);
+        assert_eq!(gaps(Some(0), &[(0, seen), (1, refused), (3, seen)]), [(1, 1)]);
+        assert_eq!(gaps(Some(0), &[(0, seen), (1, refused), (2, seen), (1 << 50, refused)]), []);
+    }
+}

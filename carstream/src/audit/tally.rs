@@ -1,0 +1,400 @@
+//! The first pass: everything that is at the hops, counted reading by reading.
+//!
+//! ```text
+//!  ledgers ─► dead letters ─► raw ─► clean ─► cloud ─► objects ─► scores
+//!     │            │           │       │        │         │          │
+//!     └────────────┴───────────┴───────┴────────┴─────────┴──────────┴──► four bytes a reading
+//! ```
+//!
+//! What is wrong with a record in itself is a finding here. What is wrong with a reading is found when all has been
+//! seen: [`super::settle`].
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+
+use telemetry::pseudonym::PseudonymKey;
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+
+use super::cars::Cars;
+use super::cut::{Cuts, LakeCut};
+use super::findings::{Finding, Findings, Kind};
+use super::ledger::{self, Outcome};
+use super::read::{self, DeadLetter, Seen, What};
+use super::readings::{Identity, Reading, Readings};
+use super::refusals::Refusals;
+use super::{DEAD_LETTERS_HOP, Hop, RAW, Sources};
+
+/// What retention has just removed may be so much newer than what it has left: a log drops records many at a time, and
+/// the cars' clocks, which say when a reading was sent, are not the log's.
+const RETENTION_MARGIN_MS: i64 = 10 * 60 * 1000;
+
+/// Which hops are looked at.
+#[derive(Debug, Clone)]
+pub(crate) struct Given {
+    /// From raw to Parquet, in the order of the flow.
+    pub(crate) chain: Vec<Hop>,
+    /// Whether each clean reading must have a score.
+    pub(crate) scores: bool,
+}
+
+impl Given {
+    fn of(cuts: &Cuts) -> Self {
+        let given = [
+            (Hop::Raw, cuts.raw.is_some()),
+            (Hop::Clean, cuts.clean.is_some()),
+            (Hop::Cloud, cuts.cloud.is_some()),
+            (Hop::Lake, cuts.lake.is_some()),
+        ];
+        let chain = given.into_iter().filter_map(|(hop, given)| given.then_some(hop)).collect();
+        Self { chain, scores: cuts.scores.is_some() }
+    }
+}
+
+/// What is known of the ledgers as such.
+#[derive(Debug, Default)]
+pub(crate) struct Ledgers {
+    pub(crate) complete: bool,
+    /// Readings that were dropped without having been sent.
+    pub(crate) never_sent: u64,
+    /// Rows of readings that an earlier row has as acknowledged.
+    pub(crate) repeated: u64,
+    pub(crate) torn: Vec<PathBuf>,
+}
+
+/// The count.
+#[derive(Debug)]
+pub(crate) struct Tally {
+    pub(crate) cars: Cars,
+    pub(crate) readings: Readings,
+    pub(crate) given: Given,
+    pub(crate) findings: Findings,
+    pub(crate) ledgers: Option<Ledgers>,
+    /// Records and rows by hop.
+    pub(crate) records: [u64; Hop::ALL.len()],
+    /// Records that the stage before a hop has not come to.
+    pub(crate) lag: [u64; Hop::ALL.len()],
+    pub(crate) duplicates_removed: u64,
+    pub(crate) dead_letters: BTreeMap<String, u64>,
+    /// Refused records of a car that do not say which of its readings they are.
+    pub(crate) unidentified: HashMap<u32, u64>,
+    /// What was written later is still there, by hop; only of hops where something was removed.
+    pub(crate) kept_since: Vec<(Hop, i64)>,
+    dead_letters_kept_since: Option<i64>,
+    refusals: Refusals,
+}
+
+impl Tally {
+    /// Reads the ledgers. Before the hops are looked at, so that what they have as acknowledged must be there.
+    pub(crate) fn of_ledgers(files: &[PathBuf], key: Option<PseudonymKey>) -> anyhow::Result<Self> {
+        let mut tally = Self {
+            cars: Cars::new(key),
+            readings: Readings::default(),
+            given: Given { chain: Vec::new(), scores: false },
+            findings: Findings::default(),
+            ledgers: None,
+            records: [0; Hop::ALL.len()],
+            lag: [0; Hop::ALL.len()],
+            duplicates_removed: 0,
+            dead_letters: BTreeMap::new(),
+            unidentified: HashMap::new(),
+            kept_since: Vec::new(),
+            dead_letters_kept_since: None,
+            refusals: Refusals::default(),
+        };
+        if files.is_empty() {
+            return Ok(tally);
+        }
+        let mut ledgers = Ledgers { complete: true, ..Ledgers::default() };
+        for file in files {
+            ledgers.complete &= ledger::is_complete(file)?;
+            let torn = ledger::read(file, |row| {
+                tally.row(row, &mut ledgers);
+                Ok(())
+            })?;
+            if torn {
+                ledgers.torn.push(file.clone());
+            }
+        }
+        tally.ledgers = Some(ledgers);
+        Ok(tally)
+    }
+
+    pub(crate) fn row(&mut self, row: &ledger::Row<'_>, ledgers: &mut Ledgers) {
+        if row.first_sent_ms.is_none() && row.outcome == Outcome::Dropped {
+            ledgers.never_sent += 1;
+            return;
+        }
+        let car = self.cars.of_vin(row.vin);
+        let reading = self.readings.entry(Identity { car, boot_id: row.boot_id, seq: row.seq });
+        ledgers.repeated += u64::from(reading.is(Reading::ACKNOWLEDGED));
+        reading.set(Reading::KNOWN);
+        if row.broken {
+            reading.set(Reading::BROKEN);
+        }
+        if row.first_sent_ms.is_some() {
+            reading.set(Reading::SENT);
+        }
+        match row.outcome {
+            Outcome::Acknowledged => reading.set(Reading::ACKNOWLEDGED),
+            Outcome::Dropped => reading.set(Reading::DROPPED),
+            Outcome::Unacknowledged => {}
+        }
+    }
+
+    /// Excuses a reading from this time at the hops that may have had it and have it no longer.
+    fn excuse(reading: &mut Reading, kept_since: &[(Hop, i64)], time_ms: i64) {
+        for (hop, since_ms) in kept_since {
+            if time_ms <= since_ms.saturating_add(RETENTION_MARGIN_MS) {
+                reading.excuse(*hop);
+            }
+        }
+    }
+
+    /// Notes which hops there are, and what retention has removed from them.
+    ///
+    /// The ledgers are read once more for that if it matters: only then their times do.
+    pub(crate) fn begin(&mut self, cuts: &Cuts, files: &[PathBuf]) -> anyhow::Result<()> {
+        self.given = Given::of(cuts);
+        let topics =
+            [(Hop::Raw, &cuts.raw), (Hop::Clean, &cuts.clean), (Hop::Cloud, &cuts.cloud), (Hop::Scores, &cuts.scores)];
+        let of_topic = |cut: &Option<super::cut::Cut>| cut.as_ref().and_then(|cut| cut.kept_since_ms);
+        self.kept_since = topics.iter().filter_map(|(hop, cut)| Some((*hop, of_topic(cut)?))).collect();
+        let lake = cuts.lake.as_ref().and_then(|cut| cut.kept_since_ms);
+        self.kept_since.extend(lake.map(|since_ms| (Hop::Lake, since_ms)));
+        self.dead_letters_kept_since = of_topic(&cuts.dead_letters);
+        if self.kept_since.is_empty() {
+            return Ok(());
+        }
+        for file in files {
+            ledger::read(file, |row| {
+                let Some(sent_ms) = row.first_sent_ms else { return Ok(()) };
+                let car = self.cars.of_vin(row.vin);
+                let reading = self.readings.entry(Identity { car, boot_id: row.boot_id, seq: row.seq });
+                Self::excuse(reading, &self.kept_since, sent_ms);
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Reads every hop.
+    pub(crate) fn count(
+        &mut self,
+        sources: &Sources,
+        cuts: &Cuts,
+        runtime: &Handle,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<()> {
+        if let (Some(edge), Some(raw), Some(dead_letters)) = (&sources.edge, &cuts.raw, &cuts.dead_letters) {
+            read::dead_letters(edge, dead_letters, stop, |letter| {
+                self.dead_letter(letter);
+                Ok(())
+            })?;
+            read::raw(edge, raw, stop, |seen| {
+                self.raw(seen, cuts);
+                Ok(())
+            })?;
+            self.stray_dead_letters(cuts);
+        }
+        let topics = [
+            (Hop::Clean, &sources.edge, &cuts.clean),
+            (Hop::Cloud, &sources.cloud, &cuts.cloud),
+            (Hop::Scores, &sources.edge, &cuts.scores),
+        ];
+        for (hop, log, cut) in topics {
+            let (Some(log), Some(cut)) = (log, cut) else { continue };
+            read::avro(hop, log, cut, stop, |seen| {
+                self.seen(seen, cuts);
+                Ok(())
+            })?;
+        }
+        if let (Some(lake), Some(cut)) = (&sources.lake, &cuts.lake) {
+            let mut unusable = cut.unusable.clone();
+            let broken = |name: &str, what| unusable.push((name.to_owned(), what));
+            read::objects(
+                lake,
+                cut,
+                runtime,
+                stop,
+                |seen| {
+                    self.seen(seen, cuts);
+                    Ok(())
+                },
+                broken,
+            )?;
+            self.objects(cut, unusable);
+        }
+        Ok(())
+    }
+
+    fn dead_letter(&mut self, letter: &DeadLetter<'_>) {
+        let hop = DEAD_LETTERS_HOP;
+        let source = match letter.source {
+            Some((topic, partition, offset)) if topic == RAW => (partition, offset),
+            // Of another topic: nothing that is accounted for here.
+            Some(_) => return,
+            None => {
+                let what = "a dead letter does not say where it was read from".to_owned();
+                self.findings
+                    .add(Kind::StrayDeadLetter, 1, || Finding::at(Kind::StrayDeadLetter, hop, what, letter.place));
+                return;
+            }
+        };
+        match self.dead_letters.get_mut(letter.reason) {
+            Some(count) => *count += 1,
+            None => drop(self.dead_letters.insert(letter.reason.to_owned(), 1)),
+        }
+        if !self.refusals.note(source.0, source.1) {
+            let what = format!("{RAW}/{} offset {} is a dead letter twice", source.0, source.1);
+            let kind = Kind::DoubledDeadLetter;
+            self.findings.add(kind, 1, || Finding::at(kind, hop, what, letter.place));
+            return;
+        }
+        self.refused(letter.key, letter.value, letter.replayed);
+    }
+
+    /// Notes that a car's record was refused. Its bytes may say which reading it is. If they don't, it stands for any
+    /// one that is missing: so a repeat of one could hide the loss of another.
+    fn refused(&mut self, key: &[u8], value: &[u8], replayed: bool) {
+        let Ok(vin) = std::str::from_utf8(key) else { return };
+        let guess = read::guess(value);
+        if self.ledgers.is_none() {
+            let car = self.cars.of_vin(vin);
+            if let Some((boot_id, seq)) = guess {
+                self.readings.entry(Identity { car, boot_id, seq }).set(Reading::REFUSED);
+                return;
+            }
+        }
+        let Some(car) = self.cars.find_vin(vin) else { return };
+        let known = guess.and_then(|(boot_id, seq)| self.readings.find(Identity { car, boot_id, seq }));
+        match known {
+            Some(reading) if reading.is(Reading::KNOWN) => reading.set(Reading::REFUSED),
+            // The one that was replayed stands for it already.
+            _ if replayed => {}
+            _ => *self.unidentified.entry(car).or_default() += 1,
+        }
+    }
+
+    fn raw(&mut self, seen: &Seen<'_>, cuts: &Cuts) {
+        let place = seen.place;
+        let waits = !has_passed(&cuts.preprocessor, place.partition, place.offset);
+        let is_dead_letter = self.refusals.meet(place.partition, place.offset);
+        self.records[Hop::Raw as usize] += 1;
+        self.lag[Hop::Clean as usize] += u64::from(waits);
+        match seen.what {
+            What::Reading { car, boot_id, seq } => {
+                let car = self.cars.of_vin(car);
+                let reading = self.readings.entry(Identity { car, boot_id, seq });
+                Self::excuse(reading, &self.kept_since, seen.timestamp_ms);
+                if is_dead_letter {
+                    reading.set(Reading::REFUSED);
+                    return;
+                }
+                self.duplicates_removed += u64::from(reading.seen(Hop::Raw) > 0);
+                reading.see(Hop::Raw);
+                if !waits {
+                    reading.set_due(Hop::Clean);
+                }
+            }
+            What::Unusable(why) if !is_dead_letter => {
+                let since = self.dead_letters_kept_since;
+                let excused = since.is_some_and(|since| seen.timestamp_ms <= since + RETENTION_MARGIN_MS);
+                if !waits && !excused {
+                    let what = format!("a raw record that cannot be used ({why}) is no dead letter");
+                    let kind = Kind::NoDeadLetter;
+                    self.findings.add(kind, 1, || Finding::at(kind, Hop::Raw.key(), what, place));
+                }
+                let (key, value) = seen.raw.unwrap_or_default();
+                self.refused(key, value, false);
+            }
+            What::Unusable(_) => {}
+        }
+    }
+
+    /// Dead letters whose raw record is not there, though it should be.
+    fn stray_dead_letters(&mut self, cuts: &Cuts) {
+        let partitions = cuts.raw.as_ref().map_or(&[][..], |cut| &cut.partitions);
+        for (partition, offset) in self.refusals.unmet() {
+            let gone = partitions.get(partition as usize).is_some_and(|bounds| offset < bounds.first);
+            if !gone {
+                let what = format!("a dead letter names {RAW}/{partition} offset {offset}, where no record is");
+                let place = read::PlaceRef { topic: RAW, partition, offset, row: None };
+                let kind = Kind::StrayDeadLetter;
+                self.findings.add(kind, 1, || Finding::at(kind, DEAD_LETTERS_HOP, what, place));
+            }
+        }
+    }
+
+    fn seen(&mut self, seen: &Seen<'_>, cuts: &Cuts) {
+        let (hop, place) = (seen.hop, seen.place);
+        self.records[hop as usize] += 1;
+        let What::Reading { car, boot_id, seq } = seen.what else {
+            let What::Unusable(why) = seen.what else { return };
+            let what = format!("a record cannot be read: {why}");
+            self.findings.add(Kind::Unreadable, 1, || Finding::at(Kind::Unreadable, hop.key(), what, place));
+            return;
+        };
+        let car = self.cars.of_pseudonym(car);
+        let reading = self.readings.entry(Identity { car, boot_id, seq });
+        reading.see(hop);
+        // A score has the time when it was made, which is later than the reading's and would excuse too little.
+        if hop != Hop::Scores {
+            Self::excuse(reading, &self.kept_since, seen.timestamp_ms);
+        }
+        let mut onward = |to: Hop, passed: bool| {
+            if passed {
+                reading.set_due(to);
+            } else {
+                self.lag[to as usize] += 1;
+            }
+        };
+        match hop {
+            Hop::Clean => {
+                if cuts.cloud.is_some() {
+                    onward(Hop::Cloud, has_passed(&cuts.replicator, place.partition, place.offset));
+                } else if cuts.lake.is_some() {
+                    onward(Hop::Lake, true);
+                }
+                if cuts.scores.is_some() {
+                    onward(Hop::Scores, has_passed(&cuts.scorer, place.partition, place.offset));
+                }
+            }
+            Hop::Cloud => {
+                let Some(lake) = &cuts.lake else { return };
+                match lake.covered.get(&place.partition) {
+                    // The sink began later, when retention had removed this.
+                    Some((start, _)) if place.offset < *start => reading.excuse(Hop::Lake),
+                    covered => onward(Hop::Lake, covered.is_some_and(|(_, end)| place.offset < *end)),
+                }
+            }
+            Hop::Raw | Hop::Lake | Hop::Scores => {}
+        }
+    }
+
+    /// What is wrong with objects as such.
+    fn objects(&mut self, cut: &LakeCut, unusable: Vec<(String, String)>) {
+        let hop = Hop::Lake.key();
+        let finding = |kind, what: String, object: String| {
+            let (car, boot_id, seq, about) = (None, None, None, None);
+            Finding { kind, hop, what, car, boot_id, seq, places: vec![object], about }
+        };
+        for (object, why) in unusable {
+            let what = format!("an object cannot be read: {why}");
+            self.findings.add(Kind::Unreadable, 1, || finding(Kind::Unreadable, what, object));
+        }
+        for pair in cut.objects.windows(2) {
+            let (before, after) = (&pair[0], &pair[1]);
+            if before.name.partition != after.name.partition || before.footer.end == after.name.start {
+                continue;
+            }
+            let does = if before.footer.end < after.name.start { "leaves offsets out" } else { "overlaps the next" };
+            let what = format!("{} ends at offset {} and {does}", before.name, before.footer.end);
+            self.findings.add(Kind::Objects, 1, || finding(Kind::Objects, what, after.name.to_string()));
+        }
+    }
+}
+
+fn has_passed(positions: &[u64], partition: u32, offset: u64) -> bool {
+    positions.get(partition as usize).is_some_and(|position| offset < *position)
+}

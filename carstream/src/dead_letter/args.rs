@@ -1,0 +1,212 @@
+//! The settings of `carstream dead-letter`.
+
+use std::fmt;
+use std::str::FromStr;
+
+use chrono::{DateTime, NaiveDate, NaiveTime, Utc};
+use event_log::LogArgs;
+
+/// Dead letters: records that could not be used, with the reason, kept as they came.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Clone, clap::Subcommand)]
+pub enum Command {
+    /// Counts by topic and reason, and one line for each of the newest.
+    ///
+    /// Prints no payload and no VIN. Those that were replayed are shown as such.
+    List(ListArgs),
+    /// One dead letter in full: headers, key and payload.
+    ///
+    /// What it prints is personal data (the VIN, the driver, the position of the car): treat it as such.
+    Show(ShowArgs),
+    /// Puts dead letters back into the topic that they came from, each once, for when the cause is fixed.
+    ///
+    /// The bytes, key and headers are those of the original, with replayed.from added; the time is that of the replay.
+    /// The record and the mark that it was replayed are one transaction, so that no dead letter is ever replayed twice,
+    /// also if this is killed, or run twice at once (on Kafka the one that began last goes on, the other one stops).
+    /// What fails again becomes a new dead letter. Only topics of raw readings are written to: their duplicate filter
+    /// lets a reading through once. Dead letters of the scorer are not replayed: their readings are in `telemetry`
+    /// already, and would be there twice.
+    Replay(ReplayArgs),
+}
+
+/// Settings of `list`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ListArgs {
+    /// The log with the dead letters.
+    #[command(flatten)]
+    pub log: LogArgs,
+    /// Which ones.
+    #[command(flatten)]
+    pub filter: Filter,
+    /// How many get a line; all are counted.
+    #[arg(long, default_value_t = 20, value_name = "N")]
+    pub limit: usize,
+    /// The oldest ones instead of the newest.
+    #[arg(long)]
+    pub oldest: bool,
+    /// One line of JSON for each, and one with the counts at the end.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Settings of `show`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ShowArgs {
+    /// The log with the dead letters.
+    #[command(flatten)]
+    pub log: LogArgs,
+    /// TOPIC/PARTITION/OFFSET, as `list` prints it.
+    pub position: Position,
+    /// One line of JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Settings of `replay`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ReplayArgs {
+    /// The log with the dead letters.
+    #[command(flatten)]
+    pub log: LogArgs,
+    /// Which ones.
+    #[command(flatten)]
+    pub filter: Filter,
+    /// All, without a filter.
+    #[arg(long)]
+    pub all: bool,
+    /// Only count what would be replayed.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// One line of JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Which dead letters. Everything that is given must hold.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Filter {
+    /// Only with this reason, such as out-of-range; may be repeated.
+    #[arg(long, value_name = "REASON")]
+    pub reason: Vec<String>,
+    /// Only in this dead-letter topic; may be repeated. Otherwise those of readings, workshop findings and the scorer.
+    #[arg(long, value_name = "TOPIC")]
+    pub topic: Vec<String>,
+    /// Only those put aside at this time or later: 2026-11-21T08:15:00Z, 2026-11-21 (from midnight, UTC), or an age:
+    /// 90s, 30m, 6h, 2d.
+    #[arg(long, value_name = "TIME", value_parser = time_ms)]
+    pub since: Option<i64>,
+    /// Only those put aside before this time.
+    #[arg(long, value_name = "TIME", value_parser = time_ms)]
+    pub until: Option<i64>,
+    /// Only in this partition of the dead-letter topic.
+    #[arg(long, value_name = "N")]
+    pub partition: Option<u32>,
+    /// Only from this offset of the dead-letter topic on.
+    #[arg(long, value_name = "OFFSET")]
+    pub from_offset: Option<u64>,
+    /// Only up to, and without, this offset of the dead-letter topic.
+    #[arg(long, value_name = "OFFSET")]
+    pub to_offset: Option<u64>,
+}
+
+impl Filter {
+    /// Whether it lets everything through.
+    pub(crate) fn is_empty(&self) -> bool {
+        let Self { reason, topic, since, until, partition, from_offset, to_offset } = self;
+        let lists = reason.is_empty() && topic.is_empty();
+        let times = since.is_none() && until.is_none();
+        lists && times && partition.is_none() && from_offset.is_none() && to_offset.is_none()
+    }
+}
+
+/// A point in time, in milliseconds since the epoch: clap's `value_parser`.
+fn time_ms(text: &str) -> Result<i64, String> {
+    if let Ok(time) = DateTime::parse_from_rfc3339(text) {
+        return Ok(time.timestamp_millis());
+    }
+    if let Ok(date) = text.parse::<NaiveDate>() {
+        return Ok(date.and_time(NaiveTime::MIN).and_utc().timestamp_millis());
+    }
+    let ago = || {
+        let unit_s = match text.chars().last()? {
+            's' => 1,
+            'm' => 60,
+            'h' => 3600,
+            'd' => 86_400,
+            _ => return None,
+        };
+        let count: i64 = text[..text.len() - 1].parse().ok().filter(|count| *count >= 0)?;
+        Utc::now().timestamp_millis().checked_sub(count.checked_mul(unit_s * 1000)?)
+    };
+    ago().ok_or_else(|| {
+        format!("{text:?} is no time: 2026-11-21T08:15:00Z, 2026-11-21, or an age such as 90s, 30m, 6h, 2d")
+    })
+}
+
+/// Where a dead letter lies.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Position {
+    /// The dead-letter topic.
+    pub topic: String,
+    /// The partition.
+    pub partition: u32,
+    /// The offset.
+    pub offset: u64,
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.topic, self.partition, self.offset)
+    }
+}
+
+impl FromStr for Position {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut parts = text.rsplitn(3, '/');
+        let offset = parts.next().and_then(|part| part.parse().ok());
+        let partition = parts.next().and_then(|part| part.parse().ok());
+        let topic = parts.next().filter(|topic| !topic.is_empty());
+        match (topic, partition, offset) {
+            (Some(topic), Some(partition), Some(offset)) => Ok(Self { topic: topic.to_owned(), partition, offset }),
+            _ => Err(format!("{text:?} is not TOPIC/PARTITION/OFFSET, as in telemetry.dead-letter/2/17")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn times_are_points_days_or_ages() {
+        assert_eq!(time_ms("2026-11-21T08:15:00Z"), Ok(1_795_248_900_000));
+        assert_eq!(time_ms("2026-11-21T09:15:00+01:00"), Ok(1_795_248_900_000));
+        assert_eq!(time_ms("2026-11-21"), Ok(1_795_219_200_000));
+        let now = Utc::now().timestamp_millis();
+        let hour_ago = time_ms("1h").unwrap();
+        assert!((now - 3_600_000..now - 3_540_000).contains(&hour_ago), "{hour_ago}");
+        for wrong in ["", "h", "-1h", "yesterday", "1w", "é", "9999999999999999d"] {
+            assert!(time_ms(wrong).unwrap_err().contains("is no time"), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn positions_read_back() {
+        let position: Position = "telemetry.dead-letter/2/17".parse().unwrap();
+        assert_eq!(position, Position { topic: "telemetry.dead-letter".into(), partition: 2, offset: 17 });
+        assert_eq!(position.to_string(), "telemetry.dead-letter/2/17");
+        for wrong in ["", "t/1", "/1/2", "t/x/2", "t/1/-2"] {
+            assert!(wrong.parse::<Position>().is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! Puts dead letters back, each once.
+//!
+//! ```text
+//! take over the transactional id ─► read the marks ─► batch ─► records + marks, one transaction ─► next batch
+//!    whoever held it is fenced            ▲                          │ rolled back, or unknown
+//!                                         └──────────────────────────┘
+//! ```
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+use anyhow::bail;
+use event_log::{Error, Log, LogUrl, Outputs, ProcessorOptions, Record, Transactor, catalogue, partition_for_key};
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+
+use super::args::{Filter, Position};
+use super::letters::{self, Letter, Topic};
+use super::marks::{Mark, Marks};
+use super::{MARKS, REPLAYED_FROM};
+
+/// Dead letters in one transaction: with the largest payload some 30 MB in memory.
+const BATCH: usize = 500;
+
+/// A batch that is rolled back so often in a row will be again.
+const ATTEMPTS: u32 = 5;
+
+/// Whoever replays takes over this group's transactional id.
+const GROUP: &str = "dead-letter-replay";
+
+/// What a dead letter's own headers begin with.
+const OWN_HEADERS: &str = "dead-letter.";
+
+/// Topics that may be written to end so: a duplicate filter reads them.
+const RAW_SUFFIX: &str = ".raw";
+
+/// What a replay did, or would do.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Replayed {
+    /// Whether it only counted.
+    pub dry_run: bool,
+    /// Dead letters that were put back.
+    pub replayed: u64,
+    /// Those that had been before.
+    pub replayed_before: u64,
+    /// Those of topics that must not be written to.
+    pub not_replayable: u64,
+    /// Those that do not say where they come from.
+    pub without_source: u64,
+}
+
+impl Replayed {
+    /// One line of JSON.
+    pub(super) fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("a struct of numbers")
+    }
+}
+
+impl fmt::Display for Replayed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let done = if self.dry_run { "would be replayed" } else { "replayed" };
+        writeln!(f, "{:>12}  {done}", self.replayed)?;
+        for (count, what) in [
+            (self.replayed_before, "were replayed before"),
+            (self.not_replayable, "are not of raw readings, and would be doubled: not replayed"),
+            (self.without_source, "do not say where they come from: not replayed"),
+        ] {
+            if count > 0 {
+                writeln!(f, "{count:>12}  {what}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn replay(
+    log: &Arc<dyn Log>,
+    filter: &Filter,
+    dry_run: bool,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<Replayed> {
+    // As far as they go now: what fails again is not replayed once more in the same run.
+    let topics = letters::topics(log, filter)?;
+    let mut replay = match dry_run {
+        true => Replay::dry(log)?,
+        false => Replay::take_over(log)?,
+    };
+    for topic in &topics {
+        letters::each(log, topic, filter, BATCH, shutdown, |letters| replay.batch(topic, letters))?;
+    }
+    Ok(replay.done)
+}
+
+struct Replay {
+    log: Arc<dyn Log>,
+    /// None if it is a dry run.
+    writer: Option<Writer>,
+    marks: Marks,
+    /// Partitions of source topics; none if there is no such topic.
+    partitions: HashMap<String, Option<u32>>,
+    done: Replayed,
+}
+
+struct Writer {
+    transactor: Box<dyn Transactor>,
+    /// On the embedded log only the reading half of a group keeps others out.
+    _place: Option<Box<dyn event_log::Consumer>>,
+    marks: Arc<str>,
+    mark_partitions: u32,
+}
+
+impl Replay {
+    fn dry(log: &Arc<dyn Log>) -> anyhow::Result<Self> {
+        let (log, marks) = (log.clone(), Marks::read(log)?);
+        let done = Replayed { dry_run: true, ..Replayed::default() };
+        Ok(Self { log, writer: None, marks, partitions: HashMap::new(), done })
+    }
+
+    fn take_over(log: &Arc<dyn Log>) -> anyhow::Result<Self> {
+        let spec = catalogue::topic(MARKS);
+        log.ensure_topic(&spec)?;
+        let options = ProcessorOptions { group: GROUP.into(), instance: "1".into(), topics: Vec::new() };
+        let place = match log.url() {
+            LogUrl::Directory(_) => Some(log.clone().consumer(&options)?),
+            LogUrl::Kafka { .. } => None,
+        };
+        let transactor = log.clone().transactor(&options)?;
+        let writer = Writer { transactor, _place: place, marks: spec.name, mark_partitions: spec.partitions };
+        // Only now: nobody else can add a mark after this without being fenced.
+        let marks = Marks::read(log)?;
+        let log = log.clone();
+        Ok(Self { log, writer: Some(writer), marks, partitions: HashMap::new(), done: Replayed::default() })
+    }
+
+    /// Replays what of a batch was not, in one transaction.
+    fn batch(&mut self, topic: &Topic, letters: &[Letter<'_>]) -> anyhow::Result<()> {
+        let before = self.done.clone();
+        for _ in 0..ATTEMPTS {
+            // From the beginning: after an outcome that was unknown, the marks say which of them were replayed.
+            self.done = before.clone();
+            let outputs = self.outputs(topic, letters)?;
+            let Some(writer) = &mut self.writer else { return Ok(()) };
+            if outputs.is_empty() || writer.transactor.commit(&outputs, &[], &Default::default())? {
+                return Ok(());
+            }
+            self.marks = Marks::read(&self.log)?;
+        }
+        self.done = before;
+        bail!(
+            "the log did not take a transaction in {ATTEMPTS} attempts; {} dead letters were replayed before it, \
+             and will not be again: run this again",
+            self.done.replayed
+        )
+    }
+
+    fn outputs(&mut self, topic: &Topic, letters: &[Letter<'_>]) -> anyhow::Result<Outputs> {
+        let now_ms = chrono::Utc::now().timestamp_millis();
+        let mark = Mark { topic_id: topic.described.id.clone(), replayed_ms: now_ms };
+        let mark = serde_json::to_vec(&mark)?;
+        let mut outputs = Outputs::default();
+        for letter in letters {
+            if self.marks.replayed_ms(letter).is_some() {
+                self.done.replayed_before += 1;
+                continue;
+            }
+            let Some(source) = letter.source() else {
+                self.done.without_source += 1;
+                continue;
+            };
+            let partitions = self.source_partitions(&source)?;
+            let Some(partitions) = partitions else {
+                self.done.not_replayable += 1;
+                continue;
+            };
+            self.done.replayed += 1;
+            if let Some(writer) = &self.writer {
+                let position = letter.position().to_string();
+                push_original(&mut outputs, &source.topic.as_str().into(), partitions, letter, &position, now_ms);
+                writer.push_mark(&mut outputs, &position, Some(&mark), now_ms);
+            }
+        }
+        if let Some(writer) = self.writer.as_ref().filter(|_| !outputs.is_empty()) {
+            for position in self.marks.outlived(topic) {
+                writer.push_mark(&mut outputs, &position.to_string(), None, now_ms);
+            }
+        }
+        Ok(outputs)
+    }
+
+    /// How many partitions the source topic has, if it may be written to and is there.
+    fn source_partitions(&mut self, source: &Position) -> anyhow::Result<Option<u32>> {
+        if let Some(partitions) = self.partitions.get(&source.topic) {
+            return Ok(*partitions);
+        }
+        let partitions = match self.log.describe(&source.topic) {
+            Ok(described) if source.topic.ends_with(RAW_SUFFIX) => Some(described.partitions.len() as u32),
+            Ok(_) | Err(Error::UnknownTopic { .. }) => None,
+            Err(error) => return Err(error.into()),
+        };
+        self.partitions.insert(source.topic.clone(), partitions);
+        Ok(partitions)
+    }
+}
+
+impl Writer {
+    fn push_mark(&self, outputs: &mut Outputs, position: &str, mark: Option<&[u8]>, now_ms: i64) {
+        let record = Record { key: position.as_bytes(), value: mark, headers: &[], timestamp_ms: now_ms };
+        outputs.push(&self.marks, partition_for_key(record.key, self.mark_partitions), &record);
+    }
+}
+
+/// The record that the dead letter was, with where it comes from.
+fn push_original(
+    outputs: &mut Outputs,
+    topic: &Arc<str>,
+    partitions: u32,
+    letter: &Letter<'_>,
+    position: &str,
+    now_ms: i64,
+) {
+    let own = |name: &str| name.starts_with(OWN_HEADERS) || name == REPLAYED_FROM;
+    let mut headers: Vec<(&str, &[u8])> = letter.record.headers.filter(|(name, _)| !own(name)).collect();
+    headers.push((REPLAYED_FROM, position.as_bytes()));
+    // Its time is now: with the old one, retention might remove it before it is read.
+    let record = Record { key: letter.record.key, value: letter.record.value, headers: &headers, timestamp_ms: now_ms };
+    outputs.push(topic, partition_for_key(record.key, partitions), &record);
+}
