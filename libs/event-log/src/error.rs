@@ -71,7 +71,10 @@ pub enum Error {
         source: BoxError,
     },
     /// Another instance with the same group and instance name has taken over. This one must stop.
-    #[error("instance {instance} of group {group} was fenced: another instance with this name has taken over")]
+    #[error(
+        "instance {instance} of group {group} was fenced: another process with this name has taken over; give every \
+         process an instance name of its own"
+    )]
     Fenced {
         /// The group.
         group: String,

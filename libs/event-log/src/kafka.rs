@@ -65,7 +65,7 @@ pub(crate) fn open(url: &LogUrl, kafka_options: &[KafkaOption]) -> Result<Arc<dy
     let LogUrl::Kafka { bootstrap } = url else {
         return Err(refuse("it is not a Kafka URL".into()));
     };
-    let clients = Clients::new(bootstrap, kafka_options);
+    let clients = Clients::new(bootstrap, kafka_options).map_err(refuse)?;
     let log = KafkaLog {
         url: url.clone(),
         admin: clients.admin().map_err(|e| refuse(Plain::of(&e).into()))?,

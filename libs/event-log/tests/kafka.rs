@@ -9,7 +9,6 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::error::Error as _;
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -19,6 +18,7 @@ use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use support::broker::Broker;
 use support::*;
 
 /// A client that is none of ours, configured by hand.
@@ -524,47 +524,5 @@ fn wait_for<T>(future: impl Future<Output = T>) -> T {
         }
         assert!(Instant::now() < deadline, "no answer");
         std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-/// A broker of this test's own, started by scripts/kafka.
-struct Broker {
-    script: String,
-    data: tempfile::TempDir,
-    port: u16,
-    url: LogUrl,
-}
-
-impl Broker {
-    fn start() -> Option<Broker> {
-        let Ok(script) = std::env::var("CARSTREAM_TEST_KAFKA_SCRIPT") else {
-            eprintln!("skipped: CARSTREAM_TEST_KAFKA_SCRIPT does not name scripts/kafka");
-            return None;
-        };
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let url = format!("kafka://127.0.0.1:{port}").parse().unwrap();
-        let broker = Broker { script, data: tempfile::tempdir().unwrap(), port, url };
-        broker.start_again();
-        Some(broker)
-    }
-
-    fn run(&self, arguments: &[&str]) {
-        let data = self.data.path().to_str().unwrap();
-        let status = Command::new(&self.script).args(arguments).args(["--data", data]).status().unwrap();
-        assert!(status.success(), "{} {arguments:?}", self.script);
-    }
-
-    fn start_again(&self) {
-        self.run(&["start", "--port", &self.port.to_string()]);
-    }
-
-    fn kill(&self) {
-        self.run(&["stop", "--kill"]);
-    }
-}
-
-impl Drop for Broker {
-    fn drop(&mut self) {
-        self.kill();
     }
 }

@@ -6,17 +6,22 @@
 //! on_completion(&[…]) ◄── thread "kafka-appender" ◄── delivery reports
 //! ```
 //!
+//! The producer is idempotent: librdkafka sends again what was not acknowledged, in order and without doubling it. If the
+//! broker's log contradicts what it has acknowledged (a disk that lost its end), librdkafka gives the producer up for
+//! good. Then everything that is queued completes as not durable, and a new producer takes its place: who waits for an
+//! acknowledgement sends again, and nothing is silently left out.
+//!
 //! librdkafka chooses the partition from its own, refreshed count of partitions, with the function that
 //! [`crate::partition_for_key`] is; so no append waits for metadata. Only a topic that was never ensured, described or
 //! appended to through this log is looked up once, so that an unknown one is refused at once.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, TryLockError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rdkafka::client::ClientContext;
-use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext, PurgeConfig};
@@ -53,7 +58,9 @@ pub(super) struct KafkaAppender {
 }
 
 struct Shared {
-    producer: BaseProducer<Deliveries>,
+    config: ClientConfig,
+    /// Written only to replace a producer that has failed for good.
+    producer: RwLock<BaseProducer<Deliveries>>,
     log: Arc<KafkaLog>,
     /// Records whose completion has not been handed on yet.
     outstanding: AtomicUsize,
@@ -78,7 +85,8 @@ impl KafkaAppender {
         let producer =
             config.create_with_context(Deliveries::default()).map_err(|e| log.refused("creating a producer", &e))?;
         let shared = Arc::new(Shared {
-            producer,
+            config,
+            producer: RwLock::new(producer),
             log: log.clone(),
             outstanding: AtomicUsize::new(0),
             idle: AtomicBool::new(false),
@@ -114,11 +122,17 @@ impl Appender for KafkaAppender {
             headers: headers(record.headers.iter().copied()),
             delivery_opaque: token as usize,
         };
+        let producer = match shared.producer.try_read() {
+            Ok(producer) => producer,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return Err(AppendError::Full), // until there is another
+        };
         shared.outstanding.fetch_add(1, Ordering::AcqRel);
-        if let Err((error, _)) = shared.producer.send(message) {
+        if let Err((error, _)) = producer.send(message) {
             shared.outstanding.fetch_sub(1, Ordering::AcqRel);
             return Err(shared.append_error(topic, &error));
         }
+        drop(producer);
         if shared.idle.swap(false, Ordering::AcqRel)
             && let Some(thread) = &self.thread
         {
@@ -159,10 +173,10 @@ impl Shared {
         let mut batch = Vec::new();
         while !self.stop.load(Ordering::Acquire) {
             if self.outstanding() > 0 {
-                self.collect(&mut batch, on_completion);
+                self.collect(COLLECT, &mut batch, on_completion);
                 continue;
             }
-            self.producer.poll(Duration::ZERO); // logs and errors
+            self.collect(Duration::ZERO, &mut batch, on_completion); // logs and errors
             self.idle.store(true, Ordering::Release);
             if self.outstanding() == 0 && !self.stop.load(Ordering::Acquire) {
                 thread::park_timeout(IDLE);
@@ -171,24 +185,51 @@ impl Shared {
         }
         let deadline = Instant::now() + CLOSE_TIMEOUT;
         while self.outstanding() > 0 && Instant::now() < deadline {
-            self.collect(&mut batch, on_completion);
+            self.collect(COLLECT, &mut batch, on_completion);
         }
-        self.producer.purge(PurgeConfig::default().queue().inflight());
-        let deadline = Instant::now() + PURGE_TIMEOUT;
-        while self.outstanding() > 0 && Instant::now() < deadline {
-            self.collect(&mut batch, on_completion);
-        }
+        let producer = self.producer.read().unwrap_or_else(PoisonError::into_inner);
+        self.give_up(&producer, &mut batch, on_completion);
     }
 
     fn outstanding(&self) -> usize {
         self.outstanding.load(Ordering::Acquire)
     }
 
-    fn collect(&self, batch: &mut Vec<Completion>, on_completion: &OnCompletion) {
-        self.producer.poll(COLLECT);
-        let context = self.producer.context();
+    fn collect(&self, time: Duration, batch: &mut Vec<Completion>, on_completion: &OnCompletion) {
+        let producer = self.producer.read().unwrap_or_else(PoisonError::into_inner);
+        producer.poll(time);
+        self.hand_on(producer.context(), batch, on_completion);
+        let fatal = producer.client().fatal_error();
+        drop(producer);
+        if let Some((code, reason)) = fatal {
+            tracing::error!(log = %self.log.url, %code, reason, "the producer has failed: starting another one");
+            self.replace(batch, on_completion);
+        }
+    }
+
+    /// Completes what was queued as not durable, and starts over.
+    fn replace(&self, batch: &mut Vec<Completion>, on_completion: &OnCompletion) {
+        let mut producer = self.producer.write().unwrap_or_else(PoisonError::into_inner);
+        self.give_up(&producer, batch, on_completion);
+        match self.config.create_with_context(Deliveries::default()) {
+            Ok(new) => *producer = new,
+            Err(error) => tracing::error!(log = %self.log.url, %error, "no other producer can be started"),
+        }
+    }
+
+    /// Completes what is queued, as not durable unless a broker has said otherwise.
+    fn give_up(&self, producer: &BaseProducer<Deliveries>, batch: &mut Vec<Completion>, on_completion: &OnCompletion) {
+        producer.purge(PurgeConfig::default().queue().inflight());
+        let deadline = Instant::now() + PURGE_TIMEOUT;
+        while self.outstanding() > 0 && Instant::now() < deadline {
+            producer.poll(COLLECT);
+            self.hand_on(producer.context(), batch, on_completion);
+        }
+    }
+
+    fn hand_on(&self, deliveries: &Deliveries, batch: &mut Vec<Completion>, on_completion: &OnCompletion) {
         let cause = {
-            let mut reported = context.reported.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut reported = deliveries.reported.lock().unwrap_or_else(PoisonError::into_inner);
             std::mem::swap(&mut reported.completions, batch);
             reported.failure.take()
         };
@@ -205,18 +246,15 @@ impl Shared {
     }
 
     fn append_error(&self, topic: &str, error: &KafkaError) -> AppendError {
-        use RDKafkaErrorCode::{QueueFull, UnknownPartition, UnknownTopic, UnknownTopicOrPartition};
+        use RDKafkaErrorCode::{Fatal, QueueFull, UnknownPartition, UnknownTopic, UnknownTopicOrPartition};
         let log = self.log.url.to_string();
         match error.rdkafka_error_code() {
-            Some(QueueFull) => AppendError::Full,
+            Some(QueueFull | Fatal) => AppendError::Full, // the thread is about to start another producer
             Some(UnknownTopic | UnknownPartition | UnknownTopicOrPartition) => {
                 AppendError::Refused(Error::UnknownTopic { log, topic: topic.to_owned() })
             }
             _ => {
-                let source = match self.producer.client().fatal_error() {
-                    Some((_, reason)) => reason.into(),
-                    None => Plain::of(error).into(),
-                };
+                let source = Plain::of(error).into();
                 AppendError::Refused(Error::Refused { operation: "appending a record", log, source })
             }
         }

@@ -17,6 +17,26 @@ use crate::{BoxError, KafkaOption};
 /// 30 s only.
 const REPORT_IS_FRESH: Duration = Duration::from_secs(60);
 
+/// Properties that the promises of this crate rest on: no option may change them.
+const NOT_FOR_OPTIONS: &[&str] = &[
+    "acks",
+    "auto.offset.reset",
+    "delivery.report.only.error",
+    "enable.auto.commit",
+    "auto.commit.enable",
+    "enable.auto.offset.store",
+    "enable.idempotence",
+    "group.id",
+    "group.instance.id",
+    "group.protocol",
+    "group.remote.assignor",
+    "isolation.level",
+    "partition.assignment.strategy",
+    "partitioner",
+    "request.required.acks",
+    "transactional.id",
+];
+
 /// The settings of all clients of one log.
 pub(super) struct Clients {
     bootstrap: String,
@@ -24,8 +44,11 @@ pub(super) struct Clients {
 }
 
 impl Clients {
-    pub(super) fn new(bootstrap: &str, options: &[KafkaOption]) -> Self {
-        Self { bootstrap: bootstrap.to_owned(), options: options.to_vec() }
+    pub(super) fn new(bootstrap: &str, options: &[KafkaOption]) -> Result<Self, BoxError> {
+        if let Some(KafkaOption { key, .. }) = options.iter().find(|o| NOT_FOR_OPTIONS.contains(&&*o.key)) {
+            return Err(format!("{key} is not an option: what this log promises rests on how it is set").into());
+        }
+        Ok(Self { bootstrap: bootstrap.to_owned(), options: options.to_vec() })
     }
 
     /// A configuration with `settings`, and the user's options on top.
@@ -65,6 +88,11 @@ impl Clients {
         ])
         .create_with_context(Diagnostics::default())
     }
+}
+
+/// A setting in milliseconds that `config` holds. librdkafka refuses a client whose setting is not a number.
+pub(super) fn duration_ms(config: &ClientConfig, key: &str) -> Duration {
+    Duration::from_millis(config.get(key).and_then(|ms| ms.parse().ok()).unwrap_or_default())
 }
 
 /// Keeps the last report of a broken connection, and passes the rest on to `tracing`.

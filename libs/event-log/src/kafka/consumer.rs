@@ -14,11 +14,14 @@
 //!
 //! Nothing is committed here: positions are part of the transactor's transaction. Fetching begins where [`Consumer::seek`]
 //! says, so positions of the group on this cluster do not matter. The membership that goes into a transaction is the one
-//! of the last assignment: if the group has gone on since, the broker refuses the transaction.
+//! of the assignment that the caller last heard of: if the group has gone on since, the broker refuses the transaction.
+//! So a caller hears of the end of an assignment before it hears of the next, also where librdkafka says only the
+//! latter, as after a pause that the group has not waited for.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rdkafka::client::ClientContext;
@@ -30,7 +33,7 @@ use rdkafka::statistics::Statistics;
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Message, Offset, TopicPartitionList};
 
-use super::clients::{Diagnostics, Plain};
+use super::clients::{self, Diagnostics, Plain};
 use super::{KafkaLog, MAX_BATCH_BYTES, REQUEST_TIMEOUT, push, topics};
 use crate::{Batch, Consumer, Error, Event, Membership, Position, ProcessorOptions, TopicPartition};
 
@@ -40,6 +43,12 @@ const SESSION_TIMEOUT_MS: &str = "30000";
 /// A stage that asks for nothing for so long is stuck, and loses its partitions. A commit that waits for a broker, and
 /// the replay that restores state, must fit in.
 const MAX_POLL_INTERVAL_MS: &str = "300000";
+/// So soon an instance learns that the group is to be shared anew, or that it was replaced: others wait for it to notice.
+const HEARTBEAT_MS: &str = "1000";
+/// An answer to a heartbeat takes no longer, unless the broker is away.
+const HEARTBEAT_ANSWER: Duration = Duration::from_secs(2);
+/// How often to look whether it has come.
+const FATAL_POLL: Duration = Duration::from_millis(20);
 /// How soon new partitions, and topics that did not exist before, are noticed.
 const METADATA_REFRESH_MS: &str = "30000";
 /// Read ahead this much, over all partitions.
@@ -49,11 +58,28 @@ const READ_AHEAD_KIB: &str = "32768";
 pub(crate) struct GroupMember {
     pub(super) cluster: String,
     pub(super) metadata: Arc<ConsumerGroupMetadata>,
+    client: Arc<BaseConsumer<Rebalances>>,
+    heartbeat: Duration,
+}
+
+impl GroupMember {
+    /// Whether another process has taken this one's place in the group. Waits until the next heartbeat has told.
+    pub(super) fn is_replaced(&self) -> bool {
+        let deadline = Instant::now() + self.heartbeat + HEARTBEAT_ANSWER;
+        while Instant::now() < deadline {
+            if fatal_error(&self.client).is_some_and(|(code, _)| is_fencing(code)) {
+                return true;
+            }
+            thread::sleep(FATAL_POLL);
+        }
+        false
+    }
 }
 
 pub(super) struct KafkaConsumer {
     log: Arc<KafkaLog>,
-    client: BaseConsumer<Rebalances>,
+    client: Arc<BaseConsumer<Rebalances>>,
+    heartbeat: Duration,
     options: ProcessorOptions,
     /// Whether records are fetched. If not, this is a place in the group and no more.
     reads: bool,
@@ -81,6 +107,7 @@ impl KafkaConsumer {
             ("group.protocol", "classic"),
             ("partition.assignment.strategy", "range"),
             ("session.timeout.ms", SESSION_TIMEOUT_MS),
+            ("heartbeat.interval.ms", HEARTBEAT_MS),
             ("max.poll.interval.ms", MAX_POLL_INTERVAL_MS),
             ("isolation.level", "read_committed"),
             ("enable.auto.commit", "false"),
@@ -96,7 +123,8 @@ impl KafkaConsumer {
         client.subscribe(&topics).map_err(|e| log.refused("subscribing", &e))?;
         Ok(Self {
             log,
-            client,
+            client: Arc::new(client),
+            heartbeat: clients::duration_ms(&config, "heartbeat.interval.ms"),
             options: options.clone(),
             reads: true,
             held: HashMap::new(),
@@ -116,27 +144,40 @@ impl KafkaConsumer {
     }
 
     /// What the group has decided since the last call.
-    fn group_event(&mut self) -> Option<Event> {
+    fn group_event(&mut self) -> Result<Option<Event>, Error> {
         let mut group = self.client.context().group();
+        if std::mem::take(&mut group.overtaken) {
+            group.assigned = None;
+            drop(group);
+            self.client.unassign().map_err(|e| self.log.refused("giving partitions back", &e))?;
+            let source = "the group has gone on while this instance was away".into();
+            return Err(Error::Unavailable { operation: "joining a group", log: self.log.url.to_string(), source });
+        }
         if !group.revoked.is_empty() {
             let revoked = std::mem::take(&mut group.revoked);
             drop(group);
             self.giving_back = true;
-            return Some(self.lose(&revoked));
+            let revoked: Vec<_> = revoked.iter().map(|(topic, partition)| self.named(topic, *partition)).collect();
+            return Ok(Some(self.lose(revoked)));
         }
-        let assigned = group.assigned.take()?;
-        if !self.waiting.is_empty() {
-            // The group changed its mind before the last assignment was taken up.
+        let Some(assigned) = group.assigned.take() else { return Ok(None) };
+        if !self.waiting.is_empty() || !self.held.is_empty() {
+            // The last assignment is over, and librdkafka has not said so: it was lost, or not even taken up.
             group.assigned = Some(assigned);
             drop(group);
-            let lost = std::mem::take(&mut self.waiting);
-            return Some(Event::Revoked(lost));
+            let lost = self.waiting.iter().chain(self.held.keys()).cloned().collect();
+            return Ok(Some(self.lose(lost)));
         }
         drop(group);
-        let partitions = assigned.iter().map(|(topic, partition)| self.named(topic, *partition)).collect();
-        self.waiting = partitions;
-        self.member = self.client.group_metadata().map(Arc::new);
-        Some(self.assigned())
+        if assigned.partitions.is_empty() {
+            // More instances than partitions.
+            let taken_up = self.client.assign(&TopicPartitionList::new());
+            return taken_up.map(|()| None).map_err(|e| self.log.unavailable("taking up partitions", &e));
+        }
+        let named = assigned.partitions.iter().map(|(topic, partition)| self.named(topic, *partition)).collect();
+        self.waiting = named;
+        self.member = assigned.member;
+        Ok(Some(self.assigned()))
     }
 
     /// Takes an assignment up without fetching. The positions are another log's, and mean nothing here.
@@ -151,12 +192,12 @@ impl KafkaConsumer {
         }
         self.client.assign(&list).map_err(|e| self.log.unavailable("taking up partitions", &e))?;
         self.client.pause(&list).map_err(|e| self.log.unavailable("taking up partitions", &e))?;
-        self.waiting.clear();
+        let waiting = std::mem::take(&mut self.waiting).into_iter();
+        self.held.extend(waiting.map(|partition| (partition, 0))); // what is held counts, not from where
         Ok(())
     }
 
-    fn lose(&mut self, revoked: &[(String, u32)]) -> Event {
-        let revoked: Vec<_> = revoked.iter().map(|(topic, partition)| self.named(topic, *partition)).collect();
+    fn lose(&mut self, revoked: Vec<TopicPartition>) -> Event {
         self.held.retain(|p, _| !revoked.contains(p));
         self.waiting.retain(|p| !revoked.contains(p));
         self.ahead = None;
@@ -207,7 +248,7 @@ impl KafkaConsumer {
                 Some(Err(error)) => self.failed(&error)?,
                 None => {
                     // Partitions that were taken away are taken with what is not handed out yet.
-                    if let Some(event) = self.group_event() {
+                    if let Some(event) = self.group_event()? {
                         return Ok(event);
                     }
                     if batch.is_some() || left.is_zero() {
@@ -260,14 +301,11 @@ impl KafkaConsumer {
 
     /// An error after which librdkafka does nothing more. It says so once; we say so as long as we are asked.
     fn check_fatal(&self) -> Result<(), Error> {
-        let Some((code, reason)) = self.client.client().fatal_error() else { return Ok(()) };
-        Err(match code {
-            RDKafkaErrorCode::FencedInstanceId | RDKafkaErrorCode::Fenced => {
-                Error::Fenced { group: self.options.group.clone(), instance: self.options.instance.clone() }
-            }
-            _ => {
-                Error::Refused { operation: "reading in a group", log: self.log.url.to_string(), source: reason.into() }
-            }
+        let Some((code, reason)) = fatal_error(&self.client) else { return Ok(()) };
+        Err(if is_fencing(code) {
+            Error::Fenced { group: self.options.group.clone(), instance: self.options.instance.clone() }
+        } else {
+            Error::Refused { operation: "reading in a group", log: self.log.url.to_string(), source: reason.into() }
         })
     }
 
@@ -297,7 +335,7 @@ impl Consumer for KafkaConsumer {
         if let Some(error) = self.error.take() {
             self.failed(&error)?;
         }
-        if let Some(event) = self.group_event() {
+        if let Some(event) = self.group_event()? {
             return Ok(event);
         }
         if self.waiting.is_empty() {
@@ -341,18 +379,28 @@ impl Consumer for KafkaConsumer {
 
     fn membership(&self) -> Membership {
         let cluster = self.log.cluster_id();
-        Membership(self.member.clone().map(|metadata| GroupMember { cluster, metadata }))
+        let (client, heartbeat) = (self.client.clone(), self.heartbeat);
+        Membership(self.member.clone().map(|metadata| GroupMember { cluster, metadata, client, heartbeat }))
     }
 }
 
 impl Drop for KafkaConsumer {
     fn drop(&mut self) {
         self.client.context().closing.store(true, Ordering::Release);
-        if self.giving_back || !self.waiting.is_empty() {
+        let untold = self.client.context().group().assigned.take().is_some();
+        if untold || self.giving_back || !self.waiting.is_empty() {
             // librdkafka does not close before it knows what became of the change.
             let _ = self.client.unassign();
         }
     }
+}
+
+fn fatal_error(client: &BaseConsumer<Rebalances>) -> Option<(RDKafkaErrorCode, String)> {
+    client.client().fatal_error()
+}
+
+fn is_fencing(code: RDKafkaErrorCode) -> bool {
+    matches!(code, RDKafkaErrorCode::FencedInstanceId | RDKafkaErrorCode::Fenced)
 }
 
 fn same_partition(batch: &Batch, message: &BorrowedMessage<'_>) -> bool {
@@ -377,7 +425,15 @@ struct Rebalances {
 struct Group {
     revoked: Vec<(String, u32)>,
     /// Not assigned to the client before the caller says from where.
-    assigned: Option<Vec<(String, u32)>>,
+    assigned: Option<Assigned>,
+    /// An assignment was over before this instance heard of it.
+    overtaken: bool,
+}
+
+struct Assigned {
+    partitions: Vec<(String, u32)>,
+    /// This instance in the group as of this assignment.
+    member: Option<Arc<ConsumerGroupMetadata>>,
 }
 
 impl Rebalances {
@@ -406,27 +462,31 @@ impl ConsumerContext for Rebalances {
     fn rebalance(&self, client: &BaseConsumer<Self>, event: RDKafkaRespErr, list: &mut TopicPartitionList) {
         let partitions =
             list.elements().iter().map(|p| (p.topic().to_owned(), p.partition() as u32)).collect::<Vec<_>>();
-        let mut group = self.group();
-        if event != RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
-            // If the caller has not heard of the assignment, it need not hear of its end.
-            let heard = group.assigned.take().is_none() && !partitions.is_empty();
-            if heard && !self.closing.load(Ordering::Acquire) {
-                group.revoked.extend(partitions);
-                return;
-            }
-            drop(group);
-            if let Err(error) = client.unassign() {
-                tracing::warn!(%error, "partitions were not given back");
-            }
-        } else if partitions.is_empty() {
-            // More instances than partitions.
-            group.assigned = None;
-            drop(group);
-            if let Err(error) = client.assign(list) {
-                tracing::warn!(%error, "an empty assignment was not taken up");
-            }
-        } else {
-            group.assigned = Some(partitions);
+        if event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
+            return self.assign(client, partitions);
         }
+        let mut group = self.group();
+        // If the caller has not heard of the assignment, it need not hear of its end.
+        let heard = group.assigned.take().is_none() && !partitions.is_empty();
+        if heard && !self.closing.load(Ordering::Acquire) {
+            group.revoked.extend(partitions);
+            return;
+        }
+        drop(group);
+        if let Err(error) = client.unassign() {
+            tracing::warn!(%error, "partitions were not given back");
+        }
+    }
+}
+
+impl Rebalances {
+    fn assign(&self, client: &BaseConsumer<Self>, partitions: Vec<(String, u32)>) {
+        let member = client.group_metadata().map(Arc::new);
+        // After a long pause this assignment may be over, and the place in the group be that of the next one: with it,
+        // the broker would accept positions of partitions that are no longer ours. librdkafka marks an assignment as lost
+        // before it joins again; so one that is not marked now was not lost when we asked for the place.
+        let mut group = self.group();
+        group.overtaken |= client.assignment_lost();
+        group.assigned = Some(Assigned { partitions, member });
     }
 }

@@ -1,11 +1,11 @@
 //! Writes outputs and positions in one transaction.
 //!
 //! ```text
-//! begin ─► send all outputs ─► drain ─► send positions ─► commit ─► Ok(true)
-//!    │           │               │            │              │
-//!    └───────────┴── abort ◄─────┴────────────┘              │ outcome unknown
-//!                      │                                     ▼
-//!                      └──► Ok(false) ◄── new producer, init_transactions: completes or aborts what was open
+//! begin ─► send all outputs ─► send positions ─► drain ─► commit ─► Ok(true)
+//!    │           │                 │               │         │
+//!    └───────────┴──── abort ◄─────┴───────────────┘         │ outcome unknown
+//!                        │                                   ▼
+//!                        └──► Ok(false) ◄── new producer, init_transactions: completes or aborts what was open
 //! ```
 //!
 //! The transactional id is GROUP-INSTANCE: whoever initialises it last fences everyone before. Retriable errors are
@@ -13,12 +13,31 @@
 //! when the broker does not tell what became of a commit, the producer is replaced by a new one with the same id; then
 //! nothing of the old one is open any more, and the committed positions say what happened.
 //!
+//! The positions travel while the outputs are still on their way; the commit waits for both. Successful deliveries are
+//! not reported one by one: a commit needs to know of those that failed only.
+//!
+//! # Fenced, or only late?
+//!
+//! A broker ends a transaction that is older than its time-out, and shuts its producer out with the same error as one
+//! whose id was taken over. The client cannot tell them apart: a process that was suspended in the middle of a commit
+//! would be told that another has taken its place, though nobody has. So, when shut out, the transactor takes the id up
+//! again, with a new producer, if and only if
+//!
+//! - the transaction was open for longer than its time-out, which is then reason enough, and
+//! - the group still knows this process by the name of the instance. Who takes over a name takes over its place in the
+//!   group as well; the process that had it before learns that with its next heartbeat, and so that long is waited.
+//!
+//! That never costs exactness, whoever is wrong: taking up the id aborts what others had open under it, the committed
+//! positions are read afterwards, and the broker checks the member's generation with the positions of every
+//! transaction. The two conditions are about manners: a process that is back from a long pause must not shut out the
+//! one that was started in its place, which would then end with the older.
+//!
 //! `Ok(true)` means that the commit is certain. The partitions hear of it some milliseconds later, all of it or nothing:
 //! a reader may find the records a moment after the committer knows.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
@@ -30,12 +49,12 @@ use rdkafka::{Offset, TopicPartitionList};
 use super::KafkaLog;
 use super::appender::headers;
 use super::clients::{self, Diagnostics, Plain};
+use super::consumer::GroupMember;
 use crate::{BoxError, Error, Membership, Outputs, Position, ProcessorOptions, TopicPartition, Transactor};
 
-/// For a whole transaction. A broker that restarts is waited for; one that stays away becomes an error.
-const COMMIT_BUDGET: Duration = Duration::from_secs(20);
-/// The broker aborts a transaction that is older. More than [`COMMIT_BUDGET`]; and as long may readers have to wait
-/// behind the open transaction of an instance that died and does not come back.
+/// The broker aborts a transaction that is older. So long, and up to 10 s until the broker looks, readers may have to
+/// wait behind the open transaction of an instance that died and does not come back. A commit may take two thirds of it:
+/// a broker that restarts is waited for; one that stays away becomes an error before the broker ends the transaction.
 const TRANSACTION_TIMEOUT_MS: &str = "30000";
 /// For `init_transactions`, which waits until the transaction of a predecessor is completed.
 const INIT_BUDGET: Duration = Duration::from_secs(10);
@@ -61,6 +80,8 @@ pub(super) struct KafkaTransactor {
     instance: String,
     /// None after an outcome that is unknown, until `recover` has succeeded.
     producer: Option<BaseProducer<Deliveries>>,
+    /// `transaction.timeout.ms` as it holds, a user's option included.
+    timeout: Duration,
     fenced: bool,
 }
 
@@ -70,6 +91,8 @@ enum Failure {
     Abort(BoxError),
     /// Only a new producer can tell.
     Unknown(BoxError),
+    /// The producer was shut out: its id was taken over, or its transaction was too old.
+    ShutOut,
     /// Trying again will not help.
     Final(Error),
 }
@@ -81,6 +104,7 @@ impl KafkaTransactor {
             group: options.group.clone(),
             instance: options.instance.clone(),
             producer: None,
+            timeout: Duration::ZERO, // known with the first producer
             fenced: false,
         };
         transactor.recover()?;
@@ -99,17 +123,21 @@ impl KafkaTransactor {
             ("transaction.timeout.ms", TRANSACTION_TIMEOUT_MS),
             ("compression.type", "lz4"),
             ("linger.ms", LINGER_MS),
+            ("delivery.report.only.error", "true"),
             ("message.max.bytes", MAX_RECORD_BYTES),
             ("queue.buffering.max.messages", QUEUE_RECORDS),
             ("topic.metadata.propagation.max.ms", UNKNOWN_TOPIC_MS),
         ]);
+        self.timeout = clients::duration_ms(&config, "transaction.timeout.ms");
         let created = config.create_with_context(Deliveries::default());
         let producer: BaseProducer<_> = created.map_err(|e| self.log.refused("creating a producer", &e))?;
         let operation = "taking up the transactional id";
         retry(Instant::now() + INIT_BUDGET, |left| producer.init_transactions(left)).map_err(|e| {
             match e.rdkafka_error_code() {
                 Some(
-                    RDKafkaErrorCode::TransactionalIdAuthorizationFailed | RDKafkaErrorCode::ClusterAuthorizationFailed,
+                    RDKafkaErrorCode::TransactionalIdAuthorizationFailed
+                    | RDKafkaErrorCode::ClusterAuthorizationFailed
+                    | RDKafkaErrorCode::InvalidTransactionTimeout,
                 ) => self.log.refused(operation, &e),
                 _ => {
                     let source = explain(&producer, &e);
@@ -122,7 +150,7 @@ impl KafkaTransactor {
     }
 
     /// Aborts what is open. If that does not succeed, a new producer will.
-    fn abort(&mut self) -> Result<(), Error> {
+    fn abort(&mut self, age: Age, membership: &Membership) -> Result<(), Error> {
         let Some(producer) = &self.producer else { return self.recover() };
         // The binding serves delivery reports only when polled, and an abort waits until all have been served.
         producer.purge(PurgeConfig::default().queue().inflight());
@@ -130,12 +158,28 @@ impl KafkaTransactor {
         drain(producer, deadline);
         match retry(deadline, |left| producer.abort_transaction(left)) {
             Ok(()) => Ok(()),
-            Err(e) if is_fenced(producer, &e) => Err(self.become_fenced()),
+            Err(e) if is_shut_out(producer, &e) => self.shut_out(age, membership),
             Err(_) => {
                 self.producer = None;
                 self.recover()
             }
         }
+    }
+
+    /// Takes the id up again if nobody else has done so: see "Fenced, or only late?" above.
+    fn shut_out(&mut self, age: Age, membership: &Membership) -> Result<(), Error> {
+        let member = membership.0.as_ref();
+        if age.elapsed() < self.timeout || member.is_some_and(GroupMember::is_replaced) {
+            return Err(self.become_fenced());
+        }
+        let (group, timeout) = (&self.group, self.timeout);
+        tracing::warn!(
+            group,
+            ?timeout,
+            "the broker has ended a transaction that was open for longer than its time-out"
+        );
+        self.producer = None;
+        self.recover()
     }
 
     fn become_fenced(&mut self) -> Error {
@@ -155,18 +199,11 @@ impl KafkaTransactor {
         positions: &[Position],
         membership: &Membership,
     ) -> Result<(), Failure> {
-        let deadline = Instant::now() + COMMIT_BUDGET;
+        let deadline = Instant::now() + self.timeout * 2 / 3;
         producer.context().failure().take();
         let abortable = |e| self.judge(producer, e, true);
         producer.begin_transaction().map_err(|e| self.judge(producer, e, false))?;
         self.send(producer, outputs, deadline)?;
-        drain(producer, deadline);
-        if let Some((topic, error)) = producer.context().failure().take() {
-            return Err(self.judge_record(producer, &topic, error));
-        }
-        if producer.in_flight_count() > 0 {
-            return Err(Failure::Abort("the outputs were not written in time".into()));
-        }
         if !positions.is_empty() {
             let list = self.offsets(positions).map_err(abortable)?;
             // Without a member's name the broker would take the positions as they are, also from an instance whose
@@ -174,6 +211,13 @@ impl KafkaTransactor {
             let here = membership.0.as_ref().filter(|member| member.cluster == self.log.cluster_id());
             let member = &*here.ok_or_else(|| Failure::Abort("the consumer is in no group here".into()))?.metadata;
             retry(deadline, |left| producer.send_offsets_to_transaction(&list, member, left)).map_err(abortable)?;
+        }
+        drain(producer, deadline);
+        if let Some((topic, error)) = producer.context().failure().take() {
+            return Err(self.judge_record(producer, &topic, error));
+        }
+        if producer.in_flight_count() > 0 {
+            return Err(Failure::Abort("the outputs were not written in time".into()));
         }
         retry(deadline, |left| producer.commit_transaction(left)).map_err(|e| self.judge(producer, e, false))
     }
@@ -216,8 +260,8 @@ impl KafkaTransactor {
 
     /// What follows from the failure of a call. `before_commit`: the transaction is certainly still open.
     fn judge(&self, producer: &BaseProducer<Deliveries>, error: KafkaError, before_commit: bool) -> Failure {
-        if is_fenced(producer, &error) {
-            return Failure::Final(self.fenced_error());
+        if is_shut_out(producer, &error) {
+            return Failure::ShutOut;
         }
         let cause = explain(producer, &error);
         match &error {
@@ -241,7 +285,7 @@ impl KafkaTransactor {
                 | Code::TopicAuthorizationFailed
                 | Code::PolicyViolation,
             ) => Failure::Final(self.log.refused("writing a record", &error)),
-            _ if is_fenced(producer, &error) => Failure::Final(self.fenced_error()),
+            _ if is_shut_out(producer, &error) => Failure::ShutOut,
             _ => Failure::Abort(Plain::of(&error).into()),
         }
     }
@@ -264,29 +308,46 @@ impl Transactor for KafkaTransactor {
             return Ok(true);
         }
         let (group, log) = (&self.group, &self.log.url);
+        let age = Age::default();
         match self.transaction(producer, outputs, positions, membership) {
             Ok(()) => Ok(true),
             Err(Failure::Abort(cause)) => {
                 tracing::warn!(group, %log, cause, "transaction rolled back");
-                self.abort().map(|()| false)
+                self.abort(age, membership).map(|()| false)
             }
             Err(Failure::Unknown(cause)) => {
                 tracing::warn!(group, %log, cause, "the outcome of a transaction is unknown: looking it up");
                 self.producer = None;
                 self.recover().map(|()| false)
             }
-            Err(Failure::Final(Error::Fenced { .. })) => Err(self.become_fenced()),
+            Err(Failure::ShutOut) => self.shut_out(age, membership).map(|()| false),
             Err(Failure::Final(error)) => {
-                self.abort()?;
+                self.abort(age, membership)?;
                 Err(error)
             }
         }
     }
 }
 
-/// Whether another instance has taken over the transactional id. (Being replaced in the group is no proof: the group
-/// may have given this very instance a new place after a pause.)
-fn is_fenced(producer: &BaseProducer<Deliveries>, error: &KafkaError) -> bool {
+/// How long something has been going on. By two clocks: one may be set, the other may stand still while the machine
+/// sleeps. The broker's went on.
+struct Age(Instant, SystemTime);
+
+impl Default for Age {
+    fn default() -> Self {
+        Self(Instant::now(), SystemTime::now())
+    }
+}
+
+impl Age {
+    fn elapsed(&self) -> Duration {
+        self.0.elapsed().max(self.1.elapsed().unwrap_or_default())
+    }
+}
+
+/// Whether the broker takes nothing more from this producer. (Being replaced in the group is no proof of a successor:
+/// the group may have given this very instance a new place after a pause.)
+fn is_shut_out(producer: &BaseProducer<Deliveries>, error: &KafkaError) -> bool {
     use RDKafkaErrorCode::{Fatal, Fenced, InvalidProducerEpoch, ProducerFenced};
     let fatal = producer.client().fatal_error().map(|(code, _)| code);
     let fences = |code| matches!(code, Some(Fenced | ProducerFenced));

@@ -2,7 +2,9 @@
 
 #![allow(dead_code, unreachable_pub)] // every test file uses a part
 
+pub mod broker;
 pub mod crash;
+pub mod worker;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -234,6 +236,12 @@ pub fn copied(batch: &Batch, target: &Arc<str>, outputs: &mut Outputs) {
 pub fn behind(batch: &Batch) -> Position {
     let offset = batch.next_offset().expect("a batch is not empty");
     Position { topic: batch.topic().clone(), partition: batch.partition(), offset }
+}
+
+/// Sends a signal to a process that this test has started.
+pub fn signal(signal: &str, pid: &str) {
+    let status = std::process::Command::new("kill").args([&format!("-{signal}"), pid]).status();
+    assert!(status.expect("kill runs").success(), "kill -{signal} {pid}");
 }
 
 /// Waits until `done`.
