@@ -7,15 +7,17 @@
 //! Appends records like readings (530 bytes of JSON, headers included), copies them to another topic in transactions
 //! of 5,000, and reads them. CPU is that of this process; with Kafka the broker's comes on top.
 
+mod load;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use event_log::*;
+use load::{Reading, cpu_seconds, peak_mib};
 
 const PARTITIONS: u32 = 4;
 const BATCH: usize = 5000;
-const CARS: u64 = 500;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
@@ -137,64 +139,4 @@ fn read(log: &Arc<dyn Log>, topic: &Arc<str>, count: u64) -> Done {
     assert_eq!(records, count);
     assert!(bytes > 0);
     Ok(())
-}
-
-/// A reading as text: numbers that change, names that don't, about as compressible as a real one.
-#[derive(Default)]
-struct Reading {
-    vin: String,
-    mqtt_topic: String,
-    json: String,
-}
-
-impl Reading {
-    fn fill(&mut self, i: u64) {
-        use std::fmt::Write;
-        // Noise for the digits: a multiplicative hash is enough.
-        let mut state = i.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        let mut noise = move |n: u64| {
-            state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
-            (state >> 33) % n
-        };
-        let car = i % CARS;
-        self.vin.clear();
-        let _ = write!(self.vin, "WVWZZZ1JZ3W{car:06}");
-        self.mqtt_topic.clear();
-        let _ = write!(self.mqtt_topic, "vehicles/{}/telemetry", self.vin);
-        self.json.clear();
-        let _ = write!(self.json, "{{\"vin\":\"{}\",\"boot_id\":{},\"seq\":{}", self.vin, car * 7, i / CARS);
-        for field in [
-            "coolant_temp",
-            "intake_air_temp",
-            "intake_air_flow_speed",
-            "battery_percentage",
-            "battery_voltage",
-            "current_draw",
-            "speed",
-            "engine_vibration_amplitude",
-            "throttle_pos",
-            "tire_pressure_11",
-            "tire_pressure_12",
-            "accelerometer_11_value",
-            "accelerometer_12_value",
-        ] {
-            let _ = write!(self.json, ",\"{field}\":{}.{:04}", noise(100), noise(10_000));
-        }
-        self.json.push('}');
-    }
-}
-
-/// User and system time of this process; Linux counts it in hundredths of a second.
-fn cpu_seconds() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let ticks = |i: usize| fields.get(i).and_then(|f| f.parse::<f64>().ok()).unwrap_or(0.0);
-    (ticks(11) + ticks(12)) / 100.0
-}
-
-/// The largest resident memory so far.
-fn peak_mib() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).unwrap_or_default();
-    line.trim().trim_end_matches(" kB").trim().parse::<u64>().unwrap_or(0) / 1024
 }

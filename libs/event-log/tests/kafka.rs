@@ -301,6 +301,129 @@ fn away_too_long(source: &Arc<dyn Log>, log: &Arc<dyn Log>) {
 }
 
 #[test]
+fn an_assignment_that_was_lost_ends_before_the_next_begins() {
+    let Some(backend) = kafka() else { return };
+    let short = ["session.timeout.ms=6000", "heartbeat.interval.ms=500"];
+    let log = with_options(&backend, &short);
+    // An instance that lives and is not heard of: it loses its partitions between hearing of them and taking them up.
+    let deaf = with_options(&backend, &["session.timeout.ms=6000", "heartbeat.interval.ms=3600000"]);
+    let (input, output) = (topic(&*log, "input", 1), topic(&*log, "output", 1));
+    append_all(&log, &input, (0..10).map(|_| record("k", "v")));
+    let group = unique("group");
+    let options = |instance: &str| ProcessorOptions {
+        group: group.to_string(),
+        instance: instance.to_owned(),
+        topics: vec![input.clone()],
+    };
+    let mut transactor = deaf.clone().transactor(&options("zombie")).unwrap();
+    let mut consumer = deaf.clone().consumer(&options("zombie")).unwrap();
+    let next = |consumer: &mut Box<dyn Consumer>| {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match consumer.poll(10, Duration::from_millis(50)) {
+                Ok(Event::Idle) => assert!(Instant::now() < deadline, "nothing happens"),
+                result => return result,
+            }
+        }
+    };
+    let Ok(Event::Assigned(positions)) = next(&mut consumer) else { panic!("it gets the partition") };
+
+    let mut other = instance(&log, &group, "other", &input);
+    let batch = next_batch_of(&mut other, 10);
+    let mut outputs = Outputs::default();
+    copied(&batch, &output, &mut outputs);
+    assert_eq!(other.commit(&outputs, &[behind(&batch)]).unwrap(), Outcome::Committed);
+    drop(other);
+
+    // Whatever it hears next: with the partition as it had it, it can commit nothing.
+    match consumer.seek(&positions) {
+        Ok(()) => {}
+        Err(e) => assert!(e.is_retriable(), "{e:?}"),
+    }
+    let mut heard = Vec::new();
+    let deadline = Instant::now() + PATIENCE;
+    while heard.len() < 2 {
+        assert!(Instant::now() < deadline, "it hears of no other assignment: {heard:?}");
+        match next(&mut consumer) {
+            Ok(Event::Batch(batch)) => {
+                let mut outputs = Outputs::default();
+                copied(&batch, &output, &mut outputs);
+                let committed = transactor.commit(&outputs, &[behind(&batch)], &consumer.membership());
+                assert!(!committed.unwrap(), "records of another instance were processed again");
+            }
+            Ok(Event::Revoked(_)) => heard.push("revoked"),
+            Ok(Event::Assigned(_)) => heard.push("assigned"),
+            Ok(Event::Idle) => {}
+            Err(e) if e.is_retriable() => return, // a stage starts over, and nothing is left of the old assignment
+            Err(e) => panic!("{e:?}"),
+        }
+    }
+    assert_eq!(heard, ["revoked", "assigned"]);
+}
+
+#[test]
+fn an_appender_survives_a_broker_that_hangs_and_one_that_forgets() {
+    if kafka().is_none() {
+        return;
+    }
+    let Some(broker) = Broker::start() else { return };
+    let (timeout, bound) = ("message.timeout.ms=4000", "queue.buffering.max.messages=5000");
+    let log = event_log::open(&broker.url, &[timeout.parse().unwrap(), bound.parse().unwrap()]).unwrap();
+    let topic = topic(&*log, "appended", 1);
+    let completions = Completions::default();
+    let appender = log.clone().appender(completions.callback()).unwrap();
+    let mut sent = 0;
+    let mut append_one = || {
+        let value = sent.to_string();
+        appender.append(&topic, &record("k", &value), sent).map(|()| sent += 1)
+    };
+    let all_completed = |sent: u64| wait_until("everything completes", || completions.all().len() as u64 == sent);
+
+    // A broker that hangs: as much is queued as may be, and given back when its time is over.
+    (0..100).for_each(|_| append_one().unwrap());
+    all_completed(100);
+    broker.pause();
+    let refused = loop {
+        if let Err(e) = append_one() {
+            break e;
+        }
+    };
+    assert!(matches!(refused, AppendError::Full), "{refused:?}");
+    wait_until("what waits too long is given back", || completions.all().len() >= 5100);
+    assert!(completions.all()[100..].iter().all(|c| !c.durable), "a broker that hangs writes nothing");
+    broker.resume();
+    let until_durable = |append_one: &mut dyn FnMut() -> Result<(), AppendError>| {
+        wait_until("records are durable again", || {
+            let before = completions.all().len();
+            let appended = append_one().is_ok();
+            wait_until("it completes", || !appended || completions.all().len() > before);
+            completions.all().last().unwrap().durable
+        });
+    };
+    until_durable(&mut append_one);
+    for _ in 0..50 {
+        append_one().unwrap();
+        assert!(appender.flush(PATIENCE)); // each in a batch of its own
+    }
+
+    // A broker that has lost the end of what it had acknowledged, as with a disk: the producer cannot go on.
+    broker.kill();
+    let segment = broker.data().join(format!("log/{topic}-0/00000000000000000000.log"));
+    let file = std::fs::OpenOptions::new().write(true).open(segment).unwrap();
+    file.set_len(file.metadata().unwrap().len() - 1000).unwrap();
+    broker.start_again();
+    until_durable(&mut append_one);
+    drop(append_one);
+    all_completed(sent);
+
+    // What was acknowledged since is there once, in order; what was not is there once at most.
+    let written: Vec<u64> =
+        read_partition(&log, &topic, 0).into_iter().map(|r| r.value.unwrap().parse().unwrap()).collect();
+    assert!(written.is_sorted_by(|a, b| a < b), "moved or doubled: {written:?}");
+    assert_eq!(written.last(), Some(&(sent - 1)));
+}
+
+#[test]
 fn librdkafka_chooses_the_partition_that_we_would() {
     let Some(backend) = kafka() else { return };
     let log = backend.open();
@@ -383,6 +506,12 @@ fn options_are_passed_through_and_checked_at_once() {
     let cause = unknown.source().unwrap().to_string();
     assert!(cause.contains("no.such.property"), "{cause}");
     assert!(open("linger.ms=soon").is_err());
+    for promised in ["acks=1", "enable.idempotence=false", "isolation.level=read_uncommitted", "transactional.id=mine"]
+    {
+        let refused = open(promised).unwrap_err();
+        let cause = refused.source().unwrap().to_string();
+        assert!(cause.contains(promised.split_once('=').unwrap().0), "{cause}");
+    }
 }
 
 #[test]

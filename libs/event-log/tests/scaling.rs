@@ -65,6 +65,26 @@ fn an_instance_that_was_killed_goes_on_at_once() {
 }
 
 #[test]
+fn an_instance_that_was_suspended_within_a_transaction_goes_on() {
+    let Some(backend) = kafka() else { return };
+    let (log, mut job) = job(&backend.url, SHORT_SESSIONS);
+    job.max_records = 20_000; // nearly all the time, a transaction is open
+    let values: Vec<_> = (0..400_000).map(|i| i.to_string()).collect();
+    append_all(&log, &job.input, values.iter().map(|v| record(v, v)));
+    let worker = Worker::start(&job, NAMES[0]);
+    wait_until("it works", || worker.said().commits > 0);
+    worker.pause();
+    std::thread::sleep(VERY_LONG_PAUSE);
+    worker.resume();
+    // The broker has ended its transaction, as it would end one of an instance that was replaced.
+    drained(&log, &job);
+    let said = worker.stop();
+    assert_eq!(said.error, None, "nobody has taken over");
+    assert!(said.rollbacks + said.restarts > 0, "it was not within a transaction: more records are needed");
+    assert_copied(&log, &job);
+}
+
+#[test]
 fn instances_come_and_go_under_load() {
     let Some(backend) = kafka() else { return };
     let broker = if std::env::var_os("CARSTREAM_TEST_SCALING_BROKER").is_some() { Broker::start() } else { None };
@@ -105,8 +125,9 @@ fn setting<T: FromStr>(name: &str, default: T) -> T {
 fn job(url: &LogUrl, kafka_options: &'static str) -> (Arc<dyn Log>, Job) {
     let log = event_log::open(url, &[]).unwrap();
     let (input, output) = (topic(&*log, "input", PARTITIONS), topic(&*log, "output", PARTITIONS));
-    let job = Job { entry: "an_instance", url: url.clone(), kafka_options, input, output, group: unique("group") };
-    (log, job)
+    let (url, group) = (url.clone(), unique("group"));
+    let max_records = 200; // small: a fault hits a commit as likely as not
+    (log, Job { entry: "an_instance", url, kafka_options, input, output, group, max_records })
 }
 
 /// Appends numbered records at a steady rate, until told to stop.

@@ -349,6 +349,9 @@ impl Consumer for KafkaConsumer {
     }
 
     fn seek(&mut self, positions: &[Position]) -> Result<(), Error> {
+        if positions.is_empty() {
+            return Ok(()); // everything was revoked; librdkafka refuses to do nothing
+        }
         if !self.reads {
             return self.hold(positions);
         }

@@ -66,6 +66,9 @@ const RETRY_PAUSE: Duration = Duration::from_millis(20);
 const DRAIN_POLL: Duration = Duration::from_millis(1);
 /// Records are sent in one go: a short wait is enough to share requests.
 const LINGER_MS: &str = "2";
+/// A transaction that follows on the heels of another is told to come again until the other is complete, which takes a
+/// few milliseconds. librdkafka's 100 ms would be most of the time of a commit. It doubles with every attempt.
+const RETRY_BACKOFF_MS: &str = "5";
 /// Topics were ensured before: one that is unknown for so long does not exist.
 const UNKNOWN_TOPIC_MS: &str = "5000";
 /// A dead letter is larger than the record it is about, by its headers. It must still fit: more than the 1,000,000 bytes
@@ -123,6 +126,7 @@ impl KafkaTransactor {
             ("transaction.timeout.ms", TRANSACTION_TIMEOUT_MS),
             ("compression.type", "lz4"),
             ("linger.ms", LINGER_MS),
+            ("retry.backoff.ms", RETRY_BACKOFF_MS),
             ("delivery.report.only.error", "true"),
             ("message.max.bytes", MAX_RECORD_BYTES),
             ("queue.buffering.max.messages", QUEUE_RECORDS),
@@ -201,17 +205,9 @@ impl KafkaTransactor {
     ) -> Result<(), Failure> {
         let deadline = Instant::now() + self.timeout * 2 / 3;
         producer.context().failure().take();
-        let abortable = |e| self.judge(producer, e, true);
         producer.begin_transaction().map_err(|e| self.judge(producer, e, false))?;
         self.send(producer, outputs, deadline)?;
-        if !positions.is_empty() {
-            let list = self.offsets(positions).map_err(abortable)?;
-            // Without a member's name the broker would take the positions as they are, also from an instance whose
-            // partitions another one has by now.
-            let here = membership.0.as_ref().filter(|member| member.cluster == self.log.cluster_id());
-            let member = &*here.ok_or_else(|| Failure::Abort("the consumer is in no group here".into()))?.metadata;
-            retry(deadline, |left| producer.send_offsets_to_transaction(&list, member, left)).map_err(abortable)?;
-        }
+        self.send_positions(producer, positions, membership, deadline)?;
         drain(producer, deadline);
         if let Some((topic, error)) = producer.context().failure().take() {
             return Err(self.judge_record(producer, &topic, error));
@@ -220,6 +216,26 @@ impl KafkaTransactor {
             return Err(Failure::Abort("the outputs were not written in time".into()));
         }
         retry(deadline, |left| producer.commit_transaction(left)).map_err(|e| self.judge(producer, e, false))
+    }
+
+    /// Adds the positions to the transaction.
+    fn send_positions(
+        &self,
+        producer: &BaseProducer<Deliveries>,
+        positions: &[Position],
+        membership: &Membership,
+        deadline: Instant,
+    ) -> Result<(), Failure> {
+        if positions.is_empty() {
+            return Ok(());
+        }
+        let abortable = |e| self.judge(producer, e, true);
+        let list = self.offsets(positions).map_err(abortable)?;
+        // Without a member's name the broker would take the positions as they are, also from an instance whose partitions
+        // another one has by now.
+        let here = membership.0.as_ref().filter(|member| member.cluster == self.log.cluster_id());
+        let member = &*here.ok_or_else(|| Failure::Abort("the consumer is in no group here".into()))?.metadata;
+        retry(deadline, |left| producer.send_offsets_to_transaction(&list, member, left)).map_err(abortable)
     }
 
     fn send(&self, producer: &BaseProducer<Deliveries>, outputs: &Outputs, deadline: Instant) -> Result<(), Failure> {

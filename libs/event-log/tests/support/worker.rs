@@ -18,10 +18,9 @@ const OPTIONS: &str = "CARSTREAM_WORKER_KAFKA_OPTIONS";
 const TOPICS: &str = "CARSTREAM_WORKER_TOPICS";
 const GROUP: &str = "CARSTREAM_WORKER_GROUP";
 const INSTANCE: &str = "CARSTREAM_WORKER_INSTANCE";
+const MAX_RECORDS: &str = "CARSTREAM_WORKER_MAX_RECORDS";
 
-/// A commit is due after this many records, or this long after the first: small, so that a fault hits a commit as
-/// likely as not.
-const MAX_RECORDS: usize = 200;
+/// A commit is due so long after the first record.
 const MAX_WAIT: Duration = Duration::from_millis(20);
 /// Before what may pass is tried again.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -36,6 +35,8 @@ pub struct Job {
     pub input: Arc<str>,
     pub output: Arc<str>,
     pub group: Arc<str>,
+    /// A commit is due after this many records.
+    pub max_records: usize,
 }
 
 /// A worker that runs, or has run.
@@ -69,6 +70,7 @@ impl Worker {
             .env(TOPICS, format!("{} {}", job.input, job.output))
             .env(GROUP, &*job.group)
             .env(INSTANCE, name)
+            .env(MAX_RECORDS, job.max_records.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -154,6 +156,7 @@ pub fn work_if_asked() {
     let (input, output) = topics.split_once(' ').expect("two topics");
     let options = ProcessorOptions { group: get(GROUP), instance: get(INSTANCE), topics: vec![input.into()] };
     let output: Arc<str> = output.into();
+    let max_records = get(MAX_RECORDS).parse().expect("a number");
     let stop = Arc::new(AtomicBool::new(false));
     let told = stop.clone();
     std::thread::spawn(move || {
@@ -161,7 +164,7 @@ pub fn work_if_asked() {
         told.store(true, Ordering::Relaxed);
     });
     while !stop.load(Ordering::Relaxed) {
-        match work(&log, &options, &output, &stop) {
+        match work(&log, &options, &output, max_records, &stop) {
             Ok(()) => {}
             Err(e) if e.is_retriable() => {
                 let cause = std::error::Error::source(&e).map(ToString::to_string).unwrap_or_default();
@@ -178,11 +181,17 @@ pub fn work_if_asked() {
 }
 
 /// The loop of the stages.
-fn work(log: &Arc<dyn Log>, options: &ProcessorOptions, output: &Arc<str>, stop: &AtomicBool) -> Result<(), Error> {
+fn work(
+    log: &Arc<dyn Log>,
+    options: &ProcessorOptions,
+    output: &Arc<str>,
+    max_records: usize,
+    stop: &AtomicBool,
+) -> Result<(), Error> {
     let mut processor = Processor::new(log.clone(), log.clone(), options)?;
     let mut pending = Pending::default();
     while !stop.load(Ordering::Relaxed) {
-        match processor.next(MAX_RECORDS, MAX_WAIT)? {
+        match processor.next(max_records, MAX_WAIT)? {
             Event::Batch(batch) => {
                 if pending.positions.is_empty() {
                     pending.since = Some(Instant::now());
@@ -195,7 +204,7 @@ fn work(log: &Arc<dyn Log>, options: &ProcessorOptions, output: &Arc<str>, stop:
             Event::Idle => {}
         }
         let late = pending.since.is_some_and(|since| since.elapsed() >= MAX_WAIT);
-        if late || pending.outputs.len() >= MAX_RECORDS {
+        if late || pending.outputs.len() >= max_records {
             pending.commit(&mut processor)?;
         }
     }
