@@ -61,21 +61,7 @@ const MAX_BATCH_BYTES: usize = 16 << 20;
 
 /// Opens the Kafka log at `url`. `kafka_options` are librdkafka properties, set last on every client.
 pub(crate) fn open(url: &LogUrl, kafka_options: &[KafkaOption]) -> Result<Arc<dyn Log>, Error> {
-    let refuse = |source: BoxError| Error::Open { log: url.to_string(), source };
-    let LogUrl::Kafka { bootstrap } = url else {
-        return Err(refuse("it is not a Kafka URL".into()));
-    };
-    let clients = Clients::new(bootstrap, kafka_options).map_err(refuse)?;
-    let log = KafkaLog {
-        url: url.clone(),
-        admin: clients.admin().map_err(|e| refuse(Plain::of(&e).into()))?,
-        probe: clients.probe().map_err(|e| refuse(Plain::of(&e).into()))?,
-        clients,
-        groups: Mutex::default(),
-        known: RwLock::default(),
-        cluster_id: OnceLock::new(),
-    };
-    Ok(Arc::new(log))
+    Ok(Arc::new(KafkaLog::new(url, kafka_options)?))
 }
 
 struct KafkaLog {
@@ -154,6 +140,23 @@ impl Log for KafkaLog {
 }
 
 impl KafkaLog {
+    fn new(url: &LogUrl, kafka_options: &[KafkaOption]) -> Result<Self, Error> {
+        let refuse = |source: BoxError| Error::Open { log: url.to_string(), source };
+        let LogUrl::Kafka { bootstrap } = url else {
+            return Err(refuse("it is not a Kafka URL".into()));
+        };
+        let clients = Clients::new(bootstrap, kafka_options).map_err(refuse)?;
+        Ok(KafkaLog {
+            url: url.clone(),
+            admin: clients.admin().map_err(|e| refuse(Plain::of(&e).into()))?,
+            probe: clients.probe().map_err(|e| refuse(Plain::of(&e).into()))?,
+            clients,
+            groups: Mutex::default(),
+            known: RwLock::default(),
+            cluster_id: OnceLock::new(),
+        })
+    }
+
     /// A failure that may pass. If librdkafka knows why it has no connection, that is the cause.
     fn unavailable(&self, operation: &'static str, error: &KafkaError) -> Error {
         hear(&self.probe);

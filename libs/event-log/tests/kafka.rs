@@ -301,67 +301,6 @@ fn away_too_long(source: &Arc<dyn Log>, log: &Arc<dyn Log>) {
 }
 
 #[test]
-fn an_assignment_that_was_lost_ends_before_the_next_begins() {
-    let Some(backend) = kafka() else { return };
-    let short = ["session.timeout.ms=6000", "heartbeat.interval.ms=500"];
-    let log = with_options(&backend, &short);
-    // An instance that lives and is not heard of: it loses its partitions between hearing of them and taking them up.
-    let deaf = with_options(&backend, &["session.timeout.ms=6000", "heartbeat.interval.ms=3600000"]);
-    let (input, output) = (topic(&*log, "input", 1), topic(&*log, "output", 1));
-    append_all(&log, &input, (0..10).map(|_| record("k", "v")));
-    let group = unique("group");
-    let options = |instance: &str| ProcessorOptions {
-        group: group.to_string(),
-        instance: instance.to_owned(),
-        topics: vec![input.clone()],
-    };
-    let mut transactor = deaf.clone().transactor(&options("zombie")).unwrap();
-    let mut consumer = deaf.clone().consumer(&options("zombie")).unwrap();
-    let next = |consumer: &mut Box<dyn Consumer>| {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            match consumer.poll(10, Duration::from_millis(50)) {
-                Ok(Event::Idle) => assert!(Instant::now() < deadline, "nothing happens"),
-                result => return result,
-            }
-        }
-    };
-    let Ok(Event::Assigned(positions)) = next(&mut consumer) else { panic!("it gets the partition") };
-
-    let mut other = instance(&log, &group, "other", &input);
-    let batch = next_batch_of(&mut other, 10);
-    let mut outputs = Outputs::default();
-    copied(&batch, &output, &mut outputs);
-    assert_eq!(other.commit(&outputs, &[behind(&batch)]).unwrap(), Outcome::Committed);
-    drop(other);
-
-    // Whatever it hears next: with the partition as it had it, it can commit nothing.
-    match consumer.seek(&positions) {
-        Ok(()) => {}
-        Err(e) => assert!(e.is_retriable(), "{e:?}"),
-    }
-    let mut heard = Vec::new();
-    let deadline = Instant::now() + PATIENCE;
-    while heard.len() < 2 {
-        assert!(Instant::now() < deadline, "it hears of no other assignment: {heard:?}");
-        match next(&mut consumer) {
-            Ok(Event::Batch(batch)) => {
-                let mut outputs = Outputs::default();
-                copied(&batch, &output, &mut outputs);
-                let committed = transactor.commit(&outputs, &[behind(&batch)], &consumer.membership());
-                assert!(!committed.unwrap(), "records of another instance were processed again");
-            }
-            Ok(Event::Revoked(_)) => heard.push("revoked"),
-            Ok(Event::Assigned(_)) => heard.push("assigned"),
-            Ok(Event::Idle) => {}
-            Err(e) if e.is_retriable() => return, // a stage starts over, and nothing is left of the old assignment
-            Err(e) => panic!("{e:?}"),
-        }
-    }
-    assert_eq!(heard, ["revoked", "assigned"]);
-}
-
-#[test]
 fn an_appender_survives_a_broker_that_hangs_and_one_that_forgets() {
     if kafka().is_none() {
         return;
