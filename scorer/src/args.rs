@@ -84,7 +84,7 @@ impl Args {
             log: LogArgs::new(log),
             model: None,
             models_log: None,
-            lake: LakeArgs { lake },
+            lake: LakeArgs::new(lake),
             group: DEFAULT_GROUP.to_owned(),
             instance: DEFAULT_INSTANCE.to_owned(),
             batch: DEFAULT_BATCH,
@@ -108,6 +108,7 @@ impl Args {
         if let Some(directory) = &self.model {
             problems.extend(crate::models::missing_files(directory));
         }
+        problems.extend(self.lake.problems());
         ConfigError::check(problems)
     }
 }

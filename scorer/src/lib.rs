@@ -30,7 +30,6 @@ use std::time::Duration;
 
 use anyhow::Context;
 use event_log::{Log, catalogue};
-use lake::Lake;
 use model::Model;
 use prometheus_client::registry::Registry;
 use tokio::runtime::Handle;
@@ -121,7 +120,7 @@ fn follower(
         Some(url) if url != log.url() => event_log::open(url, &args.log.kafka_options)?,
         _ => log.clone(),
     };
-    Ok(Follower::new(log, Lake::open(&args.lake.lake)?, latest, metrics.clone(), Handle::current()))
+    Ok(Follower::new(log, args.lake.open()?, latest, metrics.clone(), Handle::current()))
 }
 
 /// Scores with the newest model until shutdown, or until no more models can come.

@@ -135,7 +135,7 @@ impl Follower {
                 Err(error) if error.is_retriable() || matches!(error, Error::UnknownTopic { .. }) => topic.note(&error),
                 Err(error) => return Err(error),
             }
-            match self.take_newest() {
+            match self.take_newest(shutdown) {
                 Ok(()) => artefact.over(),
                 Err(error) => artefact.note(&error),
             }
@@ -187,9 +187,9 @@ impl Follower {
     }
 
     /// Gives out the newest announced model, or refuses it. The error: the lake does not answer; to be tried again.
-    fn take_newest(&mut self) -> Result<(), Refused> {
+    fn take_newest(&mut self, shutdown: &CancellationToken) -> Result<(), Refused> {
         let Some(announcement) = self.newest.take() else { return Ok(()) };
-        match self.load(&announcement) {
+        match self.load(&announcement, shutdown) {
             Ok(None) => Ok(()),
             Ok(Some(model)) => {
                 self.latest.send_replace(Some(Arc::new(model)));
@@ -213,13 +213,16 @@ impl Follower {
         }
     }
 
-    /// The announced model; `None` if it is the one that was given out last.
-    fn load(&self, announcement: &[u8]) -> Result<Option<Model>, Refused> {
+    /// The announced model; `None` if it is the one that was given out last, or at the shutdown.
+    fn load(&self, announcement: &[u8], shutdown: &CancellationToken) -> Result<Option<Model>, Refused> {
         let announced: Announcement = serde_json::from_slice(announcement).map_err(Refused::Announcement)?;
         if self.latest.borrow().as_ref().is_some_and(|model| model.manifest().version == announced.version) {
             return Ok(None);
         }
-        let files = self.runtime.block_on(self.lake.get_model(&announced.name, &announced.version))?;
+        let read = self.lake.get_model(&announced.name, &announced.version);
+        // A lake that hangs must not hang the stop.
+        let Some(files) = self.runtime.block_on(shutdown.run_until_cancelled(read)) else { return Ok(None) };
+        let files = files?;
         let found = hex::encode(Sha256::digest(&files.manifest));
         if found != announced.manifest_sha256 {
             return Err(Refused::OtherManifest { announced: announced.manifest_sha256, found });

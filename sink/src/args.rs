@@ -66,7 +66,7 @@ impl Args {
         Self {
             service: ServiceArgs::default(),
             log: LogArgs::new(log),
-            lake: LakeArgs { lake },
+            lake: LakeArgs::new(lake),
             topics: DEFAULT_TOPICS.split(',').map(str::to_owned).collect(),
             max_rows: DEFAULT_MAX_ROWS,
             max_bytes: DEFAULT_MAX_BYTES,
@@ -96,6 +96,7 @@ impl Args {
         if self.store_timeout.is_zero() {
             problems.push("--store-timeout must be more than 0".to_owned());
         }
+        problems.extend(self.lake.problems());
         ConfigError::check(problems)
     }
 }

@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use event_log::Log;
-use lake::{Lake, LakeUrl};
+use lake::{Error, Lake, LakeUrl};
 use prometheus_client::registry::Registry;
 use service::Waiting;
 use tokio_util::sync::CancellationToken;
@@ -49,8 +49,16 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
 pub async fn run_with(args: Args, metrics: Metrics, shutdown: CancellationToken) -> anyhow::Result<()> {
     args.check()?;
     let log = args.log.open()?;
-    let lake = Lake::open(&args.lake.lake)?;
-    if !check_lake(&lake, &shutdown).await? {
+    let lake = args.lake.open_with(args.store_timeout)?;
+    let no_longer = async {
+        shutdown.cancelled().await;
+        tokio::time::sleep(args.drain_timeout).await;
+    };
+    let writable = tokio::select! {
+        checked = check_lake(&lake, &shutdown) => checked?,
+        () = no_longer => false,
+    };
+    if !writable {
         return Ok(());
     }
     run_on(&args, log, lake, metrics, shutdown).await
@@ -65,7 +73,9 @@ pub async fn run_on(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     args.check()?;
-    let give_up = CancellationToken::new();
+    // Whatever ends this function, the loop and the uploads under way are not to go on without it.
+    let (shutdown, give_up) = (shutdown.child_token(), CancellationToken::new());
+    let _ends_with_this = (shutdown.clone().drop_guard(), give_up.clone().drop_guard());
     let deadline = {
         let (shutdown, give_up, timeout) = (shutdown.clone(), give_up.clone(), args.drain_timeout);
         async move {
@@ -75,17 +85,15 @@ pub async fn run_on(
             std::future::pending().await
         }
     };
-    let worker = worker::Worker::new(args, log, lake, metrics, shutdown, give_up.clone());
-    // Whatever ends this function, uploads under way and the loop are not to go on without it.
-    let _give_up = give_up.drop_guard();
+    let worker = worker::Worker::new(args, log, lake, metrics, shutdown, give_up);
     tokio::select! {
         result = tokio::task::spawn_blocking(move || worker.run()) => result.context("the sink panicked")?,
         () = deadline => unreachable!("it never ends"),
     }
 }
 
-/// Whether the lake can be written to. A directory either can or cannot; a server may not be there yet.
-/// `false`: shut down meanwhile.
+/// Waits until the lake can be written to. A directory either can or cannot, or has no room; a server may not be there
+/// yet. `false`: it cannot, and the shutdown is here.
 async fn check_lake(lake: &Lake, shutdown: &CancellationToken) -> anyhow::Result<bool> {
     let mut waiting = Waiting::new(format!("the lake {}", lake.url()));
     loop {
@@ -94,12 +102,13 @@ async fn check_lake(lake: &Lake, shutdown: &CancellationToken) -> anyhow::Result
                 waiting.over();
                 return Ok(true);
             }
-            Err(error) if matches!(lake.url(), LakeUrl::Directory(_)) => return Err(error.into()),
+            Err(error @ Error::Overwrites { .. }) => return Err(error.into()),
+            Err(error) if matches!(lake.url(), LakeUrl::Directory(_)) && !error.is_full() => return Err(error.into()),
             Err(error) => waiting.note(&error),
         }
-        tokio::select! {
-            () = tokio::time::sleep(RETRY_PAUSE) => {}
-            () = shutdown.cancelled() => return Ok(false),
+        // Who is stopped at its start has tried once: it may still drain what is there.
+        if shutdown.run_until_cancelled(tokio::time::sleep(RETRY_PAUSE)).await.is_none() {
+            return Ok(false);
         }
     }
 }

@@ -164,10 +164,10 @@ impl Worker {
             }
             described => described,
         };
+        // The lake first: another sink may be at work, and what it has written by now the log holds by then.
+        let Some(next) = self.next_offsets(topic, &self.shutdown)? else { return Ok(false) };
         let described = at_least_once(&self.shutdown, what, |e: &Error| !e.is_retriable(), describe)?;
-        let (Some(described), Some(next)) = (described, self.next_offsets(topic, &self.shutdown)?) else {
-            return Ok(false);
-        };
+        let Some(described) = described else { return Ok(false) };
         for (partition, bounds) in described.partitions.iter().enumerate() {
             let partition = partition as u32;
             let offset = next.get(&partition).copied().unwrap_or(bounds.first);
@@ -206,15 +206,16 @@ impl Worker {
             object: topic.to_owned(),
             after: timeout,
         };
-        let next = at_least_once(
-            cancel,
-            what,
-            |e: &lake::Error| !e.is_retriable(),
-            || {
-                let listed = async { tokio::time::timeout(timeout, self.lake.next_offsets(topic)).await };
-                self.runtime.block_on(listed).unwrap_or_else(|_| Err(timed_out()))
-            },
-        );
+        let ask = || {
+            let listed = async {
+                tokio::select! {
+                    listed = tokio::time::timeout(timeout, self.lake.next_offsets(topic)) => listed.ok(),
+                    () = self.uploader.give_up.cancelled() => None,
+                }
+            };
+            self.runtime.block_on(listed).unwrap_or_else(|| Err(timed_out()))
+        };
+        let next = at_least_once(cancel, what, |e: &lake::Error| !e.is_retriable(), ask);
         next.with_context(|| format!("cannot tell where {topic} goes on"))
     }
 

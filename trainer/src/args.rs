@@ -169,7 +169,7 @@ impl Args {
             no_announce: false,
             json: false,
             log: LogArgs::new(log),
-            lake: LakeArgs { lake },
+            lake: LakeArgs::new(lake),
             service: ServiceArgs::default(),
         }
     }
@@ -199,6 +199,7 @@ impl Args {
             (&pair[0].topic, pair[0].partition) == (&pair[1].topic, pair[1].partition) && pair[0].end > pair[1].start
         };
         refuse(sorted.windows(2).any(overlap), "--range: two of them overlap, so readings would count twice");
+        problems.extend(self.lake.problems());
         ConfigError::check(problems)
     }
 }

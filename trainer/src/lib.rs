@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use bytes::Bytes;
 use event_log::{Log, Record, catalogue};
-use lake::{Lake, ModelFiles};
+use lake::ModelFiles;
 use model::artefact::TrainingRange;
 use prometheus_client::registry::Registry;
 use serde::Serialize;
@@ -102,7 +102,7 @@ pub async fn train_once(
 ) -> anyhow::Result<Option<TrainedModel>> {
     args.check()?;
     let from = From::new(args)?;
-    let lake = Lake::open(&args.lake.lake)?;
+    let lake = args.lake.open()?;
     let Some(ranges) = wait_for_ranges(args, &from, metrics, shutdown).await? else { return Ok(None) };
     let started = Instant::now();
     let Some(trained) = read_and_train(args, from, ranges, shutdown).await? else { return Ok(None) };

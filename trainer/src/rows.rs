@@ -55,7 +55,7 @@ impl From {
     /// As the settings say.
     pub fn new(args: &Args) -> anyhow::Result<Self> {
         Ok(match args.from {
-            Source::Lake => Self::Lake(Lake::open(&args.lake.lake)?),
+            Source::Lake => Self::Lake(args.lake.open()?),
             Source::Log => Self::Log(args.log.open()?),
         })
     }

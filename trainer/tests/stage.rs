@@ -8,6 +8,9 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "../../libs/lake/tests/support/s3.rs"]
+mod s3;
+
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -19,9 +22,10 @@ use arrow::array::{TimestampMillisecondArray, new_null_array};
 use arrow::datatypes::DataType;
 use clap::Parser;
 use event_log::{Log, LogUrl, Read, Record, catalogue, partition_for_key};
-use lake::{Lake, LakeUrl};
+use lake::LakeArgs;
 use model::random::SplitMix64;
 use model::{CarState, FEATURES, Model};
+use s3::S3;
 use telemetry::avro::AvroEncoder;
 use telemetry::schema::Schemas;
 use tokio_util::sync::CancellationToken;
@@ -163,12 +167,13 @@ async fn trained(args: &Args) -> TrainedModel {
 
 /// Manifest and weights of a stored model.
 async fn files(args: &Args, model: &TrainedModel) -> (Vec<u8>, Vec<u8>) {
-    let files = Lake::open(&args.lake.lake).unwrap().get_model(&model.name, &model.version).await.unwrap();
+    let files = args.lake.open().unwrap().get_model(&model.name, &model.version).await.unwrap();
     (files.manifest.to_vec(), files.weights.to_vec())
 }
 
-async fn sink_all(directory: &Path, log: &Arc<dyn Log>) {
-    let mut args = sink::Args::new(log.url().clone(), LakeUrl::Directory(directory.join("lake")));
+async fn sink_all(lake: LakeArgs, log: &Arc<dyn Log>) {
+    let mut args = sink::Args::new(log.url().clone(), lake.lake.clone());
+    args.lake = lake;
     args.topics = vec!["telemetry".into(), "faults".into()];
     let stop = CancellationToken::new();
     // Stopped at once, it writes what the log holds.
@@ -186,7 +191,7 @@ async fn sink_all(directory: &Path, log: &Arc<dyn Log>) {
 async fn the_lake_and_the_log_give_the_same_model() {
     let directory = tempfile::tempdir().unwrap();
     let log = filled_log(&directory.path().join("log"), &|_| false);
-    sink_all(directory.path(), &log).await;
+    sink_all(args(directory.path(), &[]).lake, &log).await;
     let from_log = args(directory.path(), &["--from", "log"]);
     let model = trained(&from_log).await;
     let stored = files(&from_log, &model).await;
@@ -223,6 +228,20 @@ async fn the_lake_and_the_log_give_the_same_model() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_bucket_gives_the_same_model_and_keeps_it() {
+    let Some(s3) = S3::start() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let log = filled_log(&directory.path().join("log"), &|_| false);
+    sink_all(s3.lake("lake"), &log).await;
+    let from_log = args(directory.path(), &["--from", "log"]);
+    let mut from_bucket = args(directory.path(), &["--from", "lake"]);
+    from_bucket.lake = s3.lake("lake");
+    let (model, same) = (trained(&from_log).await, trained(&from_bucket).await);
+    assert_eq!(same.version, model.version);
+    assert!(files(&from_bucket, &same).await == files(&from_log, &model).await, "the same bytes");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_model_is_stored_announced_and_finds_the_leaks() {
     let directory = tempfile::tempdir().unwrap();
     let log = filled_log(&directory.path().join("log"), &|_| false);
@@ -236,7 +255,7 @@ async fn a_model_is_stored_announced_and_finds_the_leaks() {
     assert!(metrics.validation.alarms_per_car_day <= metrics.wanted_alarms_per_car_day);
     assert!(model.report().contains(&model.version));
 
-    let plots = Lake::open(&args.lake.lake).unwrap().list(&format!("{}/plots", model.path)).await.unwrap();
+    let plots = args.lake.open().unwrap().list(&format!("{}/plots", model.path)).await.unwrap();
     let names: Vec<_> = plots.iter().map(|path| path.rsplit('/').next().unwrap()).collect();
     assert_eq!(names, ["car.png", "detection.png", "loss.png", "residuals.png"]);
 

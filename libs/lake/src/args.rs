@@ -3,14 +3,48 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
+
+use crate::s3::S3Args;
+use crate::{Error, Lake};
+
+/// Long enough for an object of 32 MB over a slow line, and not for ever.
+pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The settings of a stage that reads or writes the lake.
 #[derive(Debug, Clone, clap::Args)]
 pub struct LakeArgs {
-    /// The object store: a directory, file:///DIRECTORY, or s3://BUCKET[/PREFIX] (credentials, region and endpoint
-    /// come from the usual AWS_… environment variables).
+    /// The object store: a directory, file:///DIRECTORY, or s3://BUCKET[/PREFIX].
     #[arg(long, env = "CARSTREAM_LAKE", value_name = "URL", default_value = "lake")]
     pub lake: LakeUrl,
+    /// How S3 is reached.
+    #[command(flatten)]
+    pub s3: S3Args,
+}
+
+impl LakeArgs {
+    /// The lake at `lake`; how S3 is reached is up to the environment.
+    pub fn new(lake: LakeUrl) -> Self {
+        Self { lake, s3: S3Args::default() }
+    }
+
+    /// Opens the lake. A directory is created if it does not exist. A bucket is not contacted.
+    pub fn open(&self) -> Result<Lake, Error> {
+        self.open_with(REQUEST_TIMEOUT)
+    }
+
+    /// Like [`open`](Self::open). A request to a server that takes longer than `request_timeout` fails.
+    pub fn open_with(&self, request_timeout: Duration) -> Result<Lake, Error> {
+        Lake::open_at(&self.lake, &self.s3, request_timeout)
+    }
+
+    /// What of the settings cannot work.
+    pub fn problems(&self) -> Vec<String> {
+        match self.lake {
+            LakeUrl::Directory(_) => Vec::new(),
+            LakeUrl::S3 { .. } => self.s3.problems(),
+        }
+    }
 }
 
 /// Where a lake is.
@@ -41,9 +75,6 @@ impl FromStr for LakeUrl {
             let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
             if bucket.is_empty() {
                 return Err(format!("{s:?} names no bucket: s3://BUCKET or s3://BUCKET/PREFIX"));
-            }
-            if !cfg!(feature = "s3") {
-                return Err(format!("{s:?}: this build has no S3 support; build with --features lake/s3"));
             }
             return Ok(Self::S3 { bucket: bucket.to_owned(), prefix: prefix.trim_matches('/').to_owned() });
         }
@@ -80,17 +111,9 @@ mod tests {
     }
 
     #[test]
-    #[cfg(not(feature = "s3"))]
-    fn a_build_without_s3_says_so() {
-        let error = "s3://bucket/prefix".parse::<LakeUrl>().expect_err("the feature is off");
-        assert!(error.contains("lake/s3"), "{error}");
-    }
-
-    #[test]
-    #[cfg(feature = "s3")]
     fn a_bucket_may_have_a_prefix() {
         for url in ["s3://bucket", "s3://bucket/a/b"] {
-            assert_eq!(url.parse::<LakeUrl>().unwrap().to_string(), url);
+            assert_eq!(url.parse().map(|url: LakeUrl| url.to_string()), Ok(url.to_owned()));
         }
     }
 }

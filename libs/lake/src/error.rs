@@ -25,6 +25,15 @@ pub enum Error {
         #[source]
         source: BoxError,
     },
+    /// The store puts one object over another although it was asked not to.
+    #[error(
+        "the lake {lake} does not keep what is there: it overwrites an object although it was asked to create a new one \
+         (If-None-Match: *). Two sinks could destroy each other's rows; use a store with conditional writes"
+    )]
+    Overwrites {
+        /// Its URL.
+        lake: String,
+    },
     /// The store does not answer, or refused; trying again may help.
     #[error("cannot {operation} {object} in the lake {lake}")]
     Store {
@@ -158,5 +167,14 @@ impl Error {
     /// Whether the same operation may succeed later, unchanged.
     pub fn is_retriable(&self) -> bool {
         matches!(self, Self::Store { .. } | Self::TimedOut { .. })
+    }
+
+    /// Whether there is no room for what was to be written: the same may succeed once somebody has made some.
+    pub fn is_full(&self) -> bool {
+        use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+        let first: &(dyn std::error::Error + 'static) = self;
+        std::iter::successors(Some(first), |error| error.source())
+            .filter_map(|error| error.downcast_ref::<std::io::Error>())
+            .any(|error| matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge))
     }
 }

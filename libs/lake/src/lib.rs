@@ -21,8 +21,11 @@ mod models;
 mod object;
 mod row_hash;
 mod rows;
+mod s3;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::TryStreamExt;
@@ -38,6 +41,7 @@ pub use object::{
 };
 pub use row_hash::{RowHash, UnhashableType};
 pub use rows::RangeReader;
+pub use s3::S3Args;
 
 /// An object store with the layout of this module. Cheap to clone. Its methods need a tokio runtime.
 #[derive(Debug, Clone)]
@@ -47,9 +51,20 @@ pub struct Lake {
 }
 
 impl Lake {
-    /// Opens the lake at `url`. A directory is created if it does not exist. A bucket is not contacted.
+    /// Opens the lake at `url`. A directory is created if it does not exist. A bucket is not contacted; how it is
+    /// reached is up to the environment. Stages use [`LakeArgs::open`].
     pub fn open(url: &LakeUrl) -> Result<Self, Error> {
-        let store = open_store(url).map_err(|source| Error::Open { lake: url.to_string(), source })?;
+        Self::open_at(url, &S3Args::default(), args::REQUEST_TIMEOUT)
+    }
+
+    fn open_at(url: &LakeUrl, s3: &S3Args, request_timeout: Duration) -> Result<Self, Error> {
+        let store: Result<Arc<dyn ObjectStore>, BoxError> = match url {
+            LakeUrl::Directory(path) => {
+                local::Directory::open(path).map(|store| Arc::new(store) as _).map_err(Into::into)
+            }
+            LakeUrl::S3 { bucket, prefix } => s3.open(bucket, prefix, request_timeout),
+        };
+        let store = store.map_err(|source| Error::Open { lake: url.to_string(), source })?;
         Ok(Self { store, url: url.clone() })
     }
 
@@ -69,25 +84,52 @@ impl Lake {
         &self.store
     }
 
-    /// Finds out at start, rather than at the first object, whether anything can be written.
+    /// Finds out at start, rather than at the first object, whether objects can be created, and whether the store
+    /// refuses to create one twice: with a store that does not, two sinks would overwrite each other's objects.
     pub async fn check_writable(&self) -> Result<(), Error> {
-        let probe = Path::from("_probe");
-        let written = self.store.put_opts(&probe, Bytes::new().into(), PutMode::Overwrite.into()).await;
-        written.map_err(|source| Error::NotWritable { lake: self.url.to_string(), source: source.into() })?;
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let nanos = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_nanos());
+        let n = NEXT.fetch_add(1, Ordering::Relaxed);
+        let probe = Path::from(format!("_probe-{}-{nanos}-{n}", std::process::id()));
+        let create = async || self.store.put_opts(&probe, Bytes::new().into(), PutMode::Create.into()).await;
+        let not_writable =
+            |source: object_store::Error| Error::NotWritable { lake: self.url.to_string(), source: source.into() };
+        match create().await {
+            // That one is ours: an answer got lost, and the store's client tried again.
+            Ok(_) | Err(object_store::Error::AlreadyExists { .. }) => {}
+            Err(error) => return Err(not_writable(error)),
+        }
+        let again = create().await;
         // Who may not delete leaves an empty object behind, which nothing reads.
         let _ = self.store.delete(&probe).await;
-        Ok(())
+        match again {
+            Err(object_store::Error::AlreadyExists { .. }) => Ok(()),
+            Ok(_) => Err(Error::Overwrites { lake: self.url.to_string() }),
+            Err(error) => Err(not_writable(error)),
+        }
     }
 
     /// Creates an object; [`Error::Exists`] if there is one of this name.
+    ///
+    /// After [`Error::Exists`] there is one, but whose? An earlier attempt of ours may have succeeded although it was
+    /// reported as failed. After any other error it is not known whether there is one.
     pub async fn create(&self, name: &str, bytes: Bytes) -> Result<(), Error> {
-        match self.store.put_opts(&Path::from(name), bytes.into(), PutMode::Create.into()).await {
+        let path = Path::from(name);
+        match self.store.put_opts(&path, bytes.into(), PutMode::Create.into()).await {
             Ok(_) => Ok(()),
-            Err(object_store::Error::AlreadyExists { .. }) => {
-                Err(Error::Exists { lake: self.url.to_string(), object: name.to_owned() })
-            }
-            Err(source) => Err(self.store_error("create", name, source)),
+            // S3 also refuses (409) while another writer is at it, who may yet fail.
+            Err(conflict @ object_store::Error::AlreadyExists { .. }) => match self.store.head(&path).await {
+                Ok(_) => Err(Error::Exists { lake: self.url.to_string(), object: name.to_owned() }),
+                Err(object_store::Error::NotFound { .. }) => Err(self.not_created(name, conflict)),
+                Err(source) => Err(self.not_created(name, source)),
+            },
+            Err(source) => Err(self.not_created(name, source)),
         }
+    }
+
+    /// Also if it is the bucket that was not found.
+    fn not_created(&self, name: &str, source: object_store::Error) -> Error {
+        Error::Store { operation: "create", lake: self.url.to_string(), object: name.to_owned(), source }
     }
 
     /// The bytes of an object.
@@ -122,18 +164,5 @@ impl Lake {
             object_store::Error::NotFound { .. } => Error::NotFound { lake, object },
             source => Error::Store { operation, lake, object, source },
         }
-    }
-}
-
-fn open_store(url: &LakeUrl) -> Result<Arc<dyn ObjectStore>, BoxError> {
-    match url {
-        LakeUrl::Directory(path) => Ok(Arc::new(local::Directory::open(path)?)),
-        #[cfg(feature = "s3")]
-        LakeUrl::S3 { bucket, prefix } => {
-            let s3 = object_store::aws::AmazonS3Builder::from_env().with_bucket_name(bucket).build()?;
-            Ok(Arc::new(object_store::prefix::PrefixStore::new(s3, prefix.as_str())))
-        }
-        #[cfg(not(feature = "s3"))]
-        LakeUrl::S3 { .. } => Err("this build has no S3 support; build with --features lake/s3".into()),
     }
 }

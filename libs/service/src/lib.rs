@@ -150,7 +150,7 @@ fn exit_code(result: anyhow::Result<()>) -> ExitCode {
         }
         return ExitCode::from(EXIT_CONFIG);
     }
-    eprintln!("error: {error:#}");
+    eprintln!("error: {}", waiting::chain(error.as_ref()));
     ExitCode::FAILURE
 }
 

@@ -63,13 +63,16 @@ pub fn retry_until<T, E: Error>(
     Ok(None)
 }
 
-/// An error with its causes, in one line.
-fn chain(error: &dyn Error) -> String {
+/// An error with its causes, in one line. Some libraries repeat a cause in their own text: it is said once.
+pub(crate) fn chain(error: &dyn Error) -> String {
     let mut line = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        line.push_str(": ");
-        line.push_str(&error.to_string());
+        let text = error.to_string();
+        if !line.contains(&text) {
+            line.push_str(": ");
+            line.push_str(&text);
+        }
         cause = error.source();
     }
     line
@@ -78,6 +81,20 @@ fn chain(error: &dyn Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{0}")]
+    struct Layer(&'static str, #[source] Option<Box<Layer>>);
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let cause = Layer("no space left", None);
+        let repeats = Layer("cannot write f: no space left", Some(Box::new(cause)));
+        assert_eq!(
+            chain(&Layer("cannot create o", Some(Box::new(repeats)))),
+            "cannot create o: cannot write f: no space left"
+        );
+    }
 
     #[test]
     fn retries_until_it_succeeds_or_is_final() {

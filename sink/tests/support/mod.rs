@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, dead_code, unreachable_pub)]
 
 pub mod faults;
+#[path = "../../../libs/lake/tests/support/s3.rs"]
+pub mod s3;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -1,0 +1,195 @@
+//! S3, or a store that speaks its protocol, as a setting and as an object store.
+//!
+//! What is not set here comes from the AWS_… environment variables that every S3 client knows, or from where the
+//! process runs (web identity, container, instance). Secrets come from files or from the environment, never from
+//! arguments, which anyone on the machine may read.
+//!
+//! ```text
+//! who asks ─► attempt, at most `timeout` ─► up to 3 more, within 10 s, where the request had no effect,
+//!                                                   or was one that may be repeated ─► the caller's own patience
+//! ```
+//!
+//! A create is repeated after an answer of 5xx although it may have had its effect: then the name is found taken, by
+//! ourselves. Who creates objects has to look at what is there in any case.
+
+#[cfg(feature = "s3")]
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use object_store::ObjectStore;
+#[cfg(feature = "s3")]
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, AwsCredential};
+#[cfg(feature = "s3")]
+use object_store::prefix::PrefixStore;
+#[cfg(feature = "s3")]
+use object_store::{BackoffConfig, ClientConfigKey, ClientOptions, RetryConfig, StaticCredentialProvider};
+
+use crate::error::BoxError;
+
+/// A server that is there accepts a connection at once; one that is not is to be noticed soon.
+#[cfg(feature = "s3")]
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Hides a hiccup, and no more: the stages have their own patience, and say what they wait for.
+#[cfg(feature = "s3")]
+const MAX_RETRIES: usize = 3;
+#[cfg(feature = "s3")]
+const RETRY_FOR: Duration = Duration::from_secs(10);
+
+/// How S3 is reached. Without any of it the usual AWS_… environment variables decide.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct S3Args {
+    /// The S3 server, if it is not Amazon's: https://HOST[:PORT]. Also AWS_ENDPOINT_URL.
+    #[arg(long = "s3-endpoint", env = "CARSTREAM_S3_ENDPOINT", value_name = "URL")]
+    pub endpoint: Option<String>,
+    /// The region of the bucket. Also AWS_REGION; us-east-1 if nothing says otherwise.
+    #[arg(long = "s3-region", env = "CARSTREAM_S3_REGION", value_name = "REGION")]
+    pub region: Option<String>,
+    /// Who we are to S3. Also AWS_ACCESS_KEY_ID; without any the role of the pod or the instance.
+    #[arg(
+        long = "s3-access-key-id",
+        env = "CARSTREAM_S3_ACCESS_KEY_ID",
+        value_name = "ID",
+        requires = "secret_access_key_file"
+    )]
+    pub access_key_id: Option<String>,
+    /// A file with the secret key that belongs to --s3-access-key-id, and nothing else. Also AWS_SECRET_ACCESS_KEY.
+    #[arg(
+        long = "s3-secret-access-key-file",
+        env = "CARSTREAM_S3_SECRET_ACCESS_KEY_FILE",
+        value_name = "FILE",
+        requires = "access_key_id"
+    )]
+    pub secret_access_key_file: Option<PathBuf>,
+    /// Allow an http:// endpoint. What is sent can then be read and changed on its way. Also AWS_ALLOW_HTTP.
+    #[arg(long = "s3-allow-http", env = "CARSTREAM_S3_ALLOW_HTTP")]
+    pub allow_http: bool,
+}
+
+#[cfg(not(feature = "s3"))]
+impl S3Args {
+    pub(crate) fn problems(&self) -> Vec<String> {
+        vec!["this build has no S3 support; build with --features lake/s3".to_owned()]
+    }
+
+    pub(crate) fn open(&self, _: &str, _: &str, _: Duration) -> Result<Arc<dyn ObjectStore>, BoxError> {
+        Err("this build has no S3 support; build with --features lake/s3".into())
+    }
+}
+
+#[cfg(feature = "s3")]
+impl S3Args {
+    /// What of the settings cannot work, without asking the network.
+    pub(crate) fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if let Some(path) = &self.secret_access_key_file
+            && let Err(problem) = read_secret(path)
+        {
+            problems.push(format!("--s3-secret-access-key-file: {problem}"));
+        }
+        let environment = AmazonS3Builder::from_env();
+        if let Some(endpoint) = self.endpoint(&environment) {
+            let http = endpoint.starts_with("http://");
+            if !http && !endpoint.starts_with("https://") {
+                problems.push(format!("--s3-endpoint: {endpoint:?} is neither https://HOST[:PORT] nor http://…"));
+            }
+            if http && !self.allow_http(&environment) {
+                problems.push(format!(
+                    "--s3-endpoint: {endpoint} is not encrypted: use https://, or add --s3-allow-http if that is meant"
+                ));
+            }
+        }
+        problems
+    }
+
+    /// What lies under `prefix` in a bucket. Does not contact it.
+    pub(crate) fn open(&self, bucket: &str, prefix: &str, timeout: Duration) -> Result<Arc<dyn ObjectStore>, BoxError> {
+        if let Some(problem) = self.problems().into_iter().next() {
+            return Err(problem.into());
+        }
+        let mut builder = AmazonS3Builder::from_env().with_bucket_name(bucket);
+        if let Some(endpoint) = self.endpoint(&builder) {
+            // The one for S3 alone takes precedence over the one for all of AWS.
+            builder = builder.with_config(AmazonS3ConfigKey::S3Endpoint, endpoint);
+        }
+        if let Some(region) = &self.region {
+            builder = builder.with_region(region);
+        }
+        if let (Some(id), Some(path)) = (&self.access_key_id, &self.secret_access_key_file) {
+            // A token in the environment belongs to other keys.
+            let (key_id, secret_key) = (id.clone(), read_secret(path)?);
+            let credential = AwsCredential { key_id, secret_key, token: None };
+            builder = builder.with_credentials(Arc::new(StaticCredentialProvider::new(credential)));
+        }
+        let client = ClientOptions::new()
+            .with_timeout(timeout)
+            .with_connect_timeout(CONNECT_TIMEOUT)
+            .with_allow_http(self.allow_http(&builder));
+        let retry =
+            RetryConfig { backoff: BackoffConfig::default(), max_retries: MAX_RETRIES, retry_timeout: RETRY_FOR };
+        let store = builder.with_client_options(client).with_retry(retry).build()?;
+        Ok(Arc::new(PrefixStore::new(store, prefix)))
+    }
+
+    fn endpoint(&self, environment: &AmazonS3Builder) -> Option<String> {
+        let of = |key| environment.get_config_value(&key);
+        let of_environment = || of(AmazonS3ConfigKey::S3Endpoint).or_else(|| of(AmazonS3ConfigKey::Endpoint));
+        self.endpoint.clone().or_else(of_environment)
+    }
+
+    fn allow_http(&self, environment: &AmazonS3Builder) -> bool {
+        let key = AmazonS3ConfigKey::Client(ClientConfigKey::AllowHttp);
+        self.allow_http || environment.get_config_value(&key).is_some_and(|value| value == "true")
+    }
+}
+
+/// The content of a secret's file, without the newline that editors add.
+#[cfg(feature = "s3")]
+fn read_secret(path: &Path) -> Result<String, String> {
+    let secret = std::fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+    match secret.trim() {
+        "" => Err(format!("{} is empty", path.display())),
+        secret => Ok(secret.to_owned()),
+    }
+}
+
+#[cfg(all(test, feature = "s3"))]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn args(endpoint: &str) -> S3Args {
+        S3Args { endpoint: Some(endpoint.to_owned()), ..S3Args::default() }
+    }
+
+    #[test]
+    fn plain_http_has_to_be_asked_for() {
+        assert!(args("https://s3.example.org").problems().is_empty());
+        let problems = args("http://s3.example.org").problems();
+        assert!(problems.len() == 1 && problems[0].contains("--s3-allow-http"), "{problems:?}");
+        let asked_for = S3Args { allow_http: true, ..args("http://s3.example.org") };
+        assert!(asked_for.problems().is_empty());
+        assert!(asked_for.open("bucket", "", Duration::from_secs(1)).is_ok());
+        assert_eq!(args("s3.example.org").problems().len(), 1);
+    }
+
+    #[test]
+    fn a_secret_that_cannot_be_read_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("secret");
+        let args = S3Args {
+            access_key_id: Some("me".to_owned()),
+            secret_access_key_file: Some(file.clone()),
+            ..S3Args::default()
+        };
+        for content in [None, Some(" \n")] {
+            content.iter().for_each(|content| std::fs::write(&file, content).unwrap());
+            let problems = args.problems();
+            assert!(problems.len() == 1 && problems[0].contains(&file.display().to_string()), "{problems:?}");
+        }
+        std::fs::write(&file, "secret\n").unwrap();
+        assert!(args.problems().is_empty());
+        assert_eq!(read_secret(&file).unwrap(), "secret");
+    }
+}
