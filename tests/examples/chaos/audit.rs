@@ -20,11 +20,18 @@ pub(crate) struct Scope {
 /// What the audit says.
 #[derive(Debug, Default)]
 pub(crate) struct Audit {
-    pub(crate) sent: u64,
-    pub(crate) acknowledged: u64,
-    pub(crate) lost: u64,
-    pub(crate) doubled: u64,
+    /// Readings, hop by hop, as the audit calls them.
+    pub(crate) ledger: serde_json::Map<String, Value>,
+    /// In sentences; of each kind the first ones.
     pub(crate) findings: Vec<String>,
+}
+
+impl Audit {
+    /// A figure of the ledger.
+    pub(crate) fn figure(&self, name: &str) -> anyhow::Result<u64> {
+        let figure = self.ledger.get(name).and_then(Value::as_u64);
+        figure.with_context(|| format!("carstream audit --json has no ledger.{name}"))
+    }
 }
 
 /// Runs the audit; its result is kept beside the logs.
@@ -49,14 +56,21 @@ pub(crate) fn run(site: &Site, scope: Scope) -> anyhow::Result<Audit> {
         bail!("carstream audit failed ({}): see {}", output.status, site.logs().join("audit.log").display());
     }
     let said: Value = serde_json::from_slice(&output.stdout).context("carstream audit --json did not print JSON")?;
-    let figure =
-        |key: &str| said["ledger"][key].as_u64().with_context(|| format!("carstream audit --json has no ledger.{key}"));
+    let ledger = said["ledger"].as_object().context("carstream audit --json has no ledger")?;
     let findings = said["findings"].as_array().context("carstream audit --json has no findings")?;
-    Ok(Audit {
-        sent: figure("sent")?,
-        acknowledged: figure("acknowledged")?,
-        lost: figure("lost")?,
-        doubled: figure("doubled")?,
-        findings: findings.iter().map(|f| f.as_str().map_or_else(|| f.to_string(), str::to_owned)).collect(),
-    })
+    Ok(Audit { ledger: ledger.clone(), findings: findings.iter().map(sentence).collect() })
+}
+
+/// A finding for a person: what, where, and which reading.
+fn sentence(finding: &Value) -> String {
+    let text = |key: &str| finding[key].as_str().unwrap_or_default();
+    let mut sentence = format!("{} at {}: {}", text("kind"), text("hop"), text("what"));
+    if let (Some(boot_id), Some(seq)) = (finding["boot_id"].as_i64(), finding["seq"].as_i64()) {
+        sentence.push_str(&format!(" (car {}, boot {boot_id}, seq {seq})", text("car")));
+    }
+    let places: Vec<_> = finding["places"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    if !places.is_empty() {
+        sentence.push_str(&format!(": {}", places.join(", ")));
+    }
+    sentence
 }

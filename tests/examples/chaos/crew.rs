@@ -1,6 +1,6 @@
 //! All processes of a run under one supervisor, which restarts what has died and writes down what should not have.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,6 +16,9 @@ const TICK: Duration = Duration::from_millis(50);
 
 /// Until a killed process runs again: it is started anew within a second.
 const RESTART_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Until a process that was replaced has found out: it does with its next commit or its next heartbeat.
+const FENCE_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Says what happens, with the time since the start.
 #[derive(Debug, Clone, Copy)]
@@ -44,8 +47,9 @@ pub(crate) struct Crew {
     logs: PathBuf,
     teller: Teller,
     interrupted: Arc<AtomicBool>,
-    /// Those that stood still once: when they go on, another may have taken their place.
-    thawed: BTreeSet<(Role, u32)>,
+    /// Processes whose place was given to another, and since when they go on although they should end.
+    replaced: Vec<(Process, Option<Instant>)>,
+    replacements: u32,
     /// Restarts of processes that are no more.
     past_restarts: u32,
     /// Ends that nobody asked for, with the last words.
@@ -62,7 +66,8 @@ impl Crew {
             logs,
             teller,
             interrupted,
-            thawed: BTreeSet::new(),
+            replaced: Vec::new(),
+            replacements: 0,
             past_restarts: 0,
             unexplained: Vec::new(),
             bad_ends: Vec::new(),
@@ -95,11 +100,34 @@ impl Crew {
 
     /// SIGCONT.
     pub(crate) fn thaw(&mut self, role: Role, instance: u32) -> anyhow::Result<()> {
-        self.thawed.insert((role, instance));
-        match self.processes.get_mut(&(role, instance)) {
-            Some(process) => process.thaw(),
-            None => Ok(()),
+        self.processes.get_mut(&(role, instance)).map_or(Ok(()), Process::thaw)
+    }
+
+    /// Gives the place of a process, which stands still, to another of the same name.
+    pub(crate) fn replace(&mut self, role: Role, instance: u32, mut program: Program) -> anyhow::Result<()> {
+        self.replacements += 1;
+        program.name = format!("{}.{}", program.name, self.replacements + 1);
+        let mut successor = Process::new(program, &self.logs);
+        successor.start()?;
+        if let Some(mut process) = self.processes.insert((role, instance), successor) {
+            process.give_up_place();
+            self.replaced.push((process, None));
         }
+        Ok(())
+    }
+
+    /// SIGCONT to those that were replaced: they must find out, and end.
+    pub(crate) fn thaw_replaced(&mut self) -> anyhow::Result<()> {
+        for (process, since) in self.replaced.iter_mut().filter(|(_, since)| since.is_none()) {
+            process.thaw()?;
+            *since = Some(Instant::now());
+        }
+        Ok(())
+    }
+
+    /// Whether some that were replaced have not ended yet.
+    pub(crate) fn has_replaced(&self) -> bool {
+        !self.replaced.is_empty()
     }
 
     /// Whether a process has ended by itself, or was asked to and has.
@@ -168,16 +196,14 @@ impl Crew {
     /// Looks at every process, and says what has changed.
     fn tick(&mut self) -> anyhow::Result<()> {
         ensure!(!self.interrupted.load(Ordering::Relaxed), "interrupted");
-        for (place, process) in &mut self.processes {
+        self.tick_replaced()?;
+        for process in self.processes.values_mut() {
             let Some(change) = process.tick()? else { continue };
             let name = process.name();
             match change {
                 Change::Killed => {}
                 Change::Restarted => self.teller.say(&format!("    {name} restarted")),
                 Change::Ended => self.teller.say(&format!("    {name} ended")),
-                Change::Failed(words) if self.thawed.contains(place) && words.contains("was fenced") => {
-                    self.teller.say(&format!("    {name} was fenced, and ended: its place had been taken meanwhile"));
-                }
                 Change::Failed(words) => {
                     self.teller.say(&format!("    {name} ended, unasked: {words}"));
                     self.unexplained.push(format!("{name}: {words}"));
@@ -188,6 +214,28 @@ impl Crew {
                 }
             }
         }
+        Ok(())
+    }
+
+    fn tick_replaced(&mut self) -> anyhow::Result<()> {
+        for (process, since) in &mut self.replaced {
+            match process.tick()? {
+                None => {}
+                Some(Change::Failed(words)) if words.contains("was fenced") => {
+                    self.teller.say(&format!("    {} was fenced, and ended", process.name()));
+                }
+                Some(other) => self.unexplained.push(format!("{}, which was replaced: {other:?}", process.name())),
+            }
+            if since.is_some_and(|since| since.elapsed() > FENCE_PATIENCE) && process.is_running() {
+                let s = FENCE_PATIENCE.as_secs();
+                self.bad_ends.push(format!("{} goes on for {s} s although it was replaced", process.name()));
+                process.kill()?;
+                *since = None; // once is enough
+            }
+        }
+        self.past_restarts +=
+            self.replaced.iter().filter(|(p, _)| p.is_ended()).map(|(p, _)| p.restarts()).sum::<u32>();
+        self.replaced.retain(|(process, _)| !process.is_ended());
         Ok(())
     }
 }

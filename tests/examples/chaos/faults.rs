@@ -31,6 +31,12 @@ pub(crate) fn make(step: &Step, site: &Site, crew: &mut Crew, teller: Teller) ->
             crew.pass(step.hold)?;
             crew.thaw(role, step.instance)
         }
+        Kind::Replace(role) => {
+            crew.running(role, step.instance)?.freeze()?;
+            crew.replace(role, step.instance, site.program(role, step.instance))?;
+            crew.pass(step.hold)?;
+            crew.thaw_replaced()
+        }
         Kind::Strand(role) => {
             crew.running(role, step.instance)?;
             crew.running(Role::EdgeBroker, 1)?.freeze()?;

@@ -22,7 +22,7 @@ pub(crate) const SHORTEST: Duration = Duration::from_secs(60);
 const PAUSE_S: (f64, f64) = (0.5, 8.0);
 
 /// What remains of pauses and faults that are made to fit, at the least.
-const LEAST_S: f64 = 0.3;
+const LEAST: Duration = Duration::from_millis(300);
 
 /// A process of the run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -84,6 +84,8 @@ pub(crate) enum Kind {
     Strand(Role),
     /// SIGSTOP, and SIGCONT later.
     Freeze(Role),
+    /// SIGSTOP, and another process gets the same name; SIGCONT later: the first one must find out, and end.
+    Replace(Role),
     /// One instance more joins, and leaves.
     Add(Role),
     /// Nothing gets through between edge and cloud.
@@ -106,6 +108,7 @@ impl fmt::Display for Kind {
             Self::Kill(role) => write!(f, "kill {}", role.name()),
             Self::Strand(role) => write!(f, "strand {}", role.name()),
             Self::Freeze(role) => write!(f, "freeze {}", role.name()),
+            Self::Replace(role) => write!(f, "replace {}", role.name()),
             Self::Add(role) => write!(f, "add {}", role.name()),
             Self::LinkCut => f.write_str("link cut"),
             Self::LinkRefused => f.write_str("link refused"),
@@ -125,6 +128,7 @@ impl Kind {
         for role in [Cars, Bridge, Preprocessor, Replicator, Scorer, Sink, EdgeBroker, CloudBroker] {
             all.extend([Self::Kill(role), Self::Freeze(role)]);
         }
+        all.extend([Preprocessor, Scorer, Replicator].map(Self::Replace));
         all.extend([Preprocessor, Scorer, Sink].map(Self::Add));
         all.extend([Self::Strand(Bridge), Self::LinkCut, Self::LinkRefused, Self::LinkSlow, Self::CarsReset]);
         if object_store {
@@ -139,6 +143,7 @@ impl Kind {
             Self::Kill(_) | Self::CarsReset => (0.0, 0.0),
             Self::Strand(_) => (1.0, 4.0),
             Self::Freeze(_) => (1.0, 30.0),
+            Self::Replace(_) => (3.0, 20.0),
             Self::Add(_) | Self::LinkSlow => (5.0, 25.0),
             Self::LinkCut | Self::StoreHangs => (2.0, 25.0),
             Self::LinkRefused | Self::StoreRefuses => (2.0, 15.0),
@@ -177,10 +182,7 @@ impl Step {
     }
 
     fn shrink(&mut self, factor: f64) {
-        let shorter = |length: Duration| match length.as_secs_f64() {
-            length_s if length_s <= LEAST_S => length,
-            length_s => Duration::from_secs_f64((length_s * factor).max(LEAST_S)),
-        };
+        let shorter = |length: Duration| length.mul_f64(factor).max(LEAST.min(length));
         (self.pause, self.hold) = (shorter(self.pause), shorter(self.hold));
     }
 }
@@ -200,12 +202,7 @@ impl Plan {
         let long = long_freeze(&steps);
         let beyond = session_timeout.mul_f64(1.5);
         steps[long].hold = Duration::ZERO;
-        let room = duration.saturating_sub(beyond);
-        let natural: Duration = steps.iter().map(Step::length).sum();
-        if natural > room {
-            let factor = room.as_secs_f64() / natural.as_secs_f64();
-            steps.iter_mut().for_each(|step| step.shrink(factor));
-        }
+        fit(&mut steps, duration.saturating_sub(beyond));
         steps[long].hold = beyond;
         let weights: u32 = kinds.iter().map(|kind| kind.weight()).sum();
         let mut length: Duration = steps.iter().map(Step::length).sum();
@@ -240,10 +237,24 @@ impl Plan {
     }
 }
 
+/// Shortens steps until all fit into `room`. What is as short as it may be stays so, and the others make up for it.
+fn fit(steps: &mut [Step], room: Duration) {
+    const ROUNDS: usize = 20;
+    for _ in 0..ROUNDS {
+        let length: Duration = steps.iter().map(Step::length).sum();
+        if length <= room {
+            return;
+        }
+        // A little more than needed: otherwise the sum only comes ever closer to the room.
+        let factor = 0.95 * room.as_secs_f64() / length.as_secs_f64();
+        steps.iter_mut().for_each(|step| step.shrink(factor));
+    }
+}
+
 fn step(kind: Kind, rng: &mut ChaCha8Rng) -> Step {
     let (least, most) = kind.hold_s();
     let instances = match kind {
-        Kind::Kill(role) | Kind::Freeze(role) => role.instances(),
+        Kind::Kill(role) | Kind::Freeze(role) | Kind::Replace(role) => role.instances(),
         _ => 1,
     };
     Step {
@@ -281,7 +292,39 @@ impl fmt::Display for Plan {
 /// What a step does, with the instance where there are several.
 pub(crate) fn target(step: &Step) -> String {
     match step.kind {
-        Kind::Kill(role) | Kind::Freeze(role) if role.instances() > 1 => format!("{}-{}", step.kind, step.instance),
+        Kind::Kill(role) | Kind::Freeze(role) | Kind::Replace(role) if role.instances() > 1 => {
+            format!("{}-{}", step.kind, step.instance)
+        }
         kind => kind.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SESSION: Duration = Duration::from_secs(6);
+
+    fn draw(seed: u64, s: u64) -> Plan {
+        Plan::draw(seed, Duration::from_secs(s), SESSION, Kind::all(true))
+    }
+
+    #[test]
+    fn every_kind_comes_and_one_freeze_outlasts_the_session_in_any_time() {
+        for seed in 0..50 {
+            for s in [60, 75, 90, 1_200] {
+                let plan = draw(seed, s);
+                assert_eq!(plan.kinds().len(), Kind::all(true).len(), "seed {seed}, {s} s");
+                assert!(plan.length() <= Duration::from_secs(s), "seed {seed}, {s} s: {:?}", plan.length());
+                let long = |step: &Step| matches!(step.kind, Kind::Freeze(role) if role.instances() > 1 && step.hold > SESSION);
+                assert!(plan.0.iter().any(long), "seed {seed}, {s} s");
+            }
+        }
+    }
+
+    #[test]
+    fn the_seed_decides() {
+        assert_eq!(draw(7, 90), draw(7, 90));
+        assert_ne!(draw(7, 90), draw(8, 90));
     }
 }

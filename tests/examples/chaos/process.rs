@@ -70,13 +70,24 @@ pub(crate) struct Process {
     killed: bool,
     stopping: bool,
     frozen: bool,
+    /// Another has its place: it is not restarted.
+    replaced: bool,
 }
 
 impl Process {
     /// A process that does not run yet; its output goes to a file in `logs`.
     pub(crate) fn new(program: Program, logs: &Path) -> Self {
         let output = logs.join(format!("{}.log", program.name));
-        Self { program, output, state: State::Off, starts: 0, killed: false, stopping: false, frozen: false }
+        Self {
+            program,
+            output,
+            state: State::Off,
+            starts: 0,
+            killed: false,
+            stopping: false,
+            frozen: false,
+            replaced: false,
+        }
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -136,7 +147,10 @@ impl Process {
             self.state = State::Ended;
             return if status.success() { Change::Ended } else { Change::EndedBadly(self.last_words(status)) };
         }
-        self.state = State::Down { until: Instant::now() + RESTART_PAUSE };
+        self.state = match self.replaced {
+            true => State::Ended,
+            false => State::Down { until: Instant::now() + RESTART_PAUSE },
+        };
         match self.killed && status.signal() == Some(9) {
             true => Change::Killed,
             false => Change::Failed(self.last_words(status)),
@@ -158,6 +172,11 @@ impl Process {
     /// SIGCONT.
     pub(crate) fn thaw(&mut self) -> anyhow::Result<()> {
         if std::mem::take(&mut self.frozen) { self.signal("CONT") } else { Ok(()) }
+    }
+
+    /// Another process has its place from now on: when it ends, it is not restarted.
+    pub(crate) fn give_up_place(&mut self) {
+        self.replaced = true;
     }
 
     /// SIGTERM: it should drain, and end with 0. Not restarted any more.

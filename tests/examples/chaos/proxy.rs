@@ -168,3 +168,65 @@ async fn pump(
         to.write_all(&buffer[..n]).await?;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::io::{ErrorKind, Read, Write};
+    use std::net::TcpStream;
+    use std::time::Instant;
+
+    use super::*;
+
+    /// Says back what it hears.
+    fn echo() -> u16 {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                std::thread::spawn(move || std::io::copy(&mut stream.try_clone().unwrap(), &mut &stream));
+            }
+        });
+        port
+    }
+
+    fn say(stream: &mut TcpStream, word: &[u8; 4]) -> std::io::Result<[u8; 4]> {
+        stream.write_all(word)?;
+        let mut heard = [0; 4];
+        stream.read_exact(&mut heard).map(|()| heard)
+    }
+
+    #[test]
+    fn connections_pass_hang_go_on_are_reset_and_refused() {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let proxy = Proxy::start(runtime.handle(), echo()).unwrap();
+        let connect = || {
+            let stream = TcpStream::connect(("127.0.0.1", proxy.port())).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+            stream
+        };
+        let mut first = connect();
+        assert_eq!(say(&mut first, b"pass").unwrap(), *b"pass");
+
+        proxy.set(Mode::Hang);
+        first.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        let silence = say(&mut first, b"hang").unwrap_err();
+        assert!(matches!(silence.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut), "{silence:?}");
+        let mut second = connect();
+        proxy.set(Mode::Slow { delay: Duration::from_millis(50), bytes_per_s: 1_000 });
+        first.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        let mut heard = [0; 4];
+        first.read_exact(&mut heard).unwrap();
+        assert_eq!(heard, *b"hang", "what was under way comes in the end");
+        let began = Instant::now();
+        assert_eq!(say(&mut second, b"slow").unwrap(), *b"slow");
+        assert!(began.elapsed() >= Duration::from_millis(100), "50 ms there and 50 ms back: {:?}", began.elapsed());
+
+        proxy.set(Mode::Pass);
+        proxy.reset_all();
+        assert_eq!(say(&mut first, b"gone").unwrap_err().kind(), ErrorKind::ConnectionReset);
+        assert_eq!(say(&mut connect(), b"anew").unwrap(), *b"anew");
+        proxy.set(Mode::Refuse);
+        assert!(say(&mut connect(), b"none").is_err());
+    }
+}

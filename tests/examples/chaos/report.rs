@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use serde::Serialize;
+use serde_json::Value;
 
 /// The result of a run.
 #[derive(Debug, Default, Serialize)]
@@ -18,10 +19,11 @@ pub(crate) struct Report {
     pub(crate) restarts: u32,
     /// What cars sent, repeats not counted.
     pub(crate) readings: u64,
-    pub(crate) acknowledged: u64,
     pub(crate) lost: u64,
     pub(crate) doubled: u64,
-    /// What the audit says, first of all the lost and the doubled readings.
+    /// Readings hop by hop, as the audit says.
+    pub(crate) ledger: serde_json::Map<String, Value>,
+    /// What the audit found, with the first lost and doubled readings by name.
     pub(crate) findings: Vec<String>,
     /// What else was not as it should be.
     pub(crate) problems: Vec<String>,
@@ -34,27 +36,40 @@ pub(crate) struct Report {
     pub(crate) directory: Option<PathBuf>,
 }
 
+/// What a person is shown of the ledger, in the order of the flow.
+const FLOW: [&str; 11] = [
+    "sent",
+    "acknowledged",
+    "raw",
+    "duplicates_removed",
+    "dead_letters",
+    "clean",
+    "replicated",
+    "parquet_rows",
+    "scored",
+    "lost",
+    "doubled",
+];
+
 /// Findings that a person is shown; all of them are in the audit's own file.
 const SHOWN_FINDINGS: usize = 10;
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "\n  fault                      times")?;
-        writeln!(f, "  ───────────────────────────────")?;
-        for (kind, times) in &self.faults {
-            writeln!(f, "  {kind:<26} {times:>4}")?;
+        writeln!(f, "\n  fault                    times      readings")?;
+        writeln!(f, "  ──────────────────────────────      ──────────────────────────────")?;
+        // Side by side: what happened, and what became of the readings.
+        let faults: Vec<_> = self.faults.iter().map(|(kind, times)| (kind.as_str(), times.to_string())).collect();
+        let figure = |name| self.ledger.get(name).map(|n| (name, n.to_string()));
+        let figures: Vec<_> = FLOW.into_iter().filter_map(figure).collect();
+        for i in 0..faults.len().max(figures.len()) {
+            let cell = |column: &[(&str, String)]| match column.get(i) {
+                Some((name, n)) => format!("{:<20} {n:>9}", name.replace('_', " ")),
+                None => " ".repeat(30),
+            };
+            writeln!(f, "{}", format!("  {}      {}", cell(&faults), cell(&figures)).trim_end())?;
         }
-        writeln!(f, "  ───────────────────────────────")?;
-        for (what, n) in [
-            ("restarts", u64::from(self.restarts)),
-            ("readings", self.readings),
-            ("acknowledged", self.acknowledged),
-            ("lost", self.lost),
-            ("doubled", self.doubled),
-        ] {
-            writeln!(f, "  {what:<22} {n:>8}")?;
-        }
-        writeln!(f)?;
+        writeln!(f, "\n  {} s, {} restarts\n", self.duration_s, self.restarts)?;
         for finding in self.findings.iter().take(SHOWN_FINDINGS) {
             writeln!(f, "  found: {finding}")?;
         }

@@ -103,6 +103,7 @@ pub(crate) fn run(
     }
     teller.say("all is well again; the cars finish");
     let mut problems = Vec::new();
+    crew.wait("those that were replaced to end", WORK_PATIENCE, |crew| Ok(!crew.has_replaced()))?;
     crew.wait("the cars to finish", CARS_PATIENCE, |crew| Ok(crew.is_ended(Role::Cars, 1)))?;
     let hops = hops(scenario, site, &edge, &cloud)?;
     // What is missing then, the audit tells by name.
@@ -117,7 +118,7 @@ pub(crate) fn run(
     let audit = audit::run(site, scenario.audited)?;
     problems.extend(crew.unexplained.iter().map(|end| format!("ended unasked: {end}")));
     problems.extend(crew.bad_ends.iter().map(|end| format!("stopped badly: {end}")));
-    Ok(report(scenario, site, audit, problems, crew.restarts(), teller))
+    report(scenario, site, audit, problems, crew.restarts(), teller)
 }
 
 /// Starts what ends by itself, and waits for that.
@@ -133,20 +134,20 @@ fn report(
     problems: Vec<String>,
     restarts: u32,
     teller: Teller,
-) -> Report {
-    Report {
+) -> anyhow::Result<Report> {
+    Ok(Report {
         seed: site.settings.seed,
         duration_s: teller.elapsed().as_secs(),
         faults: scenario.plan.kinds(),
         restarts,
-        readings: audit.sent,
-        acknowledged: audit.acknowledged,
-        lost: audit.lost,
-        doubled: audit.doubled,
+        readings: audit.figure("sent")?,
+        lost: audit.figure("lost")?,
+        doubled: audit.figure("doubled")?,
+        ledger: audit.ledger,
         findings: audit.findings,
         problems,
         ..Report::default()
-    }
+    })
 }
 
 /// Waits until a broker answers.
