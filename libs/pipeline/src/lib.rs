@@ -5,7 +5,8 @@
 //!  source ──►│ batches ─► Transform::apply ─► Emit (outputs, dead letters) │──► target
 //!            │                                 + positions                 │
 //!            └─────────────────────────────────────────────────────────────┘
-//!  assigned, or rolled back:  reset ─► replay up to the committed position, emitting nothing
+//!  now and then, and at a stop:  Transform::snapshot ─► state topic
+//!  assigned, or rolled back:     reset ─► restore ─► replay up to the committed position, emitting nothing
 //! ```
 //!
 //! The preprocessor, the replicator and the scorer share this one loop. It owns reading, transactions, commits and
@@ -13,6 +14,8 @@
 
 mod emit;
 mod metrics;
+mod snapshot;
+mod state;
 mod table;
 
 use std::collections::BTreeMap;
@@ -20,13 +23,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use event_log::{
-    Batch, Error, Event, Log, Outcome, Position, Processor, ProcessorOptions, Range, Read, TopicPartition,
-};
+use event_log::{Batch, Error, Event, Log, Outcome, Outputs, Position, Processor, ProcessorOptions, TopicPartition};
 use tokio_util::sync::CancellationToken;
 
 pub use emit::{DeadLetterHeader, Emit};
 pub use metrics::Metrics;
+use state::State;
 use table::Table;
 
 /// How long one wait for records lasts, and so how late a shutdown may be noticed.
@@ -35,7 +37,8 @@ const POLL_MS: u64 = 50;
 /// Records per read while state is rebuilt: large, since nothing waits for a commit.
 const REPLAY_RECORDS: usize = 8192;
 
-/// The usual [`Options::snapshot_records`].
+/// The usual [`Options::snapshot_records`]: a replay of so many takes about a second, and a snapshot of a large fleet
+/// costs little beside processing so many.
 pub const SNAPSHOT_RECORDS: u64 = 200_000;
 
 /// What a stage makes of records. Pure and synchronous; all I/O is the loop's.
@@ -112,9 +115,9 @@ pub struct Options {
 
 /// Runs the loop until shutdown. Blocking.
 ///
-/// At shutdown the open transaction is committed. A log that does not answer is waited for: everything since the
-/// last commit is given up and done again. What ends the loop: a transform's error, being fenced, a position that
-/// the log no longer holds.
+/// At shutdown the open transaction is committed, and snapshots of the state. A log that does not answer is waited for:
+/// everything since the last commit is given up and done again. What ends the loop: a transform's error, being fenced, a
+/// position that the log no longer holds.
 pub fn run(
     options: Options,
     transform: &mut dyn Transform,
@@ -126,7 +129,9 @@ pub fn run(
         let opened = service::retry_until(shutdown, what.as_str(), |e| !is_waitable(e), || Stage::open(&options))
             .with_context(|| format!("cannot read {what}"))?;
         let Some(mut stage) = opened else { break };
-        match stage.run(transform, metrics, shutdown) {
+        let ended = stage.run(transform, metrics, shutdown);
+        stage.state.reset_all(transform);
+        match ended {
             Ok(()) => break,
             Err(error) if error.downcast_ref::<Error>().is_some_and(Error::is_retriable) => {
                 tracing::warn!("starting over from the last commit: {error:#}");
@@ -148,6 +153,7 @@ struct Stage<'o> {
     processor: Processor,
     tables: Vec<Table>,
     emit: Emit,
+    state: State,
     pending: BTreeMap<TopicPartition, u64>,
     records: usize,
     since: Instant,
@@ -164,9 +170,11 @@ impl<'o> Stage<'o> {
             options.source.describe(topic)?;
         }
         let emit = Emit::new(options.target.as_ref(), &options.outputs, options.dead_letter.as_ref())?;
+        let state = State::open(options)?;
         let processor = Processor::new(options.source.clone(), options.target.clone(), &processor_options)?;
         let tables = options.tables.iter().map(|topic| Table::new(options.source.clone(), topic.clone())).collect();
-        Ok(Self { options, processor, tables, emit, pending: BTreeMap::new(), records: 0, since: Instant::now() })
+        let (pending, since) = (BTreeMap::new(), Instant::now());
+        Ok(Self { options, processor, tables, emit, state, pending, records: 0, since })
     }
 
     fn run(
@@ -178,7 +186,7 @@ impl<'o> Stage<'o> {
         loop {
             let idle = self.pending.is_empty();
             if shutdown.is_cancelled() {
-                return self.commit(transform, metrics);
+                return self.stop(transform, metrics);
             }
             let left = self.options.max_wait.saturating_sub(self.since.elapsed());
             if !idle && (left.is_zero() || self.records >= self.options.max_records) {
@@ -198,7 +206,7 @@ impl<'o> Stage<'o> {
                     // What is pending may belong to them: the commit is refused if it does, and rolled back.
                     self.commit(transform, metrics)?;
                     for p in &partitions {
-                        transform.reset(&p.topic, p.partition);
+                        self.state.reset(p, transform);
                     }
                 }
                 // Asked for as long as the oldest record may wait: that wait is over.
@@ -223,14 +231,36 @@ impl<'o> Stage<'o> {
         })?;
         metrics.transform_seconds.observe(began.elapsed().as_secs_f64());
         let partition = TopicPartition { topic: batch.topic().clone(), partition: batch.partition() };
+        self.state.applied(&partition);
         self.pending.insert(partition, next);
         self.records += batch.len();
         Ok(())
     }
 
+    /// Commits what is pending, and then the snapshots that are due.
     fn commit(&mut self, transform: &mut dyn Transform, metrics: &Metrics) -> anyhow::Result<()> {
+        let mut rolled_back = self.commit_pending(metrics)?;
+        if rolled_back.is_none() {
+            rolled_back = self.commit_snapshots(false, transform, metrics)?;
+        }
+        match rolled_back {
+            Some(positions) => self.rebuild(&positions, transform, metrics),
+            None => Ok(()),
+        }
+    }
+
+    /// Commits what is pending and snapshots of all state. What is rolled back is left to the next start.
+    fn stop(&mut self, transform: &mut dyn Transform, metrics: &Metrics) -> anyhow::Result<()> {
+        if self.commit_pending(metrics)?.is_none() {
+            self.commit_snapshots(true, transform, metrics)?;
+        }
+        Ok(())
+    }
+
+    /// Returns the positions to go on from, if it was rolled back.
+    fn commit_pending(&mut self, metrics: &Metrics) -> anyhow::Result<Option<Vec<Position>>> {
         if self.pending.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
         let positions: Vec<_> = std::mem::take(&mut self.pending)
             .into_iter()
@@ -239,54 +269,59 @@ impl<'o> Stage<'o> {
         let records = std::mem::take(&mut self.records);
         let emitted = self.emit.take();
         let began = Instant::now();
-        match self.processor.commit(&emitted.outputs, &positions)? {
+        let rolled_back = self.commit_to_log(&emitted.outputs, &positions, metrics)?;
+        if rolled_back.is_none() {
+            metrics.committed(records, &emitted, began.elapsed());
+        }
+        Ok(rolled_back)
+    }
+
+    /// Snapshots, each a transaction of its own; nothing is pending, so the state is that of the committed positions.
+    fn commit_snapshots(
+        &mut self,
+        at_stop: bool,
+        transform: &dyn Transform,
+        metrics: &Metrics,
+    ) -> anyhow::Result<Option<Vec<Position>>> {
+        for of in self.state.due(at_stop) {
+            let began = Instant::now();
+            let Some(due) = self.state.take(&of, transform) else { continue };
+            let rolled_back = self.commit_to_log(&due.outputs, std::slice::from_ref(&due.position), metrics)?;
+            if rolled_back.is_some() {
+                return Ok(rolled_back);
+            }
+            self.state.taken(&of, &due);
+            metrics.snapshot(due.bytes, began.elapsed());
+        }
+        Ok(None)
+    }
+
+    fn commit_to_log(
+        &mut self,
+        outputs: &Outputs,
+        positions: &[Position],
+        metrics: &Metrics,
+    ) -> anyhow::Result<Option<Vec<Position>>> {
+        match self.processor.commit(outputs, positions)? {
             Outcome::Committed => {
-                metrics.committed(records, &emitted, began.elapsed());
-                Ok(())
+                self.state.committed(positions);
+                Ok(None)
             }
             Outcome::RolledBack(positions) => {
                 metrics.rollbacks.inc();
-                self.rebuild(&positions, transform, metrics)
+                Ok(Some(positions))
             }
         }
     }
 
     /// Brings the transform's state to these positions.
-    fn rebuild(&self, positions: &[Position], transform: &mut dyn Transform, metrics: &Metrics) -> anyhow::Result<()> {
+    fn rebuild(
+        &mut self,
+        positions: &[Position],
+        transform: &mut dyn Transform,
+        metrics: &Metrics,
+    ) -> anyhow::Result<()> {
         assert!(self.pending.is_empty(), "pending outputs must not outlive the state they came from");
-        for p in positions {
-            transform.reset(&p.topic, p.partition);
-            if transform.is_stateful() {
-                self.replay(p, transform, metrics)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn replay(&self, until: &Position, transform: &mut dyn Transform, metrics: &Metrics) -> anyhow::Result<()> {
-        let source = &self.options.source;
-        let first = source.describe(&until.topic)?.partitions[until.partition as usize].first;
-        if first >= until.offset {
-            return Ok(());
-        }
-        let (topic, partition) = (until.topic.clone(), until.partition);
-        let range = Range { topic, partition, start: first, end: Some(until.offset) };
-        let mut reader = source.clone().reader(vec![range])?;
-        let began = Instant::now();
-        let mut records = 0;
-        loop {
-            match reader.next(REPLAY_RECORDS, Duration::from_millis(POLL_MS))? {
-                Read::Batch(batch) => {
-                    records += batch.len();
-                    transform.replay(&batch)?;
-                }
-                Read::Idle => {}
-                Read::End => break,
-            }
-        }
-        metrics.replayed.inc_by(records as u64);
-        let (topic, partition, ms) = (&until.topic, until.partition, began.elapsed().as_millis());
-        tracing::debug!("rebuilt the state of {topic}/{partition} from {records} records in {ms} ms");
-        Ok(())
+        self.state.rebuild(positions, transform, metrics)
     }
 }

@@ -25,12 +25,24 @@ pub struct Metrics {
     pub rollbacks: Counter,
     /// Times that the loop started over because the log did not answer.
     pub restarts: Counter,
+    /// Partitions whose state was taken from a snapshot.
+    pub restored: Counter,
     /// Records replayed to rebuild state.
     pub replayed: Counter,
+    /// Partitions whose state is not exact, since records that it should come from are gone.
+    pub state_gaps: Counter,
+    /// Snapshots of state written.
+    pub snapshots: Counter,
+    /// Bytes of these.
+    pub snapshot_bytes: Counter,
     /// How long one batch took to transform.
     pub transform_seconds: Histogram,
     /// How long one commit took.
     pub commit_seconds: Histogram,
+    /// How long one snapshot took, with its commit.
+    pub snapshot_seconds: Histogram,
+    /// How long it took to rebuild the state of the partitions that were assigned together.
+    pub rebuild_seconds: Histogram,
 }
 
 /// The reason of a dead letter: one of a fixed set of words.
@@ -52,9 +64,16 @@ impl Metrics {
             commits: Counter::default(),
             rollbacks: Counter::default(),
             restarts: Counter::default(),
+            restored: Counter::default(),
             replayed: Counter::default(),
+            state_gaps: Counter::default(),
+            snapshots: Counter::default(),
+            snapshot_bytes: Counter::default(),
             transform_seconds: seconds(),
             commit_seconds: seconds(),
+            snapshot_seconds: seconds(),
+            // Up to half a minute: without a snapshot all that is held is replayed.
+            rebuild_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 16)),
         };
         registry.register("records_in", "Records read and committed", metrics.records_in.clone());
         registry.register("records_out", "Records written, dead letters included", metrics.records_out.clone());
@@ -62,10 +81,26 @@ impl Metrics {
         registry.register("commits", "Transactions committed", metrics.commits.clone());
         registry.register("rollbacks", "Transactions rolled back", metrics.rollbacks.clone());
         registry.register("restarts", "Starts over because the log did not answer", metrics.restarts.clone());
+        registry.register("restored", "Partitions whose state was taken from a snapshot", metrics.restored.clone());
         registry.register("replayed", "Records replayed to rebuild state", metrics.replayed.clone());
+        registry.register(
+            "state_gaps",
+            "Partitions whose state is not exact: retention had removed records before they were replayed",
+            metrics.state_gaps.clone(),
+        );
+        registry.register("snapshots", "Snapshots of state written", metrics.snapshots.clone());
+        registry.register("snapshot_bytes", "Bytes of snapshots written", metrics.snapshot_bytes.clone());
         registry.register("transform_seconds", "Time to transform a batch", metrics.transform_seconds.clone());
         registry.register("commit_seconds", "Time to commit a transaction", metrics.commit_seconds.clone());
+        registry.register("snapshot_seconds", "Time to write a snapshot", metrics.snapshot_seconds.clone());
+        registry.register("rebuild_seconds", "Time to rebuild state", metrics.rebuild_seconds.clone());
         metrics
+    }
+
+    pub(crate) fn snapshot(&self, bytes: usize, took: Duration) {
+        self.snapshots.inc();
+        self.snapshot_bytes.inc_by(bytes as u64);
+        self.snapshot_seconds.observe(took.as_secs_f64());
     }
 
     pub(crate) fn committed(&self, records: usize, emitted: &Emitted, took: Duration) {

@@ -1,0 +1,344 @@
+//! The state of the partitions that are held: rebuilt, and put into snapshots.
+//!
+//! ```text
+//!  source partition   ├─ removed by retention ─┼────────────┼─────────────────┤ committed
+//!                                                        snapshot ──restore──►│ replay, emitting nothing
+//!  state topic        … ─ newest whole snapshot not behind the committed position ─ …
+//! ```
+//!
+//! A snapshot is a transaction of its own, right after the commit of the position that it belongs to, and it commits
+//! that position again: an instance that has lost the partition is refused, as it is with outputs. It is only a
+//! shortcut. Where there is none that can be used, the replay begins at the first record that is still held.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use event_log::{Error, Log, Outputs, Position, Range, Read, TopicDescription, TopicPartition};
+
+use crate::snapshot::{self, Finder, Found, MAX_SNAPSHOT_BYTES, Of, Unusable};
+use crate::{Metrics, Options, POLL_MS, REPLAY_RECORDS, Transform};
+
+/// A snapshot follows the first record that is not in one after so long, however few there are: well before any
+/// sensible retention removes that record.
+const SNAPSHOT_AFTER: Duration = Duration::from_secs(600);
+
+/// Records per read of the state topic; each may have half a megabyte.
+const STATE_RECORDS: usize = 32;
+
+/// The state of the partitions that this instance holds.
+pub(crate) struct State {
+    source: Arc<dyn Log>,
+    target: Arc<dyn Log>,
+    group: String,
+    /// The topic of snapshots, and how many partitions it has.
+    topic: Option<(Arc<str>, u32)>,
+    snapshot_records: u64,
+    held: BTreeMap<TopicPartition, Held>,
+}
+
+/// A partition whose state is in the transform.
+#[derive(Debug)]
+struct Held {
+    source_id: String,
+    /// The committed position.
+    position: u64,
+    /// Where a replay would begin.
+    replay_from: u64,
+    /// When the first record that a replay would need was taken in.
+    since: Option<Instant>,
+    /// The state reaches further back than it could be rebuilt once more.
+    irreplaceable: bool,
+    /// So many keys of the state topic are taken by it.
+    chunks: u32,
+}
+
+/// A snapshot to be committed.
+pub(crate) struct Due {
+    pub(crate) outputs: Outputs,
+    pub(crate) position: Position,
+    pub(crate) bytes: usize,
+    chunks: u32,
+}
+
+impl State {
+    pub(crate) fn open(options: &Options) -> Result<Self, Error> {
+        let topic = match &options.state {
+            Some(topic) => Some((topic.clone(), options.target.describe(topic)?.partitions.len() as u32)),
+            None => None,
+        };
+        Ok(Self {
+            source: options.source.clone(),
+            target: options.target.clone(),
+            group: options.group.clone(),
+            topic,
+            snapshot_records: options.snapshot_records,
+            held: BTreeMap::new(),
+        })
+    }
+
+    /// Notes that records of a partition have been applied.
+    pub(crate) fn applied(&mut self, partition: &TopicPartition) {
+        if let Some(held) = self.held.get_mut(partition) {
+            held.since.get_or_insert_with(Instant::now);
+        }
+    }
+
+    /// Notes positions that have been committed.
+    pub(crate) fn committed(&mut self, positions: &[Position]) {
+        for p in positions {
+            let partition = TopicPartition { topic: p.topic.clone(), partition: p.partition };
+            if let Some(held) = self.held.get_mut(&partition) {
+                held.position = p.offset;
+            }
+        }
+    }
+
+    /// The partitions whose next snapshot should follow now: at most every [`Options::snapshot_records`], or, at a
+    /// stop, of whatever is not in one. Nothing may be pending.
+    pub(crate) fn due(&self, at_stop: bool) -> Vec<TopicPartition> {
+        if self.topic.is_none() {
+            return Vec::new();
+        }
+        let is_due = |held: &Held| {
+            held.irreplaceable
+                || held.since.is_some_and(|since| {
+                    at_stop
+                        || held.position - held.replay_from >= self.snapshot_records
+                        || since.elapsed() >= SNAPSHOT_AFTER
+                })
+        };
+        self.held.iter().filter(|(_, held)| is_due(held)).map(|(partition, _)| partition.clone()).collect()
+    }
+
+    /// Takes the snapshot of a partition. `None`: it is too large, or there is nowhere to put it.
+    pub(crate) fn take(&mut self, of: &TopicPartition, transform: &dyn Transform) -> Option<Due> {
+        let (topic, partitions) = self.topic.as_ref()?;
+        let held = self.held.get_mut(of)?;
+        let state = transform.snapshot(&of.topic, of.partition);
+        let position = Position { topic: of.topic.clone(), partition: of.partition, offset: held.position };
+        if state.len() > MAX_SNAPSHOT_BYTES {
+            let (partition, mib) = (of.partition, state.len() >> 20);
+            tracing::error!(topic = %of.topic, partition, "its state has {mib} MiB, more than a snapshot may have: a \
+                restart replays all records that are held; give the topic more partitions");
+            (held.replay_from, held.since, held.irreplaceable) = (held.position, None, false); // not at every commit
+            return None;
+        }
+        let mut outputs = Outputs::default();
+        let state_version = &*transform.state_version();
+        let what = Of { group: &self.group, at: &position, state_version, source_id: &held.source_id };
+        let chunks = snapshot::write(&mut outputs, (topic, of.partition % partitions), what, &state, held.chunks);
+        Some(Due { outputs, position, bytes: state.len(), chunks })
+    }
+
+    /// Notes that a snapshot has been committed.
+    pub(crate) fn taken(&mut self, of: &TopicPartition, due: &Due) {
+        if let Some(held) = self.held.get_mut(of) {
+            (held.replay_from, held.since, held.irreplaceable) = (due.position.offset, None, false);
+            held.chunks = due.chunks;
+        }
+    }
+
+    /// Forgets a partition.
+    pub(crate) fn reset(&mut self, of: &TopicPartition, transform: &mut dyn Transform) {
+        self.held.remove(of);
+        transform.reset(&of.topic, of.partition);
+    }
+
+    /// Forgets everything.
+    pub(crate) fn reset_all(&mut self, transform: &mut dyn Transform) {
+        for of in std::mem::take(&mut self.held).into_keys() {
+            transform.reset(&of.topic, of.partition);
+        }
+    }
+
+    /// Brings the transform's state to these positions.
+    pub(crate) fn rebuild(
+        &mut self,
+        positions: &[Position],
+        transform: &mut dyn Transform,
+        metrics: &Metrics,
+    ) -> anyhow::Result<()> {
+        for p in positions {
+            self.reset(&TopicPartition { topic: p.topic.clone(), partition: p.partition }, transform);
+        }
+        if !transform.is_stateful() {
+            return Ok(());
+        }
+        let began = Instant::now();
+        let mut sources = HashMap::new();
+        for p in positions {
+            if !sources.contains_key(&p.topic) {
+                sources.insert(p.topic.clone(), self.source.describe(&p.topic)?);
+            }
+        }
+        let found = self.find(positions, &sources, &transform.state_version())?;
+        for (until, found) in positions.iter().zip(found) {
+            self.rebuild_one(until, found, &sources[&until.topic], transform, metrics)?;
+        }
+        metrics.rebuild_seconds.observe(began.elapsed().as_secs_f64());
+        Ok(())
+    }
+
+    /// Looks for snapshots of all these partitions, reading the state topic once.
+    fn find(
+        &self,
+        positions: &[Position],
+        sources: &HashMap<Arc<str>, TopicDescription>,
+        state_version: &str,
+    ) -> anyhow::Result<Vec<Found>> {
+        let Some((topic, partitions)) = &self.topic else {
+            return Ok(positions.iter().map(|_| Found::default()).collect());
+        };
+        let of = |at| Of { group: &self.group, at, state_version, source_id: &sources[&at.topic].id };
+        let mut finders: Vec<_> = positions.iter().map(|at| (at.partition % partitions, Finder::new(of(at)))).collect();
+        let wanted: BTreeSet<u32> = finders.iter().map(|(partition, _)| *partition).collect();
+        let bounds = self.target.describe(topic)?.partitions;
+        let ranges = wanted.into_iter().map(|partition| {
+            let bounds = bounds[partition as usize];
+            Range { topic: topic.clone(), partition, start: bounds.first, end: Some(bounds.next) }
+        });
+        let ranges: Vec<_> = ranges.filter(|range| range.end > Some(range.start)).collect();
+        let mut reader = self.target.clone().reader(ranges)?;
+        loop {
+            match reader.next(STATE_RECORDS, Duration::from_millis(POLL_MS))? {
+                Read::Batch(batch) => {
+                    for (_, finder) in finders.iter_mut().filter(|(partition, _)| *partition == batch.partition()) {
+                        batch.iter().for_each(|record| finder.take(&record));
+                    }
+                }
+                Read::Idle => {}
+                Read::End => return Ok(finders.into_iter().map(|(_, finder)| finder.finish()).collect()),
+            }
+        }
+    }
+
+    fn rebuild_one(
+        &mut self,
+        until: &Position,
+        mut found: Found,
+        source: &TopicDescription,
+        transform: &mut dyn Transform,
+        metrics: &Metrics,
+    ) -> anyhow::Result<()> {
+        let mut first = source.partitions[until.partition as usize].first;
+        let (restored, replayed) = loop {
+            let restored = restore(until, &mut found, transform);
+            let start = restored.unwrap_or(0).max(first);
+            match self.replay(until, start, transform) {
+                Ok(records) => break (restored, records),
+                Err(error) if matches!(error.downcast_ref(), Some(Error::OutOfRange { .. })) => {
+                    // Retention has overtaken the replay: once more from what is left.
+                    first = self.source.describe(&until.topic)?.partitions[until.partition as usize].first;
+                    if first <= start {
+                        return Err(error);
+                    }
+                    transform.reset(&until.topic, until.partition);
+                }
+                Err(error) => return Err(error),
+            }
+        };
+        let missing = self.missing(until, restored, found.unusable.as_ref(), first)?;
+        report(until, restored, &found, replayed, missing.as_ref());
+        metrics.replayed.inc_by(replayed);
+        metrics.restored.inc_by(u64::from(restored.is_some()));
+        metrics.state_gaps.inc_by(u64::from(missing.is_some()));
+        let held = Held {
+            source_id: source.id.clone(),
+            position: until.offset,
+            replay_from: restored.unwrap_or(first),
+            since: (replayed > 0).then(Instant::now),
+            irreplaceable: restored.unwrap_or(0) < first && (replayed > 0 || missing.is_some()),
+            chunks: found.chunks,
+        };
+        self.held.insert(TopicPartition { topic: until.topic.clone(), partition: until.partition }, held);
+        Ok(())
+    }
+
+    /// Feeds the records from `start` to the transform. Returns how many those were.
+    fn replay(&self, until: &Position, start: u64, transform: &mut dyn Transform) -> anyhow::Result<u64> {
+        if start >= until.offset {
+            return Ok(0);
+        }
+        let (topic, partition) = (until.topic.clone(), until.partition);
+        let range = Range { topic, partition, start, end: Some(until.offset) };
+        let mut reader = self.source.clone().reader(vec![range])?;
+        let mut records = 0;
+        loop {
+            match reader.next(REPLAY_RECORDS, Duration::from_millis(POLL_MS))? {
+                Read::Batch(batch) => {
+                    records += batch.len() as u64;
+                    transform.replay(&batch)?;
+                }
+                Read::Idle => {}
+                Read::End => return Ok(records),
+            }
+        }
+    }
+
+    /// The records that the state should come from and that retention has removed.
+    fn missing(
+        &self,
+        until: &Position,
+        restored: Option<u64>,
+        unusable: Option<&Unusable>,
+        first: u64,
+    ) -> Result<Option<std::ops::Range<u64>>, Error> {
+        let from = match restored {
+            Some(position) => position,
+            // Another model, say: it begins with what is held, by design.
+            None if unusable == Some(&Unusable::OtherVersion) => return Ok(None),
+            None => 0,
+        };
+        let missing = from..first.min(until.offset);
+        if missing.is_empty() {
+            return Ok(None);
+        }
+        // A group that has not committed anything yet begins here, and misses nothing.
+        let committed = self.target.committed(&self.group, &until.topic)?;
+        Ok(committed.get(until.partition as usize).copied().flatten().map(|_| missing))
+    }
+}
+
+/// Restores what was found, if it can be. Returns its position.
+fn restore(until: &Position, found: &mut Found, transform: &mut dyn Transform) -> Option<u64> {
+    let snapshot = found.snapshot.as_ref()?;
+    let (topic, partition) = (&until.topic, until.partition);
+    match transform.restore(topic, partition, &snapshot.state) {
+        Ok(()) => Some(snapshot.position),
+        Err(error) => {
+            let offset = snapshot.position;
+            tracing::warn!(%topic, partition, offset, "a snapshot of the state is not restored: {error:#}");
+            transform.reset(topic, partition);
+            found.snapshot = None;
+            None
+        }
+    }
+}
+
+/// Says what the state comes from.
+fn report(
+    until: &Position,
+    restored: Option<u64>,
+    found: &Found,
+    replayed: u64,
+    missing: Option<&std::ops::Range<u64>>,
+) {
+    let (topic, partition) = (&until.topic, until.partition);
+    let base = restored.map_or("no snapshot".to_owned(), |position| format!("the snapshot at offset {position}"));
+    match &found.unusable {
+        None => {}
+        Some(Unusable::OtherVersion) => {
+            tracing::info!(%topic, partition, "the newest snapshot is of another state version: rebuilding from {base}");
+        }
+        Some(why) => {
+            tracing::warn!(%topic, partition, "the newest snapshot is not used, {why}: rebuilding from {base}");
+        }
+    }
+    if let Some(missing) = missing {
+        let (from, to) = (missing.start, missing.end - 1);
+        tracing::error!(%topic, partition, "the state is not exact: it is rebuilt from {base}, and retention has removed \
+            the records that follow, offsets {from} to {to}; a longer retention than this stage is ever down prevents it");
+    }
+    tracing::debug!(%topic, partition, replayed, "the state is rebuilt from {base} up to offset {}", until.offset);
+}

@@ -1,0 +1,7 @@
+//! The loop on an embedded log.
+#![allow(clippy::unwrap_used)]
+
+mod restarts;
+mod state;
+mod support;
+mod troubled;

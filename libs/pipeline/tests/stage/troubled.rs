@@ -1,0 +1,185 @@
+//! An embedded log on which commits fail and partitions come and go, as a seed says.
+
+use std::fmt;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use event_log::{
+    Appender, Consumer, Error, Event, Log, LogUrl, Membership, OnCompletion, Outputs, Position, ProcessorOptions,
+    Range, Reader, TopicDescription, TopicPartition, TopicSpec, Transactor,
+};
+
+/// SplitMix64: the same seed gives the same trouble for ever.
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % bound
+    }
+}
+
+/// What went wrong, so that a test can tell that it did.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Trouble {
+    /// Commits that were refused.
+    pub(crate) rolled_back: u32,
+    /// Commits that were said to be refused and were not.
+    pub(crate) unknown: u32,
+    /// Commits after which, or instead of which, the log was gone: the stage starts anew.
+    pub(crate) gone: u32,
+    /// Partitions taken away and given back.
+    pub(crate) moved: u32,
+}
+
+/// The log underneath, and the trouble on top.
+pub(crate) struct Troubled {
+    log: Arc<dyn Log>,
+    shared: Arc<Mutex<(Random, Trouble)>>,
+}
+
+impl Troubled {
+    pub(crate) fn new(log: Arc<dyn Log>, seed: u64) -> Arc<Self> {
+        Arc::new(Self { log, shared: Arc::new(Mutex::new((Random(seed), Trouble::default()))) })
+    }
+
+    pub(crate) fn trouble(&self) -> Trouble {
+        self.shared.lock().unwrap().1
+    }
+}
+
+impl fmt::Debug for Troubled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Troubled({:?})", self.log)
+    }
+}
+
+impl Log for Troubled {
+    fn url(&self) -> &LogUrl {
+        self.log.url()
+    }
+
+    fn ensure_topic(&self, spec: &TopicSpec) -> Result<(), Error> {
+        self.log.ensure_topic(spec)
+    }
+
+    fn describe(&self, topic: &str) -> Result<TopicDescription, Error> {
+        self.log.describe(topic)
+    }
+
+    fn committed(&self, group: &str, topic: &str) -> Result<Vec<Option<u64>>, Error> {
+        self.log.committed(group, topic)
+    }
+
+    fn appender(self: Arc<Self>, on_completion: OnCompletion) -> Result<Arc<dyn Appender>, Error> {
+        self.log.clone().appender(on_completion)
+    }
+
+    fn reader(self: Arc<Self>, ranges: Vec<Range>) -> Result<Box<dyn Reader>, Error> {
+        self.log.clone().reader(ranges)
+    }
+
+    fn consumer(self: Arc<Self>, options: &ProcessorOptions) -> Result<Box<dyn Consumer>, Error> {
+        let consumer = self.log.clone().consumer(options)?;
+        Ok(Box::new(TroubledConsumer { consumer, shared: self.shared.clone(), held: Vec::new(), away: None }))
+    }
+
+    fn transactor(self: Arc<Self>, options: &ProcessorOptions) -> Result<Box<dyn Transactor>, Error> {
+        let (url, transactor) = (self.log.url().to_string(), self.log.clone().transactor(options)?);
+        Ok(Box::new(TroubledTransactor { transactor, shared: self.shared.clone(), url }))
+    }
+}
+
+struct TroubledConsumer {
+    consumer: Box<dyn Consumer>,
+    shared: Arc<Mutex<(Random, Trouble)>>,
+    held: Vec<TopicPartition>,
+    away: Option<TopicPartition>,
+}
+
+impl Consumer for TroubledConsumer {
+    fn poll(&mut self, max_records: usize, timeout: Duration) -> Result<Event, Error> {
+        let mut shared = self.shared.lock().unwrap();
+        if shared.0.below(16) == 0 {
+            if let Some(back) = self.away.take() {
+                let position = Position { topic: back.topic, partition: back.partition, offset: 0 };
+                return Ok(Event::Assigned(vec![position]));
+            }
+            if !self.held.is_empty() {
+                let taken = self.held[shared.0.below(self.held.len() as u64) as usize].clone();
+                shared.1.moved += 1;
+                self.away = Some(taken.clone());
+                return Ok(Event::Revoked(vec![taken]));
+            }
+        }
+        drop(shared);
+        // Not the whole time: a partition that is away comes back with one of the next polls.
+        let event = self.consumer.poll(max_records, timeout.min(Duration::from_millis(1)))?;
+        match &event {
+            Event::Assigned(positions) => {
+                let partition = |p: &Position| TopicPartition { topic: p.topic.clone(), partition: p.partition };
+                self.held = positions.iter().map(partition).collect();
+            }
+            // Read for nobody: whoever gets the partition goes on from its committed position.
+            Event::Batch(batch) if self.away.as_ref().is_some_and(|away| away.partition == batch.partition()) => {
+                return self.poll(max_records, timeout);
+            }
+            _ => {}
+        }
+        Ok(event)
+    }
+
+    fn seek(&mut self, positions: &[Position]) -> Result<(), Error> {
+        self.consumer.seek(positions)
+    }
+
+    fn membership(&self) -> Membership {
+        self.consumer.membership()
+    }
+}
+
+struct TroubledTransactor {
+    transactor: Box<dyn Transactor>,
+    shared: Arc<Mutex<(Random, Trouble)>>,
+    url: String,
+}
+
+impl TroubledTransactor {
+    fn gone(&self) -> Error {
+        Error::Unavailable { operation: "a commit", log: self.url.clone(), source: "trouble".into() }
+    }
+}
+
+impl Transactor for TroubledTransactor {
+    fn committed(&mut self, partitions: &[TopicPartition]) -> Result<Vec<Option<u64>>, Error> {
+        self.transactor.committed(partitions)
+    }
+
+    fn commit(&mut self, outputs: &Outputs, positions: &[Position], membership: &Membership) -> Result<bool, Error> {
+        let fate = {
+            let mut shared = self.shared.lock().unwrap();
+            let fate = shared.0.below(24);
+            let trouble = &mut shared.1;
+            match fate {
+                0 => trouble.rolled_back += 1,
+                1 => trouble.unknown += 1,
+                2 | 3 => trouble.gone += 1,
+                _ => {}
+            }
+            fate
+        };
+        match fate {
+            0 => return Ok(false),
+            2 => return Err(self.gone()),
+            _ => {}
+        }
+        assert!(self.transactor.commit(outputs, positions, membership)?);
+        match fate {
+            1 => Ok(false),
+            3 => Err(self.gone()),
+            _ => Ok(true),
+        }
+    }
+}
