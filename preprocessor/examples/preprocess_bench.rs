@@ -46,7 +46,7 @@ fn main() {
         let decoded = json.finish();
         spent[0] += lap.next();
         for i in 0..rows {
-            black_box(seen.admit(&vins[i * 7919 % CARS], 1, (batch * rows + i) as i64));
+            black_box(seen.admit(&vins[i * 7919 % CARS], 1, (batch * rows + i) as i64, 0));
         }
         spent[1] += lap.next();
         let selected = query.run(&decoded, &mut tables).expect("it runs");

@@ -8,14 +8,19 @@
 //!              └─ boot 97: [0 ── 88] [90 ─ 93]                         under way; 89 was not seen yet
 //! ```
 //!
-//! Exact as far as the state reaches: since the start of this process, and what of the raw topic was still there when
-//! it started. Bounded, and at a bound nothing is guessed: what can no longer be told apart is [`Seen::TooOld`], which
-//! becomes a dead letter, neither dropped nor doubled.
+//! Exact, over restarts too: it is part of the stage's state ([`stored`]). Bounded, and at a bound nothing is guessed:
+//! what can no longer be told apart is [`Seen::TooOld`], which becomes a dead letter, neither dropped nor doubled.
 //!
 //! - [`MAX_INTERVALS`] per boot. Past it the lowest is forgotten, and what lies below its end is too old.
 //! - [`MAX_BOOTS`] per car with their intervals. Past it the one used least recently is retired: only its id is kept,
 //!   and all of its readings are too old.
+//! - The ids of retired boots for [`RETIRED_MS`] at least, and for twice that at most: a car sends what it has kept
+//!   before what is new, so that nothing is to come of a boot that eight others have followed for a week.
 //! - [`MAX_RETIRED_BOOTS`] ids per car. Past it a boot that is not known may be one that was forgotten: too old.
+//!
+//! Time is that of the records, so that the same records give the same memory whenever they are read.
+
+pub mod stored;
 
 use std::collections::HashMap;
 
@@ -25,7 +30,10 @@ pub const MAX_BOOTS: usize = 8;
 /// Intervals per boot: as many gaps can be open at once. A car closes them by sending again what was not acknowledged.
 pub const MAX_INTERVALS: usize = 64;
 
-/// Ids of retired boots per car, 8 bytes each: years of starting ten times a day.
+/// How long the id of a retired boot is kept at least: a week.
+pub const RETIRED_MS: i64 = 7 * 24 * 3600 * 1000;
+
+/// Ids of retired boots per car, 8 bytes each: two weeks of starting every two and a half minutes.
 pub const MAX_RETIRED_BOOTS: usize = 8192;
 
 /// Whether a reading has been let through.
@@ -45,15 +53,26 @@ pub struct Duplicates {
     cars: HashMap<Box<str>, Car>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone, PartialEq)]
 struct Car {
     /// The one used last comes last.
     boots: Vec<Boot>,
-    /// Sorted.
-    retired: Vec<i64>,
+    /// None for most cars: a car starts a few times a day.
+    retired: Option<Box<Retired>>,
 }
 
-#[derive(Debug)]
+/// Ids of retired boots, in two generations that take turns.
+#[derive(Debug, Clone, PartialEq)]
+struct Retired {
+    /// When the younger generation began.
+    since_ms: i64,
+    /// Sorted. Retired before that.
+    older: Vec<i64>,
+    /// Sorted.
+    younger: Vec<i64>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
 struct Boot {
     id: i64,
     /// What lies below is no longer known.
@@ -63,11 +82,11 @@ struct Boot {
 }
 
 impl Duplicates {
-    /// Whether reading `seq` of `boot` of `car` has been let through, and notes that it now is.
-    pub fn admit(&mut self, car: &str, boot: i64, seq: i64) -> Seen {
+    /// Whether reading `seq` of `boot` of `car` has been let through, and notes that it now is. `time_ms`: the record's.
+    pub fn admit(&mut self, car: &str, boot: i64, seq: i64, time_ms: i64) -> Seen {
         match self.cars.get_mut(car) {
-            Some(known) => known.admit(boot, seq),
-            None => self.cars.entry(car.into()).or_default().admit(boot, seq),
+            Some(known) => known.admit(boot, seq, time_ms),
+            None => self.cars.entry(car.into()).or_default().admit(boot, seq, time_ms),
         }
     }
 
@@ -78,24 +97,57 @@ impl Duplicates {
 }
 
 impl Car {
-    fn admit(&mut self, id: i64, seq: i64) -> Seen {
+    fn admit(&mut self, id: i64, seq: i64, time_ms: i64) -> Seen {
         match self.boots.iter().position(|boot| boot.id == id) {
             Some(at) => {
                 self.boots[at..].rotate_left(1);
             }
             None => {
-                if self.retired.binary_search(&id).is_ok() || self.retired.len() == MAX_RETIRED_BOOTS {
-                    return Seen::TooOld;
+                if let Some(retired) = &mut self.retired {
+                    retired.forget(time_ms);
+                    if retired.contains(id) || retired.len() >= MAX_RETIRED_BOOTS {
+                        return Seen::TooOld;
+                    }
                 }
                 if self.boots.len() == MAX_BOOTS {
                     let oldest = self.boots.remove(0).id;
-                    let at = self.retired.partition_point(|id| *id < oldest);
-                    self.retired.insert(at, oldest);
+                    self.retired.get_or_insert_with(|| Box::new(Retired::new(time_ms))).insert(oldest);
                 }
                 self.boots.push(Boot { id, floor: i64::MIN, intervals: Vec::with_capacity(1) });
             }
         }
         self.boots.last_mut().expect("it was just put there").admit(seq)
+    }
+}
+
+impl Retired {
+    fn new(since_ms: i64) -> Self {
+        Self { since_ms, older: Vec::new(), younger: Vec::new() }
+    }
+
+    fn len(&self) -> usize {
+        self.older.len() + self.younger.len()
+    }
+
+    fn contains(&self, id: i64) -> bool {
+        [&self.older, &self.younger].iter().any(|ids| ids.binary_search(&id).is_ok())
+    }
+
+    fn insert(&mut self, id: i64) {
+        let at = self.younger.partition_point(|other| *other < id);
+        self.younger.insert(at, id);
+    }
+
+    /// Forgets what was retired longer ago than is kept.
+    fn forget(&mut self, time_ms: i64) {
+        let age_ms = time_ms.saturating_sub(self.since_ms);
+        if age_ms >= RETIRED_MS {
+            self.older = std::mem::take(&mut self.younger);
+            if age_ms >= 2 * RETIRED_MS {
+                self.older = Vec::new();
+            }
+            self.since_ms = time_ms;
+        }
     }
 }
 
@@ -137,10 +189,10 @@ mod tests {
     use super::*;
 
     /// A small generator of our own (SplitMix64), so that the same seed gives the same walk for ever.
-    struct Random(u64);
+    pub(super) struct Random(pub(super) u64);
 
     impl Random {
-        fn below(&mut self, bound: u64) -> u64 {
+        pub(super) fn below(&mut self, bound: u64) -> u64 {
             self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
             let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
             let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -152,12 +204,12 @@ mod tests {
     fn gaps_stay_open_until_they_are_filled() {
         let mut seen = Duplicates::default();
         for seq in [0, 1, 2, 5, 6, 4] {
-            assert_eq!(seen.admit("a", 7, seq), Seen::New);
+            assert_eq!(seen.admit("a", 7, seq, 0), Seen::New);
         }
-        assert_eq!(seen.admit("a", 7, 5), Seen::Before);
-        assert_eq!(seen.admit("a", 7, 3), Seen::New);
-        assert_eq!(seen.admit("b", 7, 3), Seen::New, "another car");
-        assert_eq!(seen.admit("a", 8, 3), Seen::New, "another boot");
+        assert_eq!(seen.admit("a", 7, 5, 0), Seen::Before);
+        assert_eq!(seen.admit("a", 7, 3, 0), Seen::New);
+        assert_eq!(seen.admit("b", 7, 3, 0), Seen::New, "another car");
+        assert_eq!(seen.admit("a", 8, 3, 0), Seen::New, "another boot");
         assert_eq!(seen.cars["a"].boots[0].intervals, [(0, 6)]);
     }
 
@@ -173,7 +225,7 @@ mod tests {
                 let reading = (random.below(3), random.below(MAX_BOOTS as u64) as i64, random.below(span) as i64);
                 let (car, boot, seq) = reading;
                 let wanted = if model.insert(reading) { Seen::New } else { Seen::Before };
-                assert_eq!(seen.admit(&car.to_string(), boot, seq), wanted, "seed {seed}: {reading:?}");
+                assert_eq!(seen.admit(&car.to_string(), boot, seq, 0), wanted, "seed {seed}: {reading:?}");
             }
         }
     }
@@ -190,7 +242,7 @@ mod tests {
             for _ in 0..4000 {
                 // Even numbers only: gaps that never close.
                 let (boot, seq) = (random.below(boots) as i64, 2 * random.below(3 * MAX_INTERVALS as u64) as i64);
-                match seen.admit("a", boot, seq) {
+                match seen.admit("a", boot, seq, 0) {
                     Seen::New => assert!(let_through.insert((boot, seq)), "seed {seed}: {boot}/{seq} doubled"),
                     Seen::Before => assert!(let_through.contains(&(boot, seq)), "seed {seed}: {boot}/{seq} dropped"),
                     Seen::TooOld => too_old += 1,
@@ -207,13 +259,13 @@ mod tests {
         let mut seen = Duplicates::default();
         let boots = MAX_BOOTS as i64;
         for boot in 0..boots {
-            seen.admit("a", boot, 0);
+            seen.admit("a", boot, 0, 0);
         }
-        assert_eq!(seen.admit("a", 0, 1), Seen::New);
-        assert_eq!(seen.admit("a", boots, 0), Seen::New, "retires boot 1, not 0");
-        assert_eq!(seen.admit("a", 1, 0), Seen::TooOld);
-        assert_eq!(seen.admit("a", 1, 77), Seen::TooOld);
-        assert_eq!(seen.admit("a", 0, 1), Seen::Before);
+        assert_eq!(seen.admit("a", 0, 1, 0), Seen::New);
+        assert_eq!(seen.admit("a", boots, 0, 0), Seen::New, "retires boot 1, not 0");
+        assert_eq!(seen.admit("a", 1, 0, 0), Seen::TooOld);
+        assert_eq!(seen.admit("a", 1, 77, 0), Seen::TooOld);
+        assert_eq!(seen.admit("a", 0, 1, 0), Seen::Before);
     }
 
     #[test]
@@ -221,19 +273,53 @@ mod tests {
         let mut seen = Duplicates::default();
         let most = (MAX_RETIRED_BOOTS + MAX_BOOTS) as i64;
         for boot in (0..most).rev() {
-            assert_eq!(seen.admit("a", boot, 0), Seen::New);
+            assert_eq!(seen.admit("a", boot, 0, 0), Seen::New);
         }
-        assert_eq!(seen.admit("a", most, 0), Seen::TooOld, "may be one that was forgotten");
-        assert_eq!(seen.admit("a", most - 1, 0), Seen::TooOld);
-        assert_eq!(seen.admit("a", 0, 0), Seen::Before);
+        assert_eq!(seen.admit("a", most, 0, 0), Seen::TooOld, "may be one that was forgotten");
+        assert_eq!(seen.admit("a", most - 1, 0, 0), Seen::TooOld);
+        assert_eq!(seen.admit("a", 0, 0, 0), Seen::Before);
+    }
+
+    #[test]
+    fn retired_boots_are_forgotten_after_a_week_or_two() {
+        let boots = MAX_BOOTS as i64;
+        let retired_one = || {
+            let mut seen = Duplicates::default();
+            for boot in 0..=boots {
+                seen.admit("a", boot, 0, 1000);
+            }
+            seen
+        };
+        for (after_ms, expected) in
+            [(RETIRED_MS - 1, Seen::TooOld), (RETIRED_MS, Seen::TooOld), (2 * RETIRED_MS, Seen::New)]
+        {
+            assert_eq!(retired_one().admit("a", 0, 0, 1000 + after_ms), expected, "after {after_ms} ms");
+        }
+        let mut seen = retired_one();
+        assert_eq!(seen.admit("a", 100, 0, 1000 + RETIRED_MS), Seen::New, "begins another generation, retires boot 1");
+        assert_eq!(seen.admit("a", 0, 0, 1000 + 2 * RETIRED_MS - 1), Seen::TooOld);
+        assert_eq!(seen.admit("a", 1, 0, 1000 + 2 * RETIRED_MS), Seen::TooOld, "a week after it was retired");
+        assert_eq!(seen.admit("a", 0, 0, 1000 + 2 * RETIRED_MS), Seen::New, "two weeks");
+        assert_eq!(seen.admit("a", 100, 0, 1000 + 9 * RETIRED_MS), Seen::Before, "not retired: never forgotten");
+    }
+
+    #[test]
+    fn a_car_that_starts_all_the_time_is_let_in_again_when_its_boots_are_forgotten() {
+        let mut seen = Duplicates::default();
+        let most = (MAX_RETIRED_BOOTS + MAX_BOOTS) as i64;
+        for boot in 0..most {
+            seen.admit("a", boot, 0, 0);
+        }
+        assert_eq!(seen.admit("a", most, 0, RETIRED_MS - 1), Seen::TooOld);
+        assert_eq!(seen.admit("a", most, 0, 2 * RETIRED_MS), Seen::New);
     }
 
     #[test]
     fn the_largest_numbers_do_not_overflow() {
         let mut seen = Duplicates::default();
         for seq in [i64::MAX - 1, 0, i64::MAX - 2] {
-            assert_eq!(seen.admit("a", i64::MAX, seq), Seen::New);
-            assert_eq!(seen.admit("a", i64::MAX, seq), Seen::Before);
+            assert_eq!(seen.admit("a", i64::MAX, seq, 0), Seen::New);
+            assert_eq!(seen.admit("a", i64::MAX, seq, 0), Seen::Before);
         }
     }
 }

@@ -39,6 +39,9 @@ pub use transform::{Preprocess, reason};
 
 use definition::{Definition, Definitions};
 
+/// What each stream has let through, in snapshots.
+const STATE: &str = "preprocessor.state";
+
 /// What the binary runs: the streams, and the admin port if one is asked for; or the check.
 pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
     if args.check {
@@ -54,7 +57,29 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
 /// Runs all streams until `shutdown`, and returns once the open transactions are committed.
 pub async fn run_with(args: Args, metrics: Metrics, shutdown: CancellationToken) -> anyhow::Result<()> {
     let streams = prepare(&args, &metrics)?;
-    tokio::task::spawn_blocking(move || run_streams(&args, streams, &metrics, &shutdown))
+    let log = args.log.open()?;
+    run_prepared(args, streams, log, metrics, shutdown).await
+}
+
+/// Like [`run_with`], on a log that is open already: for tests and to inject faults.
+pub async fn run_on(
+    args: &Args,
+    log: Arc<dyn Log>,
+    metrics: Metrics,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let streams = prepare(args, &metrics)?;
+    run_prepared(args.clone(), streams, log, metrics, shutdown).await
+}
+
+async fn run_prepared(
+    args: Args,
+    streams: Vec<(Definition, Preprocess)>,
+    log: Arc<dyn Log>,
+    metrics: Metrics,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    tokio::task::spawn_blocking(move || run_streams(&args, streams, &log, &metrics, &shutdown))
         .await
         .context("the preprocessor's thread panicked")?
 }
@@ -101,20 +126,16 @@ fn plan(args: &Args, key: &PseudonymKey, metrics: &Metrics) -> Result<Vec<(Defin
 fn run_streams(
     args: &Args,
     streams: Vec<(Definition, Preprocess)>,
+    log: &Arc<dyn Log>,
     metrics: &Metrics,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<()> {
-    let opened = service::retry_until(
-        shutdown,
-        args.log.log.to_string(),
-        |e: &Error| !e.is_retriable(),
-        || {
-            let log = args.log.open()?;
-            ensure_topics(log.as_ref(), &streams)?;
-            Ok(log)
-        },
-    )?;
-    let Some(log) = opened else { return Ok(()) };
+    let is_final = |e: &Error| !e.is_retriable();
+    let ensured =
+        service::retry_until(shutdown, log.url().to_string(), is_final, || ensure_topics(log.as_ref(), &streams))?;
+    if ensured.is_none() {
+        return Ok(());
+    }
     let stop = shutdown.child_token();
     std::thread::scope(|scope| {
         let mut running = Vec::new();
@@ -165,8 +186,8 @@ fn run_stream(
         tables: transform.table_topics(),
         outputs: vec![output.clone()],
         dead_letter: Some(definition.dead_letter.clone()),
-        state: None,
-        snapshot_records: pipeline::SNAPSHOT_RECORDS,
+        state: Some(STATE.into()),
+        snapshot_records: args.snapshot_records,
         max_records: args.max_records,
         max_wait: args.max_wait(),
     };
@@ -175,7 +196,7 @@ fn run_stream(
 
 /// Creates the topics of the catalogue that are not there. Others, of definitions of one's own, are waited for.
 fn ensure_topics(log: &dyn Log, streams: &[(Definition, Preprocess)]) -> Result<(), Error> {
-    let mut topics = BTreeSet::new();
+    let mut topics = BTreeSet::from([Arc::from(STATE)]);
     for (definition, transform) in streams {
         topics.extend([&definition.input.topic, &definition.output_topic, &definition.dead_letter].map(Arc::clone));
         topics.extend(transform.table_topics());

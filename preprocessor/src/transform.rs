@@ -8,8 +8,8 @@
 //! ```
 //!
 //! A reading that becomes a dead letter is not remembered: sent again, or replayed once the cause is fixed, it gets
-//! its chance. One that WHERE leaves out is. After a restart the same way is gone again without output, which rebuilds
-//! the memory.
+//! its chance. One that WHERE leaves out is. The memory is the stage's state: after a restart it is taken from a
+//! snapshot, and from there on the same way is gone again without output.
 //!
 //! Nothing of a raw record but its timestamp goes along: headers hold the VIN.
 
@@ -28,7 +28,7 @@ use telemetry::pseudonym::PseudonymKey;
 use telemetry::schema::Schemas;
 
 use crate::definition::Definition;
-use crate::duplicates::{Duplicates, Seen};
+use crate::duplicates::{Duplicates, Seen, stored};
 use crate::metrics::{Metrics, Stream, Table};
 use crate::sql::{LookupTable, Query};
 
@@ -164,7 +164,7 @@ impl Preprocess {
                     reject(&record, reason::TOPIC_MISMATCH, detail);
                     return false;
                 }
-                match seen.admit(car, boots.value(row), seqs.value(row)) {
+                match seen.admit(car, boots.value(row), seqs.value(row), record.timestamp_ms) {
                     Seen::New => return true,
                     Seen::Before => duplicates += 1,
                     Seen::TooOld => {
@@ -193,6 +193,20 @@ impl Transform for Preprocess {
 
     fn is_stateful(&self) -> bool {
         true
+    }
+
+    /// What has been let through is a fact, whatever the definition says by now: its format is all that counts.
+    fn state_version(&self) -> String {
+        format!("duplicates-{}", stored::FORMAT)
+    }
+
+    fn snapshot(&self, _topic: &Arc<str>, partition: u32) -> Vec<u8> {
+        self.seen.get(&partition).map_or_else(|| Duplicates::default().to_bytes(), Duplicates::to_bytes)
+    }
+
+    fn restore(&mut self, _topic: &Arc<str>, partition: u32, snapshot: &[u8]) -> anyhow::Result<()> {
+        self.seen.insert(partition, Duplicates::from_bytes(snapshot)?);
+        Ok(())
     }
 
     fn replay(&mut self, batch: &Batch) -> anyhow::Result<()> {

@@ -10,9 +10,11 @@
 //!                                  └────────► scorer.dead-letter
 //! ```
 //!
-//! A car's state (running means, windows, smoothed residuals) is a function of the model and of its readings. It is not
-//! stored: whenever a partition is assigned, a commit is rolled back, or another model takes over, the loop replays the
-//! partition up to the committed position. So a score never depends on when a process was started or stopped.
+//! A car's state (running means, windows, smoothed residuals) is a function of the model and of its readings. It is put
+//! into snapshots on topic `scorer.state`; whenever a partition is assigned or a commit is rolled back, the loop restores
+//! the newest one and replays the partition from there up to the committed position. Another model has no snapshot yet:
+//! its state comes from all readings that are still held. So a score never depends on when a process was started or
+//! stopped.
 //!
 //! The scorer needs its log and a model, and nothing else: no cloud, no lake with `--model`.
 
@@ -20,6 +22,7 @@
 
 pub mod alerts;
 mod args;
+pub mod cars;
 mod drain;
 mod metrics;
 mod models;
@@ -50,6 +53,8 @@ const SCORES: &str = "scores";
 const ALERTS: &str = "alerts";
 const DEAD_LETTERS: &str = "scorer.dead-letter";
 const MODELS: &str = "models";
+const STATE: &str = "scorer.state";
+const TOPICS: [&str; 5] = [READINGS, SCORES, ALERTS, DEAD_LETTERS, STATE];
 
 /// Runs the stage as a process does: with its admin port.
 pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
@@ -66,19 +71,57 @@ pub async fn run_with(args: Args, metrics: Metrics, shutdown: CancellationToken)
     args.check()?;
     let fixed = args.model.as_deref().map(models::load_directory).transpose()?;
     let log = args.log.open()?;
-    let (latest, models) = watch::channel(None);
-    let Some(model) = fixed else {
-        let follower = follower(&args, &log, latest, &metrics)?;
-        return follow_and_score(&args, log, follower, models, metrics, shutdown).await;
+    let models = match (fixed, &args.models_log) {
+        (Some(model), _) => ModelSource::Fixed(Box::new(model)),
+        (None, Some(url)) if url != log.url() => {
+            let log = event_log::open(url, &args.log.kafka_options)?;
+            ModelSource::Announced { log, lake: args.lake.open()? }
+        }
+        (None, _) => ModelSource::Announced { log: log.clone(), lake: args.lake.open()? },
     };
-    latest.send_replace(Some(Arc::new(model)));
-    if !ensure_topics(log.clone(), &[READINGS, SCORES, ALERTS, DEAD_LETTERS], &shutdown).await? {
-        return Ok(());
+    run_on(&args, log, models, metrics, shutdown).await
+}
+
+/// Where the scorer has its model from.
+#[derive(Debug)]
+pub enum ModelSource {
+    /// This one, whatever is announced.
+    Fixed(Box<Model>),
+    /// The one that topic `models` of this log announces last, from this lake.
+    Announced {
+        /// The log.
+        log: Arc<dyn Log>,
+        /// The lake.
+        lake: Lake,
+    },
+}
+
+/// Like [`run_with`], on a log and with models that are open already: for tests and to inject faults.
+pub async fn run_on(
+    args: &Args,
+    log: Arc<dyn Log>,
+    models: ModelSource,
+    metrics: Metrics,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    args.check()?;
+    let (latest, newest) = watch::channel(None);
+    match models {
+        ModelSource::Fixed(model) => {
+            latest.send_replace(Some(Arc::new(*model)));
+            if !ensure_topics(log.clone(), &TOPICS, &shutdown).await? {
+                return Ok(());
+            }
+            // The sender is kept until here, so that the channel stays open.
+            let scored = score(args, log, newest, metrics, shutdown).await;
+            drop(latest);
+            scored
+        }
+        ModelSource::Announced { log: announcing, lake } => {
+            let follower = Follower::new(announcing, lake, latest, metrics.clone(), Handle::current());
+            follow_and_score(args, log, follower, newest, metrics, shutdown).await
+        }
     }
-    // The sender is kept until here, so that the channel stays open.
-    let scored = score(&args, log, models, metrics, shutdown).await;
-    drop(latest);
-    scored
 }
 
 /// Scores with announced models: one task follows the announcements, beside the scoring.
@@ -90,7 +133,7 @@ async fn follow_and_score(
     metrics: Metrics,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let mut topics = vec![READINGS, SCORES, ALERTS, DEAD_LETTERS];
+    let mut topics = TOPICS.to_vec();
     if Arc::ptr_eq(&log, follower.log()) {
         topics.push(MODELS);
     } else if !ensure_topics(follower.log().clone(), &[MODELS], &shutdown).await? {
@@ -108,19 +151,6 @@ async fn follow_and_score(
     stop.cancel();
     following.await.context("the follower of models panicked")??;
     scored
-}
-
-fn follower(
-    args: &Args,
-    log: &Arc<dyn Log>,
-    latest: watch::Sender<Option<Arc<Model>>>,
-    metrics: &Metrics,
-) -> anyhow::Result<Follower> {
-    let log = match &args.models_log {
-        Some(url) if url != log.url() => event_log::open(url, &args.log.kafka_options)?,
-        _ => log.clone(),
-    };
-    Ok(Follower::new(log, args.lake.open()?, latest, metrics.clone(), Handle::current()))
 }
 
 /// Scores with the newest model until shutdown, or until no more models can come.
@@ -142,8 +172,8 @@ async fn score(
         tables: topics(&[ALERTS]),
         outputs: topics(&[SCORES, ALERTS]),
         dead_letter: Some(DEAD_LETTERS.into()),
-        state: None,
-        snapshot_records: pipeline::SNAPSHOT_RECORDS,
+        state: Some(STATE.into()),
+        snapshot_records: args.snapshot_readings,
         max_records: args.batch,
         max_wait: Duration::from_millis(args.batch_ms),
     };

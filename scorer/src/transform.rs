@@ -9,7 +9,7 @@
 //! ```
 //!
 //! `apply` and `replay` change state through the one function `advance`, so state after a replay is, to the bit, the
-//! state without the interruption. Neither a clock nor how records were cut into batches has a part in it.
+//! state without the interruption; and so is the state of a snapshot. Neither a clock nor how records were cut into batches has a part in it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,13 +18,15 @@ use anyhow::Context;
 use arrow::array::{ArrayRef, AsArray, BooleanArray, Float32Array, RecordBatch, StringArray};
 use arrow::datatypes::{Int64Type, SchemaRef, TimestampMillisecondType};
 use event_log::{Batch, Record, RecordRef};
-use model::{AlertState, CarState, FEATURES, Model, Verdict};
+use model::{FEATURES, Model, Verdict};
 use pipeline::{Emit, Transform};
+use sha2::{Digest, Sha256};
 use telemetry::Reject;
 use telemetry::avro::{AvroDecoder, AvroEncoder};
 use telemetry::schema::Schemas;
 
 use crate::alerts::{Alert, AlertStatus, Announced};
+use crate::cars::{self, Cars};
 use crate::metrics::{Metrics, now_ms};
 
 /// The columns that the model is given; older writers resolve into it.
@@ -37,6 +39,7 @@ const IDENTITY: [&str; 4] = ["car", "boot_id", "seq", "event_time_ms"];
 /// Scores readings with one model.
 pub(crate) struct Scoring {
     model: Arc<Model>,
+    state_version: String,
     decoder: AvroDecoder,
     encoder: AvroEncoder,
     score_schema: SchemaRef,
@@ -45,14 +48,6 @@ pub(crate) struct Scoring {
     scores: Arc<str>,
     alerts: Arc<str>,
     metrics: Metrics,
-}
-
-/// The state of the cars of one partition.
-#[derive(Default)]
-struct Cars {
-    states: HashMap<String, CarState>,
-    /// Cars whose alert state is not that of a car that never stood out.
-    alerts: HashMap<String, AlertState>,
 }
 
 /// What a batch came to.
@@ -72,7 +67,10 @@ impl Scoring {
         let schemas = Schemas::builtin();
         let score = schemas.file(SCORE_SCHEMA).context("schemas/ has no score.avsc")?;
         let id = score.id.context("schemas/ids.json gives score.avsc no id")?;
+        // All of the model: the manifest has the hash of the weights.
+        let hash = hex::encode(Sha256::digest(model.manifest().to_json()));
         Ok(Self {
+            state_version: format!("cars-{}-{}-{}", cars::FORMAT, model.manifest().version, &hash[..16]),
             model,
             decoder: AvroDecoder::new(schemas, READING_SCHEMA)?,
             encoder: AvroEncoder::new(schemas, id)?,
@@ -197,6 +195,20 @@ impl Transform for Scoring {
         true
     }
 
+    /// Another model makes other state of the same readings.
+    fn state_version(&self) -> String {
+        self.state_version.clone()
+    }
+
+    fn snapshot(&self, _topic: &Arc<str>, partition: u32) -> Vec<u8> {
+        self.partitions.get(&partition).map_or_else(|| Cars::default().to_bytes(), Cars::to_bytes)
+    }
+
+    fn restore(&mut self, _topic: &Arc<str>, partition: u32, snapshot: &[u8]) -> anyhow::Result<()> {
+        self.partitions.insert(partition, Cars::from_bytes(snapshot)?);
+        Ok(())
+    }
+
     fn replay(&mut self, batch: &Batch) -> anyhow::Result<()> {
         self.advance(batch, |_, _| {})?;
         Ok(())
@@ -218,31 +230,6 @@ impl Transform for Scoring {
         self.emit_alerts(batch.partition(), &advanced, emit)?;
         self.count(batch, &advanced);
         Ok(())
-    }
-}
-
-impl Cars {
-    /// Takes the next verdict on a car. Returns whether it should have an open alert.
-    fn observe(&mut self, car: &str, rule: &model::AlertRule, verdict: &Verdict) -> bool {
-        let Some(state) = self.alerts.get_mut(car) else {
-            let mut state = AlertState::default();
-            state.observe(rule, verdict);
-            let open = state.is_open();
-            if state != AlertState::default() {
-                self.alerts.insert(car.to_owned(), state);
-            }
-            return open;
-        };
-        state.observe(rule, verdict);
-        let open = state.is_open();
-        if *state == AlertState::default() {
-            self.alerts.remove(car);
-        }
-        open
-    }
-
-    fn open_alerts(&self) -> usize {
-        self.alerts.values().filter(|state| state.is_open()).count()
     }
 }
 

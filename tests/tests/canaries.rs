@@ -47,7 +47,10 @@ fn no_personal_value_is_found_past_the_preprocessor() {
     assert_eq!(missing.filter(|needle| needle.len() != 8).count(), 0);
 
     let mut places = vec![
-        ("clean topics at the edge".to_owned(), bytes_of(&edge, &["telemetry", "faults", "scores", "alerts"])),
+        (
+            "clean topics at the edge".to_owned(),
+            bytes_of(&edge, &["telemetry", "faults", "scores", "alerts", "scorer.state"]),
+        ),
         ("cloud topics".to_owned(), bytes_of(&cloud, &["telemetry", "faults", "scores", "alerts", "models"])),
         ("what the process said".to_owned(), said.into_bytes()),
         ("metrics".to_owned(), metrics.into_bytes()),

@@ -51,6 +51,17 @@ impl AlertState {
         self.open
     }
 
+    /// To be stored: whether it is open, then the run, little-endian.
+    pub fn to_bytes(&self) -> [u8; 5] {
+        let [a, b, c, d] = self.run.to_le_bytes();
+        [u8::from(self.open), a, b, c, d]
+    }
+
+    /// From [`AlertState::to_bytes`].
+    pub fn from_bytes([open, run @ ..]: [u8; 5]) -> Self {
+        Self { open: open != 0, run: u32::from_le_bytes(run) }
+    }
+
     /// Takes the next verdict of the car. One on a late reading, or on one that was not judged, changes nothing.
     pub fn observe(&mut self, rule: &AlertRule, verdict: &Verdict) -> Option<AlertChange> {
         if verdict.late || !verdict.judged { None } else { self.step(rule, verdict.score, verdict.threshold) }
@@ -105,6 +116,13 @@ mod tests {
             ("not a number opens nothing", &[f32::NAN, f32::NAN, f32::NAN, f32::NAN], "...."),
         ] {
             assert_eq!(changes(scores), expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn a_state_survives_being_stored() {
+        for state in [AlertState::default(), AlertState { open: true, run: u32::MAX - 1 }] {
+            assert_eq!(AlertState::from_bytes(state.to_bytes()), state);
         }
     }
 

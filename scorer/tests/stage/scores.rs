@@ -31,6 +31,34 @@ async fn restarts_change_no_score() {
     assert_eq!(site.scores(), expected(&model, &readings(6, 0, 50, broken)));
 }
 
+/// The state comes from the snapshot of the last stop, and the scores are the same to the bit.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_goes_on_from_a_snapshot() {
+    let (site, model) = (Site::new(), small_model(1, 4.0));
+    let broken = |i: usize, seq: i64| i == 1 && (20..35).contains(&seq);
+    site.append_readings(&readings(6, 0, 22, broken));
+    run_to_end(site.args_with(&model)).await;
+    let partitions = site.log.describe("telemetry").unwrap().partitions.iter().filter(|p| p.next > 0).count() as u64;
+    assert_eq!(site.count("scorer.state") as u64, partitions, "a small state is one record");
+    site.append_readings(&readings(6, 22, 50, broken));
+    let running = Running::start(site.args_with(&model));
+    running.until("the scores", || running.metrics.scored.get() == 6 * 28).await;
+    let pipeline = &running.metrics.pipeline;
+    assert_eq!((pipeline.restored.get(), pipeline.replayed.get(), pipeline.state_gaps.get()), (partitions, 0, 0));
+    running.stop().await;
+    assert_eq!(site.scores(), expected(&model, &readings(6, 0, 50, broken)));
+    // Another model has nothing of the first one's: it replays all.
+    let other = small_model(2, 3.0);
+    site.append_readings(&readings(6, 50, 60, broken));
+    let running = Running::start(site.args_with(&other));
+    running.until("the scores", || running.metrics.scored.get() == 60).await;
+    let pipeline = &running.metrics.pipeline;
+    assert_eq!((pipeline.restored.get(), pipeline.replayed.get(), pipeline.state_gaps.get()), (0, 300, 0));
+    running.stop().await;
+    let (scores, all) = (site.scores(), expected(&other, &readings(6, 0, 60, broken)));
+    assert!(all.iter().filter(|((_, seq), _)| *seq >= 50).all(|(identity, score)| scores[identity] == *score));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_scores_what_the_log_holds_first() {
     let (site, model) = (Site::new(), small_model(1, 4.0));

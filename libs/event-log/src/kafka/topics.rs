@@ -24,6 +24,11 @@ const CREATION_POLL: Duration = Duration::from_millis(25);
 /// As many replicas as the cluster's administrator chose (`default.replication.factor`).
 const BROKER_DEFAULT: i32 = -1;
 
+/// A compacted topic is read as a whole by whoever needs what it holds, so it is to hold little else. A broker compacts
+/// closed segments only, and by default closes one at 1 GiB or after a week, and compacts once half of it is old.
+const COMPACTED: [(&str, &str); 3] =
+    [("segment.bytes", "33554432"), ("segment.ms", "3600000"), ("min.cleanable.dirty.ratio", "0.2")];
+
 pub(super) fn ensure(log: &KafkaLog, spec: &TopicSpec) -> Result<(), Error> {
     match describe(log, &spec.name) {
         Ok(found) => return same(log, spec, &found),
@@ -50,9 +55,12 @@ fn create(log: &KafkaLog, spec: &TopicSpec) -> Result<(), Error> {
         (true, Some(_)) => "compact,delete",
         (false, _) => "delete",
     };
-    let topic = NewTopic::new(&spec.name, spec.partitions as i32, TopicReplication::Fixed(BROKER_DEFAULT))
+    let mut topic = NewTopic::new(&spec.name, spec.partitions as i32, TopicReplication::Fixed(BROKER_DEFAULT))
         .set("cleanup.policy", policy)
         .set("retention.ms", &retention_ms);
+    if spec.compacted {
+        topic = COMPACTED.iter().fold(topic, |topic, (setting, value)| topic.set(setting, value));
+    }
     let options = AdminOptions::new().request_timeout(Some(REQUEST_TIMEOUT)).operation_timeout(Some(REQUEST_TIMEOUT));
     let results = block_on(log.admin.create_topics([&topic], &options)).map_err(|e| log.unavailable(operation, &e))?;
     for result in results {

@@ -1,6 +1,7 @@
-//! The loop on an embedded log.
+//! The loop on an embedded log, and what Kafka does differently on a real one.
 #![allow(clippy::unwrap_used)]
 
+mod kafka;
 mod restarts;
 mod state;
 mod support;

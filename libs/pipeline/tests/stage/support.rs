@@ -25,10 +25,19 @@ pub(crate) fn open(directory: &Path) -> Arc<dyn Log> {
 }
 
 pub(crate) fn append(log: &Arc<dyn Log>, topic: &str, records: impl IntoIterator<Item = (String, String)>) {
+    append_at(log, topic, records, 5);
+}
+
+pub(crate) fn append_at(
+    log: &Arc<dyn Log>,
+    topic: &str,
+    records: impl IntoIterator<Item = (String, String)>,
+    timestamp_ms: i64,
+) {
     let appender = log.clone().appender(Box::new(|done| assert!(done.iter().all(|c| c.durable)))).unwrap();
     for (token, (key, value)) in records.into_iter().enumerate() {
         let headers: &[(&str, &[u8])] = &[("origin", b"test")];
-        let record = Record { key: key.as_bytes(), value: Some(value.as_bytes()), headers, timestamp_ms: 5 };
+        let record = Record { key: key.as_bytes(), value: Some(value.as_bytes()), headers, timestamp_ms };
         while let Err(AppendError::Full) = appender.append(&topic.into(), &record, token as u64) {
             std::thread::yield_now();
         }
@@ -84,6 +93,8 @@ pub(crate) struct Number {
     pub(crate) table: HashMap<Vec<u8>, Vec<u8>>,
     pub(crate) applied: Arc<AtomicUsize>,
     pub(crate) version: String,
+    /// Where numbers go; `out` if that is not set.
+    pub(crate) out: Option<Arc<str>>,
 }
 
 impl Number {
@@ -153,7 +164,7 @@ impl Transform for Number {
                         headers: &[],
                         timestamp_ms: record.timestamp_ms,
                     };
-                    emit.send(&"out".into(), &out);
+                    emit.send(self.out.as_ref().unwrap_or(&"out".into()), &out);
                 }
             }
             self.applied.fetch_add(1, Ordering::Relaxed);
@@ -182,6 +193,7 @@ pub(crate) fn run_with(
     let metrics = Metrics::new(&mut Registry::default(), "test");
     std::thread::scope(|scope| {
         let stage = scope.spawn(|| pipeline::run(options, &mut transform, &metrics, &shutdown));
+        let _stop = shutdown.clone().drop_guard(); // also when this panics: the scope waits for the stage
         let began = Instant::now();
         while !stage.is_finished() && !enough(applied.load(Ordering::Relaxed)) {
             assert!(began.elapsed() < PATIENCE, "the stage did not get that far");
@@ -202,8 +214,13 @@ pub(crate) fn is_done(log: &Arc<dyn Log>) -> bool {
 
 /// Checks that each key of topic `out` is numbered from 1 without a gap or a repeat. Returns how many records there are.
 pub(crate) fn check_numbers(log: &Arc<dyn Log>) -> usize {
+    check_numbers_in(log, "out")
+}
+
+/// The same of another topic.
+pub(crate) fn check_numbers_in(log: &Arc<dyn Log>, topic: &str) -> usize {
     let mut last = HashMap::new();
-    let out = contents(log, "out");
+    let out = contents(log, topic);
     for (key, value, _) in &out {
         let number: u64 = value.split(' ').next().unwrap().parse().unwrap();
         let before = last.insert(key, number).unwrap_or(0);

@@ -1,13 +1,15 @@
 //! The stage on an embedded log: good readings, every kind of bad one, duplicates over restarts, drivers, canaries.
 #![allow(clippy::unwrap_used)]
 
+mod memory;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{Float32Type, Float64Type, Int32Type, Int64Type};
-use event_log::{AppendError, Log, LogUrl, Range, Read, Record, catalogue};
+use event_log::{AppendError, Log, LogUrl, Range, Read, Record, TopicSpec, catalogue};
 use preprocessor::{Args, Metrics, reason};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
@@ -81,18 +83,17 @@ fn driver(n: u32, segment: &str, years: i32) -> Value {
 
 impl Site {
     fn new() -> Self {
+        Self::with_retention(None)
+    }
+
+    /// With another retention of `telemetry.raw` than the platform's.
+    fn with_retention(of_raw: Option<Duration>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("site.key"), format!("{KEY}\n")).unwrap();
         let log = event_log::open(&LogUrl::Directory(directory.path().join("log")), &[]).unwrap();
-        let topics = [
-            "telemetry.raw",
-            "faults.raw",
-            "drivers",
-            "telemetry",
-            "faults",
-            "telemetry.dead-letter",
-            "faults.dead-letter",
-        ];
+        let raw = catalogue::topic("telemetry.raw");
+        log.ensure_topic(&TopicSpec { retention: of_raw.or(raw.retention), ..raw }).unwrap();
+        let topics = ["faults.raw", "drivers", "telemetry", "faults", "telemetry.dead-letter", "faults.dead-letter"];
         for topic in topics {
             log.ensure_topic(&catalogue::topic(topic)).unwrap();
         }

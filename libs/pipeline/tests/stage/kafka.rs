@@ -1,0 +1,87 @@
+//! Snapshots on a real Kafka, which `CARSTREAM_TEST_KAFKA=HOST:PORT` names.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use event_log::{Log, TopicSpec};
+use pipeline::{Metrics, Options};
+
+use crate::support::{Number, append, check_numbers_in, options, run_with};
+
+/// The cluster; without it the test is skipped, but not in CI.
+fn kafka() -> Option<Arc<dyn Log>> {
+    match std::env::var("CARSTREAM_TEST_KAFKA") {
+        Ok(bootstrap) if !bootstrap.is_empty() => {
+            let url = format!("kafka://{bootstrap}").parse().expect("CARSTREAM_TEST_KAFKA is HOST:PORT");
+            Some(event_log::open(&url, &[]).unwrap())
+        }
+        _ if std::env::var("CI").is_ok_and(|ci| ci == "true") => {
+            panic!("in CI, CARSTREAM_TEST_KAFKA must be HOST:PORT of a Kafka broker")
+        }
+        _ => {
+            eprintln!("skipped: CARSTREAM_TEST_KAFKA=HOST:PORT names no Kafka broker");
+            None
+        }
+    }
+}
+
+/// Topics and a group of this test's own.
+struct Names(String);
+
+impl Names {
+    fn new(log: &Arc<dyn Log>) -> Self {
+        let nanos = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos();
+        let names = Self(format!("test-{}-{nanos}", std::process::id()));
+        for (name, partitions, compacted) in [("in", 3, false), ("out", 3, false), ("state", 2, true)] {
+            log.ensure_topic(&TopicSpec { name: names.of(name), partitions, retention: None, compacted }).unwrap();
+        }
+        names
+    }
+
+    fn of(&self, name: &str) -> Arc<str> {
+        format!("{}-{name}", self.0).into()
+    }
+
+    fn options(&self, log: &Arc<dyn Log>, snapshot_records: u64) -> Options {
+        Options {
+            group: self.0.clone(),
+            topics: vec![self.of("in")],
+            tables: Vec::new(),
+            outputs: vec![self.of("out")],
+            dead_letter: None,
+            state: Some(self.of("state")),
+            snapshot_records,
+            ..options(log, 50)
+        }
+    }
+
+    /// Runs until `records` more have been committed.
+    fn run(&self, log: &Arc<dyn Log>, records: usize) -> Metrics {
+        let transform = Number { out: Some(self.of("out")), ..Number::default() };
+        run_with(self.options(log, 100), transform, |applied| applied >= records).unwrap()
+    }
+}
+
+#[test]
+fn state_goes_on_from_a_snapshot_on_kafka() {
+    let Some(log) = kafka() else { return };
+    let names = Names::new(&log);
+    let key = |i: usize| format!("{}{}", "key".repeat(2000), i % 300);
+    let feed =
+        |records: std::ops::Range<usize>| append(&log, &names.of("in"), records.map(|i| (key(i), i.to_string())));
+    feed(0..900);
+    let first = names.run(&log, 900);
+    assert!(first.snapshots.get() >= 6, "{}", first.snapshots.get());
+    assert!(first.snapshot_bytes.get() / first.snapshots.get() > 300_000, "more than one record each");
+    feed(900..1000);
+    let second = names.run(&log, 100);
+    assert_eq!((second.restored.get(), second.replayed.get(), second.state_gaps.get()), (3, 0, 0));
+    // A stop that is not clean: what was committed after the last snapshot is not in one.
+    feed(1000..1100);
+    let transform = Number { out: Some(names.of("out")), ..Number::default() };
+    run_with(Options { state: None, ..names.options(&log, 100) }, transform, |applied| applied >= 100).unwrap();
+    feed(1100..1200);
+    let last = names.run(&log, 100);
+    assert_eq!((last.restored.get(), last.replayed.get(), last.state_gaps.get()), (3, 100, 0));
+    assert_eq!(check_numbers_in(&log, &names.of("out")), 1200);
+}

@@ -1,0 +1,70 @@
+//! What has been let through is remembered: over restarts, beyond the retention, and with no more work than needed.
+
+use std::time::{Duration, Instant};
+
+use arrow::array::AsArray;
+use arrow::datatypes::Int64Type;
+
+use crate::{PATIENCE, Site, reading};
+
+/// Long enough to be processed first on a busy machine; waited for once.
+const RETENTION: Duration = Duration::from_secs(8);
+
+fn has(metrics: &str, line: &str) {
+    assert!(metrics.lines().any(|l| l == line), "{line} is not in\n{metrics}");
+}
+
+/// The car repeats a reading hours later, long after its first copy has left the raw topic: still a repeat.
+#[test]
+fn a_repeat_is_known_when_retention_has_removed_the_first_copy() {
+    let site = Site::with_retention(Some(RETENTION));
+    for seq in 0..3 {
+        site.send("telemetry", 1, &reading(1, 7, seq));
+    }
+    has(&site.run(), "carstream_preprocessor_snapshots_total 1");
+    let began = Instant::now();
+    let bounds = || site.log.describe("telemetry.raw").unwrap().partitions;
+    while bounds().iter().any(|partition| partition.first < partition.next) {
+        assert!(began.elapsed() < PATIENCE, "retention has not removed the readings");
+        std::thread::sleep(Duration::from_millis(50));
+        site.log.maintain().unwrap();
+    }
+    assert!(site.contents("telemetry.raw").is_empty());
+    for seq in [1, 3, 2] {
+        site.send("telemetry", 1, &reading(1, 7, seq));
+    }
+    let metrics = site.run();
+    let clean = site.clean();
+    assert_eq!(clean.column(2).as_primitive::<Int64Type>().values(), &[0, 1, 2, 3]);
+    has(&metrics, "carstream_preprocessor_duplicates_removed_total{stream=\"telemetry\"} 2");
+    has(&metrics, "carstream_preprocessor_state_gaps_total 0");
+    has(&metrics, "carstream_preprocessor_replayed_total 0");
+}
+
+/// Streams share the topic of snapshots and do not get into each other's way.
+#[test]
+fn a_restart_replays_only_what_is_in_no_snapshot() {
+    let site = Site::new();
+    let finding = |seq: i64| {
+        serde_json::json!({
+            "vin": crate::vin(1), "boot_id": 1, "seq": seq, "workshop": "w", "kind": "cooling_failure",
+            "component": "coolant_temp", "began_ms": 1_790_000_000_000i64, "repaired_ms": 1_790_000_100_000i64,
+        })
+    };
+    for seq in 0..200 {
+        site.send("telemetry", 1, &reading(1, 1, seq));
+    }
+    site.send("faults", 1, &finding(0));
+    site.run();
+    for seq in 150..210 {
+        site.send("telemetry", 1, &reading(1, 1, seq));
+    }
+    site.send("faults", 1, &finding(0));
+    site.send("faults", 1, &finding(1));
+    let metrics = site.run();
+    has(&metrics, "carstream_preprocessor_restored_total 2");
+    has(&metrics, "carstream_preprocessor_replayed_total 0");
+    has(&metrics, "carstream_preprocessor_duplicates_removed_total{stream=\"telemetry\"} 50");
+    has(&metrics, "carstream_preprocessor_duplicates_removed_total{stream=\"faults\"} 1");
+    assert_eq!((site.contents("telemetry").len(), site.contents("faults").len()), (210, 2));
+}
