@@ -53,6 +53,16 @@ struct Held {
     chunks: u32,
 }
 
+impl Held {
+    fn is_due(&self, at_stop: bool, snapshot_records: u64, now: Instant) -> bool {
+        let Some(since) = self.since else { return self.irreplaceable };
+        self.irreplaceable
+            || at_stop
+            || self.position - self.replay_from >= snapshot_records
+            || now.saturating_duration_since(since) >= SNAPSHOT_AFTER
+    }
+}
+
 /// A snapshot to be committed.
 pub(crate) struct Due {
     pub(crate) outputs: Outputs,
@@ -100,15 +110,9 @@ impl State {
         if self.topic.is_none() {
             return Vec::new();
         }
-        let is_due = |held: &Held| {
-            held.irreplaceable
-                || held.since.is_some_and(|since| {
-                    at_stop
-                        || held.position - held.replay_from >= self.snapshot_records
-                        || since.elapsed() >= SNAPSHOT_AFTER
-                })
-        };
-        self.held.iter().filter(|(_, held)| is_due(held)).map(|(partition, _)| partition.clone()).collect()
+        let now = Instant::now();
+        let due = self.held.iter().filter(|(_, held)| held.is_due(at_stop, self.snapshot_records, now));
+        due.map(|(partition, _)| partition.clone()).collect()
     }
 
     /// Takes the snapshot of a partition. `None`: it is too large, or there is nowhere to put it.
@@ -341,4 +345,35 @@ fn report(
             the records that follow, offsets {from} to {to}; a longer retention than this stage is ever down prevents it");
     }
     tracing::debug!(%topic, partition, replayed, "the state is rebuilt from {base} up to offset {}", until.offset);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_is_due_after_many_records_or_some_time_or_at_a_stop() {
+        let now = Instant::now();
+        let later = now + SNAPSHOT_AFTER;
+        let held = |position, since, irreplaceable| Held {
+            source_id: String::new(),
+            position,
+            replay_from: 1000,
+            since,
+            irreplaceable,
+            chunks: 0,
+        };
+        let changed = |position| held(position, Some(now), false);
+        for (held, at_stop, at, expected, when) in [
+            (held(1000, None, false), true, later, false, "nothing has come since the last one"),
+            (changed(1099), false, now, false, "little has"),
+            (changed(1100), false, now, true, "many records have"),
+            (changed(1001), false, later, true, "one has, some time ago"),
+            (changed(1001), false, later - Duration::from_millis(1), false, "one has, not so long ago"),
+            (changed(1001), true, now, true, "one has, at a stop"),
+            (held(1000, None, true), false, now, true, "it could not be rebuilt again"),
+        ] {
+            assert_eq!(held.is_due(at_stop, 100, at), expected, "{when}");
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! What the memory of duplicates costs: bytes per car, and the time to write it and to restore it.
 //!
-//!     cargo run --release -p preprocessor --example state_cost [cars]
+//!     cargo run --release -p preprocessor --example preprocessor_state_cost [cars]
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -148,7 +148,7 @@ fn run(cars: usize, log: &Arc<dyn Log>) -> anyhow::Result<(Duration, Duration)> 
         let stopping = Instant::now();
         stop.cancel();
         stage.join().map_err(|_| anyhow::anyhow!("the stage panicked"))??;
-        anyhow::ensure!(metrics.snapshots.get() == PARTITIONS.into(), "a partition got no record");
+        anyhow::ensure!(metrics.snapshots.get() == u64::from(PARTITIONS), "a partition got no record");
         Ok((start, stopping.elapsed()))
     })
 }
