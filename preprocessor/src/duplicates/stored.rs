@@ -191,6 +191,9 @@ impl<'a> Cursor<'a> {
         let mut value = 0u64;
         for shift in (0..64).step_by(7) {
             let byte = self.take(1)?[0];
+            if shift == 63 && byte > 1 {
+                break; // more than 64 bits
+            }
             value |= u64::from(byte & 0x7f) << shift;
             if byte < 0x80 {
                 return Ok(value);

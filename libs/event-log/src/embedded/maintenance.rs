@@ -24,8 +24,10 @@ use super::topics::{Partition, Topic, encode_bounds};
 use crate::{Batch, Error};
 
 const INTERVAL: Duration = Duration::from_secs(5);
-/// In the background, a partition is compacted when at least this many records came since, and as many as were kept.
-const MIN_DIRTY_RECORDS: u64 = 1000;
+/// In the background, a partition is compacted when at least this many records came since, and as many as were kept. Few,
+/// since records may be large (a snapshot of state has some of half a megabyte) and are not to pile up; with few records
+/// it costs little.
+const MIN_DIRTY_RECORDS: u64 = 64;
 /// How long a tombstone stays for readers on their way to it; Kafka's `delete.retention.ms`.
 const TOMBSTONE_MS: i64 = 24 * 3600 * 1000;
 
