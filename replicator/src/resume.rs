@@ -41,7 +41,7 @@ pub(crate) fn run(
 ) -> anyhow::Result<String> {
     let replication = Replication::new(args, &resume.topic, source, target);
     decide(args, &resume.accept, &replication)?;
-    let mut processor = hold(args, &replication)?;
+    let mut processor = hold(args, &resume.accept, &replication)?;
     let decision = decide(args, &resume.accept, &replication)?;
     let positions: Vec<_> = (0..)
         .zip(&decision.positions)
@@ -54,10 +54,16 @@ pub(crate) fn run(
 }
 
 /// Joins the group until it holds every partition.
-fn hold(args: &Args, replication: &Replication) -> anyhow::Result<Processor> {
+fn hold(args: &Args, accept: &Accept, replication: &Replication) -> anyhow::Result<Processor> {
     let Replication { topic, source, target, .. } = replication;
     let partitions = target.describe(topic)?.partitions.len();
-    let mut processor = Processor::new(source.clone(), target.clone(), &replication.processor_options(args))?;
+    let mut options = replication.processor_options(args);
+    if accept.accept_partitions {
+        // Who comes back to Kafka under a name it knows gets what that name had: the partitions of before. Somebody new
+        // makes the group share out all of them.
+        options.instance += "-resume";
+    }
+    let mut processor = Processor::new(source.clone(), target.clone(), &options)?;
     let deadline = Instant::now() + HOLD_TIMEOUT;
     let mut held = 0;
     while held < partitions {

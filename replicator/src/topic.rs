@@ -149,9 +149,10 @@ impl Replication {
         View::look(args, &self.group, &self.topic, &self.source, &self.target)
     }
 
-    /// Sees to positions in every partition. `None`: shut down meanwhile.
+    /// Sees to positions in every partition. `None`: shut down meanwhile, and not done in the time for draining.
     fn begin(&self, args: &Args, shutdown: &CancellationToken) -> anyhow::Result<Option<Origin>> {
         let what = format!("topic {} in {} and {}", self.topic, self.source.url(), self.target.url());
+        let mut deadline: Option<Instant> = None;
         loop {
             // Once in any case: who is stopped at its start still drains what is there.
             let begun = match self.try_begin(args) {
@@ -167,7 +168,10 @@ impl Replication {
                 Some(Begun::NotYet) => std::thread::sleep(POLL),
             }
             if shutdown.is_cancelled() {
-                return Ok(None);
+                let deadline = deadline.get_or_insert_with(|| Instant::now() + args.drain_timeout);
+                if Instant::now() >= *deadline {
+                    return Ok(None);
+                }
             }
         }
     }

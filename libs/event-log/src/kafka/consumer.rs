@@ -390,7 +390,10 @@ impl Consumer for KafkaConsumer {
 impl Drop for KafkaConsumer {
     fn drop(&mut self) {
         self.client.context().closing.store(true, Ordering::Release);
-        let untold = self.client.context().group().assigned.take().is_some();
+        let untold = {
+            let mut group = self.client.context().group();
+            group.assigned.take().is_some() || !group.revoked.is_empty()
+        };
         if untold || self.giving_back || !self.waiting.is_empty() {
             // librdkafka does not close before it knows what became of the change.
             let _ = self.client.unassign();
