@@ -7,6 +7,7 @@ use std::io::{BufRead, BufReader, Read as _, Write};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use event_log::*;
@@ -45,6 +46,7 @@ pub struct Worker {
     child: Child,
     stdin: Option<ChildStdin>,
     said: Arc<Mutex<Said>>,
+    listener: Option<JoinHandle<()>>,
 }
 
 /// What a worker has said so far.
@@ -77,10 +79,10 @@ impl Worker {
             .expect("the worker starts");
         let (stdin, stdout) = (child.stdin.take(), child.stdout.take().expect("a pipe"));
         let said = Arc::new(Mutex::new(Said::default()));
-        let listener = said.clone();
-        std::thread::spawn(move || {
+        let heard = said.clone();
+        let listener = std::thread::spawn(move || {
             for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-                let mut said = listener.lock().expect("no panic");
+                let mut said = heard.lock().expect("no panic");
                 match line.split_once(' ').unwrap_or((&line, "")) {
                     ("committed", _) => {
                         said.commits += 1;
@@ -96,7 +98,7 @@ impl Worker {
                 }
             }
         });
-        Self { name, child, stdin, said }
+        Self { name, child, stdin, said, listener: Some(listener) }
     }
 
     pub fn said(&self) -> Said {
@@ -114,7 +116,7 @@ impl Worker {
     /// kill -9.
     pub fn kill(mut self) -> Said {
         self.child.kill().expect("it is killed");
-        self.child.wait().expect("it is gone");
+        self.wait();
         self.said()
     }
 
@@ -133,6 +135,9 @@ impl Worker {
     /// Waits until it has ended by itself.
     pub fn wait(&mut self) -> ExitStatus {
         wait_until("a worker ends", || self.has_ended());
+        if let Some(listener) = self.listener.take() {
+            listener.join().expect("everything that it said is heard");
+        }
         self.child.wait().expect("a child")
     }
 }
