@@ -12,7 +12,7 @@ mod support;
 
 use std::str::FromStr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use event_log::*;
@@ -57,7 +57,7 @@ fn an_instance_that_was_killed_goes_on_at_once() {
     println!("from the start of a killed instance to its first commit: {times:.2?}");
     let generous = Duration::from_secs(20);
     assert!(times[1..].iter().all(|t| *t < generous), "a restart waited for the end of its session: {times:?}");
-    load.stop();
+    assert_appended(&log, &job.input, &load.stop());
     drained(&log, &job);
     assert_eq!(other.stop().error, None);
     assert_eq!(worker.stop().error, None);
@@ -110,7 +110,7 @@ fn instances_come_and_go_under_load() {
             break;
         }
     }
-    load.stop();
+    assert_appended(&log, &job.input, &load.stop());
     fleet.heal();
     drained(&log, &job);
     fleet.stop();
@@ -133,19 +133,15 @@ fn job(url: &LogUrl, kafka_options: &'static str) -> (Arc<dyn Log>, Job) {
 /// Appends numbered records at a steady rate, until told to stop.
 struct Load {
     stop: Arc<AtomicBool>,
+    completions: Completions,
     thread: std::thread::JoinHandle<()>,
 }
 
 impl Load {
     fn start(log: &Arc<dyn Log>, topic: &Arc<str>) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let durable = Arc::new(AtomicU64::new(0));
-        let counted = durable.clone();
-        let on_completion: OnCompletion = Box::new(move |completions| {
-            assert!(completions.iter().all(|c| c.durable), "the load is written");
-            counted.fetch_add(completions.len() as u64, Ordering::Relaxed);
-        });
-        let appender = log.clone().appender(on_completion).unwrap();
+        narrate();
+        let (stop, completions) = (Arc::new(AtomicBool::new(false)), Completions::default());
+        let appender = log.clone().appender(completions.callback()).unwrap();
         let (topic, told) = (topic.clone(), stop.clone());
         let thread = std::thread::spawn(move || {
             let (started, mut sent) = (Instant::now(), 0);
@@ -158,15 +154,31 @@ impl Load {
                 }
                 std::thread::sleep(Duration::from_millis(5));
             }
-            wait_until("the load is durable", || durable.load(Ordering::Relaxed) == sent);
+            assert!(appender.flush(PATIENCE * 3), "everything completes");
         });
-        Self { stop, thread }
+        Self { stop, completions, thread }
     }
 
-    fn stop(self) {
+    /// What became of each record, after the last one.
+    fn stop(self) -> Vec<Completion> {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().unwrap();
+        self.completions.all()
     }
+}
+
+/// What is durable is in the topic once; what is not, once at most.
+fn assert_appended(log: &Arc<dyn Log>, topic: &Arc<str>, completions: &[Completion]) {
+    let mut copies = vec![0; completions.len()];
+    for record in read_topic(log, topic).into_iter().flatten() {
+        copies[record.value.unwrap().parse::<usize>().unwrap()] += 1;
+    }
+    for c in completions {
+        let copies = copies[c.token as usize];
+        assert!(copies == 1 || copies == 0 && !c.durable, "record {} is there {copies} times: {c:?}", c.token);
+    }
+    let lost = completions.iter().filter(|c| !c.durable).count();
+    println!("{} records were appended, {lost} were given back as not durable", completions.len());
 }
 
 /// Waits until the group has processed everything.

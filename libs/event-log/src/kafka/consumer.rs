@@ -365,9 +365,12 @@ impl Consumer for KafkaConsumer {
         }
         if self.waiting.is_empty() {
             let sought = self.client.seek_partitions(list, REQUEST_TIMEOUT);
-            let sought = sought.map_err(|e| self.log.unavailable("seeking", &e))?;
-            for partition in sought.elements() {
-                partition.error().map_err(|e| self.log.unavailable("seeking", &e))?;
+            let sought = sought.and_then(|sought| sought.elements().iter().try_for_each(|p| p.error()));
+            match sought {
+                Ok(()) => {}
+                // They are about to be revoked: what still comes from them cannot be committed.
+                Err(_) if self.client.assignment_lost() => {}
+                Err(e) => return Err(self.log.unavailable("seeking", &e)),
             }
         } else {
             // An assignment comes and goes as a whole.

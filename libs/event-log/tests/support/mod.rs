@@ -238,6 +238,11 @@ pub fn behind(batch: &Batch) -> Position {
     Position { topic: batch.topic().clone(), partition: batch.partition(), offset }
 }
 
+/// Lets the log say what it has to say, for whoever looks for the cause of a failure.
+pub fn narrate() {
+    let _ = tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).with_writer(std::io::stderr).try_init();
+}
+
 /// Sends a signal to a process that this test has started.
 pub fn signal(signal: &str, pid: &str) {
     let status = std::process::Command::new("kill").args([&format!("-{signal}"), pid]).status();

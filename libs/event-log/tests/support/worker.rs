@@ -153,6 +153,7 @@ impl Drop for Worker {
 /// In a process that [`Worker::start`] started: works until told to stop. Otherwise nothing.
 pub fn work_if_asked() {
     let Ok(url) = std::env::var(LOG) else { return };
+    super::narrate();
     let get = |name| std::env::var(name).expect("set by the parent");
     let kafka_options: Vec<KafkaOption> =
         get(OPTIONS).split_terminator(',').map(|o| o.parse().expect("KEY=VALUE")).collect();
