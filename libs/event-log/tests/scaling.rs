@@ -22,6 +22,8 @@ use support::*;
 
 /// Instances go without a word here, and the others wait for it: as short as a broker allows.
 const SHORT_SESSIONS: &str = "session.timeout.ms=6000,transaction.timeout.ms=10000";
+/// The broker ends a transaction of a member that the group still knows.
+const SHORT_TRANSACTIONS: &str = "session.timeout.ms=60000,transaction.timeout.ms=5000";
 /// Longer than a session.
 const LONG_PAUSE: Duration = Duration::from_millis(8500);
 /// Longer than a transaction may be open, and than the broker takes to notice.
@@ -67,7 +69,7 @@ fn an_instance_that_was_killed_goes_on_at_once() {
 #[test]
 fn an_instance_that_was_suspended_within_a_transaction_goes_on() {
     let Some(backend) = kafka() else { return };
-    let (log, mut job) = job(&backend.url, SHORT_SESSIONS);
+    let (log, mut job) = job(&backend.url, SHORT_TRANSACTIONS);
     job.max_records = 20_000; // nearly all the time, a transaction is open
     let values: Vec<_> = (0..400_000).map(|i| i.to_string()).collect();
     append_all(&log, &job.input, values.iter().map(|v| record(v, v)));
