@@ -155,35 +155,57 @@ fn exit_code(result: anyhow::Result<()>) -> ExitCode {
 }
 
 async fn cancel_on_signal(shutdown: CancellationToken) {
-    signal().await;
+    // Listened to from the start to the end: a signal between two waits is not missed.
+    let mut signals = Signals::listen();
+    signals.next().await;
     tracing::info!("stopping: finishing what was accepted; a second signal exits at once");
     shutdown.cancel();
-    signal().await;
+    signals.next().await;
     std::process::exit(EXIT_SECOND_SIGNAL);
 }
 
+/// SIGINT and SIGTERM; elsewhere, Ctrl-C.
 #[cfg(unix)]
-async fn signal() {
-    use tokio::signal::unix::{SignalKind, signal};
-    match signal(SignalKind::terminate()) {
-        Ok(mut terminate) => {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = tokio::signal::ctrl_c() => {}
+struct Signals {
+    interrupt: Option<tokio::signal::unix::Signal>,
+    terminate: Option<tokio::signal::unix::Signal>,
+}
+
+#[cfg(unix)]
+impl Signals {
+    fn listen() -> Self {
+        use tokio::signal::unix::{SignalKind, signal};
+        // Without signals the process ends by being killed, which it withstands.
+        Self { interrupt: signal(SignalKind::interrupt()).ok(), terminate: signal(SignalKind::terminate()).ok() }
+    }
+
+    async fn next(&mut self) {
+        async fn next(signal: &mut Option<tokio::signal::unix::Signal>) {
+            match signal {
+                Some(signal) => drop(signal.recv().await),
+                None => std::future::pending().await,
             }
         }
-        Err(_) => interrupt().await,
+        tokio::select! {
+            () = next(&mut self.interrupt) => {}
+            () = next(&mut self.terminate) => {}
+        }
     }
 }
 
 #[cfg(not(unix))]
-async fn signal() {
-    interrupt().await;
-}
+struct Signals;
 
-async fn interrupt() {
-    if tokio::signal::ctrl_c().await.is_err() {
-        // Without signals the process ends by being killed, which it withstands.
-        std::future::pending::<()>().await;
+#[cfg(not(unix))]
+impl Signals {
+    fn listen() -> Self {
+        Self
+    }
+
+    async fn next(&mut self) {
+        if tokio::signal::ctrl_c().await.is_err() {
+            // Without signals the process ends by being killed, which it withstands.
+            std::future::pending::<()>().await;
+        }
     }
 }
