@@ -11,6 +11,8 @@ use prometheus_client::registry::Registry;
 pub struct Metrics {
     /// Cars with an accepted connection.
     pub cars_connected: Gauge<i64, AtomicI64>,
+    /// Event time of the fleet, in ms since 1970: where the run has got.
+    pub event_time_ms: Gauge<i64, AtomicI64>,
     /// Readings taken.
     pub readings: Counter,
     /// Readings sent for the first time.
@@ -37,6 +39,7 @@ impl Metrics {
         let registry = registry.sub_registry_with_prefix("carstream_simulator");
         let metrics = Self {
             cars_connected: Gauge::default(),
+            event_time_ms: Gauge::default(),
             readings: Counter::default(),
             sent: Counter::default(),
             acknowledged: Counter::default(),
@@ -48,6 +51,8 @@ impl Metrics {
             alerts: Counter::default(),
         };
         registry.register("cars_connected", "Cars with an accepted connection", metrics.cars_connected.clone());
+        let event_time = "Event time of the fleet, in ms since 1970";
+        registry.register("event_time_ms", event_time, metrics.event_time_ms.clone());
         registry.register("readings", "Readings taken", metrics.readings.clone());
         registry.register("readings_sent", "Readings sent for the first time", metrics.sent.clone());
         registry.register("readings_acknowledged", "Readings acknowledged", metrics.acknowledged.clone());

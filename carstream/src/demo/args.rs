@@ -17,7 +17,8 @@ pub struct Args {
     /// How many seconds pass in the cars' world for one of ours.
     #[arg(long, default_value_t = 2400, value_name = "FACTOR", value_parser = clap::value_parser!(u32).range(1..=86_400))]
     pub speedup: u32,
-    /// Keep the files in this new or empty directory; otherwise in a fresh one among the system's temporary files.
+    /// Keep the files in this directory; otherwise in a fresh one among the system's temporary files. A run that was
+    /// interrupted, even by kill -9, goes on where it was if its directory is named here.
     #[arg(long, value_name = "DIR")]
     pub keep: Option<PathBuf>,
     /// Print the report as one line of JSON on standard output, and nothing else there.

@@ -22,10 +22,10 @@ use std::time::Duration;
 
 use anyhow::Context;
 use lake::Lake;
+use model::Manifest;
 use prometheus_client::registry::Registry;
 use service::ServiceArgs;
 use tokio_util::sync::CancellationToken;
-use trainer::TrainedModel;
 
 pub use crate::audit::Ledger;
 pub use args::Args;
@@ -43,9 +43,26 @@ const TICK: Duration = Duration::from_millis(250);
 /// A drain takes seconds; a stage that stands still for this long will not go on.
 const STALLED_AFTER: Duration = Duration::from_secs(60);
 
+/// The report of a run that is finished.
+#[derive(Debug, Clone)]
+pub struct Finished {
+    /// For people, as it was printed.
+    pub text: String,
+    /// For machines: one line.
+    pub json: String,
+    /// Whether every reading was accounted for.
+    pub clean: bool,
+}
+
+/// What the run in the directory of `--keep` came to, if it is this one, and finished.
+pub fn finished(args: &Args) -> anyhow::Result<Option<Finished>> {
+    place::finished(args)
+}
+
 /// Runs the demo to its report, with the metrics of all stages at the admin port if there is one.
 ///
-/// Shutdown ends the cars' sending early; everything else still drains.
+/// Shutdown ends the cars' sending early; everything else still drains. Such a run, and one that was killed, goes on where
+/// it was when its directory is given again; one that is [`finished`] does not run again.
 pub async fn run(args: Args, service: &ServiceArgs, shutdown: CancellationToken) -> anyhow::Result<Report> {
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
@@ -53,16 +70,20 @@ pub async fn run(args: Args, service: &ServiceArgs, shutdown: CancellationToken)
 }
 
 async fn run_with(args: Args, metrics: Metrics, shutdown: CancellationToken) -> anyhow::Result<Report> {
-    let place = Place::prepare(args.keep.as_deref(), args.seed)?;
+    let place = Place::prepare(&args)?;
     let mut live = Live::new();
     live.say(&format!(
-        "{} cars for {} s, files in {}",
+        "{} cars for {} s, {} {}",
         thousands(args.cars.into()),
         args.duration,
+        if place.resumed { "going on in" } else { "files in" },
         place.directory.display()
     ));
     let mut stages = Stages::start(&args, &place, metrics).await?;
     let mut remarks = Vec::new();
+    if place.resumed {
+        remarks.push("went on after an interruption: latency and alerts that reached cars are those since then".into());
+    }
 
     stages.cars_send(&mut live, &shutdown).await?;
     if shutdown.is_cancelled() {
@@ -82,8 +103,7 @@ async fn run_with(args: Args, metrics: Metrics, shutdown: CancellationToken) -> 
     let mut report = blocking.await.context("the account did not finish")??;
     report.notes.remarks.splice(0..0, remarks);
     report.notes.alerts.delivered = alerts_delivered;
-    let file = place.directory.join("report.json");
-    std::fs::write(&file, report.to_json() + "\n").with_context(|| format!("cannot write {}", file.display()))?;
+    place.keep_report(&report, !shutdown.is_cancelled())?;
     live.finish();
     Ok(report)
 }
@@ -101,12 +121,12 @@ pub(crate) struct Trained {
     pub(crate) until: HashMap<u32, u64>,
 }
 
-impl From<&TrainedModel> for Trained {
-    fn from(trained: &TrainedModel) -> Self {
-        let (training, metrics) = (&trained.manifest.training, &trained.manifest.metrics);
+impl From<&Manifest> for Trained {
+    fn from(manifest: &Manifest) -> Self {
+        let (training, metrics) = (&manifest.training, &manifest.metrics);
         let ranges = training.ranges.iter().filter(|range| range.topic == "telemetry");
         Self {
-            version: trained.version.clone(),
+            version: manifest.version.clone(),
             rows: training.rows,
             wanted_alarms: (metrics.wanted_alarms_per_car_day, metrics.validation.car_days),
             in_force_ms: None,

@@ -1,24 +1,91 @@
-//! Where the demo keeps its files.
+//! Where the demo keeps its files, and how a run that was interrupted finds them again.
+//!
+//! ```text
+//! demo.json                 of which run, and whether it is finished: {"seed":7,"cars":500,…,"finished":null}
+//! ledger.csv, .run          what each car sent
+//! edge-log/ cloud-log/ lake/
+//! report.txt report.json    the last run's end
+//! ```
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use event_log::{LogArgs, LogUrl};
-use lake::LakeUrl;
+use lake::{Lake, LakeUrl};
+use model::Manifest;
+use serde::{Deserialize, Serialize};
 use service::ConfigError;
 use sha2::{Digest, Sha256};
 use telemetry::pseudonym::PseudonymKey;
+
+use super::account::each_batch;
+use super::{Args, Finished, Report, Trained};
 
 /// A directory with two logs, a lake, a ledger and a key.
 #[derive(Debug, Clone)]
 pub(crate) struct Place {
     pub(crate) directory: PathBuf,
+    /// An interrupted run goes on.
+    pub(crate) resumed: bool,
+    run: Run,
 }
 
+/// `demo.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Run {
+    seed: u64,
+    cars: u32,
+    duration: u32,
+    speedup: u32,
+    /// Ended, and whether every reading was accounted for.
+    #[serde(default)]
+    finished: Option<End>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct End {
+    clean: bool,
+}
+
+impl Run {
+    fn new(args: &Args) -> Self {
+        let Args { seed, cars, duration, speedup, .. } = *args;
+        Self { seed, cars, duration, speedup, finished: None }
+    }
+
+    /// How the run of `directory` differs from this one.
+    fn problems(&self, found: &Self, directory: &Path) -> Vec<String> {
+        [
+            ("seed", found.seed, self.seed),
+            ("cars", found.cars.into(), self.cars.into()),
+            ("duration", found.duration.into(), self.duration.into()),
+            ("speedup", found.speedup.into(), self.speedup.into()),
+        ]
+        .into_iter()
+        .filter(|(_, theirs, ours)| theirs != ours)
+        .map(|(setting, theirs, _)| {
+            let shown = directory.display();
+            format!("--keep {shown}: is of another run; go on with its --{setting} {theirs}, or name a new directory")
+        })
+        .collect()
+    }
+
+    fn read(directory: &Path) -> anyhow::Result<Option<Self>> {
+        let file = directory.join(RUN_FILE);
+        match std::fs::read(&file) {
+            Ok(json) => Ok(Some(serde_json::from_slice(&json).with_context(|| file.display().to_string())?)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("cannot read {}", file.display())),
+        }
+    }
+}
+
+const RUN_FILE: &str = "demo.json";
+
 impl Place {
-    /// Makes the directory, or takes `keep` if it is new or empty.
-    pub(crate) fn prepare(keep: Option<&Path>, seed: u64) -> anyhow::Result<Self> {
-        let directory = match keep {
+    /// Makes the directory, takes that of `--keep` if it is new or empty, or goes on in it if that run was interrupted.
+    pub(crate) fn prepare(args: &Args) -> anyhow::Result<Self> {
+        let directory = match &args.keep {
             Some(directory) => directory.to_owned(),
             None => {
                 let now = chrono::Utc::now().format("%Y%m%dT%H%M%S");
@@ -28,16 +95,67 @@ impl Place {
         let shown = directory.display();
         std::fs::create_dir_all(&directory)
             .with_context(|| format!("cannot create {shown}: choose another directory with --keep"))?;
-        let mut entries = std::fs::read_dir(&directory).with_context(|| format!("cannot read {shown}"))?;
-        if entries.next().is_some() {
-            let problem = format!("--keep {shown}: is not empty; name a new directory, or remove that one");
-            return Err(ConfigError(vec![problem]).into());
+        let run = Run::new(args);
+        let found = Run::read(&directory)?;
+        if let Some(found) = &found {
+            ConfigError::check(run.problems(found, &directory))?;
+            if found.finished.is_some() {
+                let problem = format!("--keep {shown}: that run is finished, its report is in {shown}/report.txt");
+                return Err(ConfigError(vec![problem]).into());
+            }
+        } else {
+            let mut entries = std::fs::read_dir(&directory).with_context(|| format!("cannot read {shown}"))?;
+            if entries.any(|entry| !entry.is_ok_and(|entry| entry.file_name() == new_name(RUN_FILE).as_str())) {
+                let problem = format!("--keep {shown}: is not empty; name a new directory, or remove that one");
+                return Err(ConfigError(vec![problem]).into());
+            }
         }
-        let place = Self { directory: directory.canonicalize()? };
+        let place = Self { directory: directory.canonicalize()?, resumed: found.is_some(), run };
+        place.write(RUN_FILE, &serde_json::to_string(&place.run)?)?;
         // From the seed, so that a seed gives the same pseudonyms. A real site's key comes from /dev/urandom.
-        let key = Sha256::new().chain_update(b"carstream demo").chain_update(seed.to_le_bytes()).finalize();
-        std::fs::write(place.key_file(), hex::encode(key)).with_context(|| format!("cannot write to {shown}"))?;
+        let key = Sha256::new().chain_update(b"carstream demo").chain_update(args.seed.to_le_bytes()).finalize();
+        place.write(KEY_FILE, &hex::encode(key))?;
         Ok(place)
+    }
+
+    /// Keeps the report for people and for machines. `finished`: the run went to its end, there is nothing to go on with.
+    pub(crate) fn keep_report(&self, report: &Report, finished: bool) -> anyhow::Result<()> {
+        self.write(REPORT_TEXT, &report.to_string())?;
+        self.write(REPORT_JSON, &(report.to_json() + "\n"))?;
+        let finished = finished.then_some(End { clean: report.notes.audit.is_clean() });
+        self.write(RUN_FILE, &serde_json::to_string(&Run { finished, ..self.run.clone() })?)
+    }
+
+    /// Replaces a file as a whole, so that whenever the process is killed the old or the new one is there.
+    fn write(&self, name: &str, contents: &str) -> anyhow::Result<()> {
+        let (new, path) = (self.directory.join(new_name(name)), self.directory.join(name));
+        std::fs::write(&new, contents)
+            .and_then(|()| std::fs::rename(&new, &path))
+            .with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Rows of readings that are in the lake.
+    pub(crate) async fn rows_in_lake(&self) -> anyhow::Result<u64> {
+        let ranges = Lake::open(&self.lake())?.coverage("telemetry").await?;
+        Ok(ranges.iter().map(|range| range.end - range.start).sum())
+    }
+
+    /// The model that was trained and announced, if one was.
+    pub(crate) async fn announced_model(&self) -> anyhow::Result<Option<Trained>> {
+        #[derive(Deserialize)]
+        struct Announcement {
+            name: String,
+            version: String,
+        }
+        let mut newest = None;
+        each_batch(&self.cloud().open()?, "models", |batch| {
+            newest = batch.iter().filter_map(|record| record.value.map(<[u8]>::to_vec)).last().or(newest.take());
+            Ok(())
+        })?;
+        let Some(newest) = newest else { return Ok(None) };
+        let announced: Announcement = serde_json::from_slice(&newest).context("the newest announcement of a model")?;
+        let files = Lake::open(&self.lake())?.get_model(&announced.name, &announced.version).await?;
+        Ok(Some(Trained::from(&Manifest::from_json(&files.manifest)?)))
     }
 
     pub(crate) fn edge(&self) -> LogArgs {
@@ -57,11 +175,34 @@ impl Place {
     }
 
     pub(crate) fn key_file(&self) -> PathBuf {
-        self.directory.join("pseudonym.key")
+        self.directory.join(KEY_FILE)
     }
 
     pub(crate) fn key(&self) -> anyhow::Result<PseudonymKey> {
         let bytes = std::fs::read(self.key_file()).context("cannot read the key back")?;
         Ok(PseudonymKey::from_bytes(&bytes)?)
     }
+}
+
+const KEY_FILE: &str = "pseudonym.key";
+const REPORT_TEXT: &str = "report.txt";
+const REPORT_JSON: &str = "report.json";
+
+/// The report of this run, if it is finished.
+pub(crate) fn finished(args: &Args) -> anyhow::Result<Option<Finished>> {
+    let Some(directory) = &args.keep else { return Ok(None) };
+    let Some(run @ Run { finished: Some(End { clean }), .. }) = Run::read(directory)? else { return Ok(None) };
+    if !Run::new(args).problems(&run, directory).is_empty() {
+        return Ok(None);
+    }
+    let read = |name: &str| {
+        let file = directory.join(name);
+        std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))
+    };
+    Ok(Some(Finished { text: read(REPORT_TEXT)?, json: read(REPORT_JSON)?, clean }))
+}
+
+/// What a file is called until it is whole.
+fn new_name(name: &str) -> String {
+    format!("{name}.new")
 }

@@ -143,7 +143,7 @@ impl Report {
         writeln!(f, "\nFiles are in {directory}")?;
         writeln!(f, "  lake/            Parquet, and models with their plots")?;
         writeln!(f, "  ledger.csv       what each car sent, and what was acknowledged")?;
-        writeln!(f, "  report.json      this report, for machines")?;
+        writeln!(f, "  report.txt       this report, and report.json for machines")?;
         writeln!(f, "  edge-log/        the logs themselves, and cloud-log/")?;
         writeln!(f, "\nTry next")?;
         writeln!(f, "  cargo run --release -- demo --cars 2000 --seed 8")?;

@@ -15,8 +15,9 @@ use super::live::{Line, Live};
 use super::place::Place;
 use super::{Args, STALLED_AFTER, TICK, Trained};
 use crate::audit::thousands;
+use crate::stage::Stage;
 
-/// Train when this share of the sending time has passed. With the default settings that is a whole day of driving, so
+/// Train when this share of the span has passed. With the default settings that is a whole day of driving, so
 /// that the model has seen mornings and evenings; what is left is scored live.
 const TRAIN_AFTER: f64 = 0.6;
 
@@ -70,38 +71,17 @@ impl Metrics {
     }
 }
 
-/// A running stage.
-struct Stage {
-    name: &'static str,
-    stop: CancellationToken,
-    task: JoinHandle<anyhow::Result<()>>,
-}
-
-impl Stage {
-    fn start<F>(name: &'static str, run: impl FnOnce(CancellationToken) -> F) -> Self
-    where
-        F: Future<Output = anyhow::Result<()>> + Send + 'static,
-    {
-        let stop = CancellationToken::new();
-        Self { name, task: tokio::spawn(run(stop.clone())), stop }
-    }
-
-    /// Asks the stage to drain, and waits until it has.
-    async fn drain(self) -> anyhow::Result<()> {
-        self.stop.cancel();
-        let name = self.name;
-        self.task.await.with_context(|| format!("the {name} panicked"))?.with_context(|| format!("the {name} failed"))
-    }
-}
-
 /// All stages of a demo.
 pub(crate) struct Stages {
     metrics: Metrics,
     edge: Arc<dyn Log>,
     cloud: Arc<dyn Log>,
     place: Place,
-    sending: Duration,
+    /// Event time at which the trainer's time has come.
+    train_at_ms: i64,
     seed: u64,
+    /// Rows that were in the lake when this process began.
+    rows_before: u64,
     cars: Option<Stage>,
     bridge: Option<Stage>,
     /// In the order of the flow.
@@ -109,60 +89,71 @@ pub(crate) struct Stages {
     train_at_rows: u64,
     training: Option<JoinHandle<anyhow::Result<TrainedModel>>>,
     trained: Option<Trained>,
-    began: Instant,
 }
 
 impl Stages {
     /// Starts everything but the trainer, whose time comes later.
+    ///
+    /// Each stage goes on where its log, the lake or the ledger says; a model that was trained stays.
     pub(crate) async fn start(args: &Args, place: &Place, metrics: Metrics) -> anyhow::Result<Self> {
         let (edge, cloud) = (place.edge(), place.cloud());
+        let rows_before = place.rows_in_lake().await?;
+        let trained = place.announced_model().await?;
+        // Whether one has ended is looked at with the other news, at every tick.
+        let ended = CancellationToken::new();
         let any_port = (std::net::Ipv4Addr::LOCALHOST, 0).into();
         let bridge_args = mqtt_bridge::Args::new(any_port, edge.clone(), Some(place.key_file()));
         let bridge = Bridge::bind(bridge_args, metrics.bridge.clone()).await.context("cannot start the bridge")?;
         let address = bridge.local_addr();
-        let bridge = Stage::start("mqtt-bridge", |stop| bridge.serve(stop));
+        let bridge = Stage::start("mqtt-bridge", &ended, |stop| bridge.serve(stop));
 
         let preprocessor = {
             let args = preprocessor::Args::new(edge.log.clone(), place.key_file());
             let metrics = metrics.preprocessor.clone();
-            Stage::start("preprocessor", |stop| preprocessor::run_with(args, metrics, stop))
+            Stage::start("preprocessor", &ended, |stop| preprocessor::run_with(args, metrics, stop))
         };
         let scorer = {
             let mut args = scorer::Args::new(edge.log.clone(), place.lake());
             args.models_log = Some(cloud.log.clone());
             let metrics = metrics.scorer.clone();
-            Stage::start("scorer", |stop| scorer::run_with(args, metrics, stop))
+            Stage::start("scorer", &ended, |stop| scorer::run_with(args, metrics, stop))
         };
         let replicator = {
             let args = replicator::Args::new(edge.log.clone(), cloud.log.clone());
             let metrics = metrics.replicator.clone();
-            Stage::start("replicator", |stop| replicator::run_with(args, metrics, stop))
+            Stage::start("replicator", &ended, |stop| replicator::run_with(args, metrics, stop))
         };
         let sink = {
             let mut args = sink::Args::new(cloud.log.clone(), place.lake());
             args.max_age = SINK_MAX_AGE;
             let metrics = metrics.sink.clone();
-            Stage::start("sink", |stop| sink::run_with(args, metrics, stop))
+            Stage::start("sink", &ended, |stop| sink::run_with(args, metrics, stop))
         };
-        let cars = {
-            let args = fleet(args, place, address);
-            let metrics = metrics.simulator.clone();
-            Stage::start("simulator", |stop| async move { simulator::run_with(args, metrics, stop).await.map(drop) })
-        };
+        let fleet = fleet(args, place, address);
+        let span_ms = fleet.fleet.end_ms().map_or(0, |end_ms| end_ms - fleet.fleet.start_time);
+        let train_at_ms = fleet.fleet.start_time + (span_ms as f64 * TRAIN_AFTER) as i64;
+        let cars =
+            {
+                let args = fleet;
+                let metrics = metrics.simulator.clone();
+                Stage::start("simulator", &ended, |stop| async move {
+                    simulator::run_with(args, metrics, stop).await.map(drop)
+                })
+            };
         Ok(Self {
             metrics,
             edge: edge.open()?,
             cloud: cloud.open()?,
             place: place.clone(),
-            sending: Duration::from_secs(args.duration.into()),
+            train_at_ms,
             seed: args.seed,
+            rows_before,
             cars: Some(cars),
             bridge: Some(bridge),
             rest: vec![preprocessor, scorer, replicator, sink],
             train_at_rows: MIN_TRAINING_ROWS,
             training: None,
-            trained: None,
-            began: Instant::now(),
+            trained,
         })
     }
 
@@ -171,14 +162,14 @@ impl Stages {
         let cars = self.cars.take().context("the cars send once")?;
         loop {
             live.show(&self.lines());
-            if cars.task.is_finished() {
+            if cars.is_finished() {
                 break;
             }
-            if let Some(stage) = self.rest.iter().chain(&self.bridge).find(|stage| stage.task.is_finished()) {
+            if let Some(stage) = self.rest.iter().chain(&self.bridge).find(|stage| stage.is_finished()) {
                 live.say(&format!("the {} has stopped; ending the run", stage.name));
                 break;
             }
-            if self.began.elapsed() >= self.sending.mul_f64(TRAIN_AFTER) {
+            if self.metrics.simulator.event_time_ms.get() >= self.train_at_ms {
                 self.train(live).await?;
             }
             self.note_in_force(live);
@@ -208,7 +199,7 @@ impl Stages {
                 thousands(trained.manifest.training.rows),
                 trained.seconds
             ));
-            self.trained = Some(Trained::from(&trained));
+            self.trained = Some(Trained::from(&trained.manifest));
         }
         if self.trained.is_none() && self.training.is_none() && self.rows_in_lake() >= self.train_at_rows {
             live.say("training from the lake");
@@ -227,8 +218,9 @@ impl Stages {
     /// Notes when the scorer has the model and has caught up with what came before.
     fn note_in_force(&mut self, live: &Live) {
         let lag = self.lag_of(&self.edge, "scorer", &self.edge, "telemetry");
+        let in_force = self.metrics.scorer.model_in_force().borrow().is_some();
         let Some(trained) = self.trained.as_mut().filter(|trained| trained.in_force_ms.is_none()) else { return };
-        if lag.is_ok_and(|lag| lag <= CAUGHT_UP_RECORDS) {
+        if in_force && lag.is_ok_and(|lag| lag <= CAUGHT_UP_RECORDS) {
             live.say("the scorer has the model and has caught up");
             trained.in_force_ms = Some(chrono::Utc::now().timestamp_millis());
         }
@@ -298,7 +290,7 @@ impl Stages {
             if since.elapsed() > STALLED_AFTER {
                 bail!("{what} stands still with {left} records left");
             }
-            if let Some(stage) = self.rest.iter().find(|stage| stage.task.is_finished()) {
+            if let Some(stage) = self.rest.iter().find(|stage| stage.is_finished()) {
                 bail!("the {} stopped with {left} records left for {what}", stage.name);
             }
             tokio::time::sleep(TICK).await;
@@ -325,7 +317,7 @@ impl Stages {
 
     /// Rows of readings that are in the lake.
     fn rows_in_lake(&self) -> u64 {
-        self.metrics.sink.rows.get_or_create(&sink::Topic::new("telemetry")).get()
+        self.rows_before + self.metrics.sink.rows.get_or_create(&sink::Topic::new("telemetry")).get()
     }
 
     /// How many alerts reached their cars.
@@ -382,6 +374,7 @@ fn fleet(args: &Args, place: &Place, bridge: std::net::SocketAddr) -> simulator:
         mqtt: bridge.to_string(),
         linger: LINGER,
         ledger: Some(place.ledger()),
+        resume: true,
         ..simulator::RunArgs::default()
     }
 }

@@ -1,0 +1,91 @@
+//! An edge site in one process, for a small box without Docker or Java.
+//!
+//! ```text
+//!  cars ─MQTT─► bridge ─► ┌─────────── one embedded log ───────────┐ ─► replicator ─► the cloud's log, if there is one
+//!    ▲                    │ telemetry.raw ─► telemetry ─► scores   │
+//!    └────── alerts ◄──── └──── preprocessor ───── scorer ─────────┘
+//! ```
+//!
+//! The stages are those of the binaries, over one log. A stage that fails ends the process with its error, the others
+//! drained: a supervisor starts it again, and everything goes on where the log says. There is no state beside the log,
+//! so kill -9 at any moment costs nothing but the repeats of what was not acknowledged.
+//!
+//! Without an uplink nothing stands still but the replicator. It goes on when the cloud is back; what the retention of
+//! its topics bounds is how long that may take.
+
+mod args;
+
+use mqtt_bridge::Bridge;
+use prometheus_client::registry::Registry;
+use tokio_util::sync::CancellationToken;
+
+pub use args::Args;
+
+use crate::stage::Stage;
+
+/// Runs the site until shutdown, with the metrics of all stages at one admin port; then drains stage by stage in the
+/// order of the flow.
+pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let mut registry = Registry::default();
+    let metrics = Metrics::new(&mut registry);
+    service::with_admin(&args.service, registry, run_with(&args, metrics, shutdown)).await
+}
+
+/// Metrics of all stages, on one registry.
+struct Metrics {
+    bridge: mqtt_bridge::Metrics,
+    preprocessor: preprocessor::Metrics,
+    scorer: scorer::Metrics,
+    replicator: replicator::Metrics,
+}
+
+impl Metrics {
+    fn new(registry: &mut Registry) -> Self {
+        Self {
+            bridge: mqtt_bridge::Metrics::new(registry),
+            preprocessor: preprocessor::Metrics::new(registry),
+            scorer: scorer::Metrics::new(registry),
+            replicator: replicator::Metrics::new(registry),
+        }
+    }
+}
+
+async fn run_with(args: &Args, metrics: Metrics, shutdown: CancellationToken) -> anyhow::Result<()> {
+    args.check()?;
+    // Held to the end, so that no stage closes the log that the next one drains.
+    let _log = args.log().open()?;
+    let ended = CancellationToken::new();
+    let bridge = Bridge::bind(args.bridge(), metrics.bridge).await?;
+    let (preprocessor, scorer) = (args.preprocessor(), args.scorer());
+    // In the order of the flow.
+    let mut stages = vec![
+        Stage::start("mqtt-bridge", &ended, |stop| bridge.serve(stop)),
+        Stage::start("preprocessor", &ended, |stop| preprocessor::run_with(preprocessor, metrics.preprocessor, stop)),
+        Stage::start("scorer", &ended, |stop| scorer::run_with(scorer, metrics.scorer, stop)),
+    ];
+    if let Some(replicator) = args.replicator() {
+        stages.push(Stage::start("replicator", &ended, |stop| {
+            replicator::run_with(replicator, metrics.replicator, stop)
+        }));
+    }
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        () = ended.cancelled() => {}
+    }
+    drain(stages).await
+}
+
+/// Drains all stages, whatever becomes of each. The error: that of the stage that had failed before.
+async fn drain(stages: Vec<Stage>) -> anyhow::Result<()> {
+    let failed = stages.iter().find(|stage| stage.is_finished()).map(|stage| stage.name);
+    let mut result = Ok(());
+    for stage in stages {
+        let name = stage.name;
+        match stage.drain().await {
+            Ok(()) => {}
+            Err(error) if result.is_ok() || failed == Some(name) => result = Err(error),
+            Err(error) => tracing::error!("{error:#}"),
+        }
+    }
+    result
+}
