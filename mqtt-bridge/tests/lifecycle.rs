@@ -117,12 +117,17 @@ fn the_binary_serves_and_stops_at_sigterm() {
     let mut said = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
     let line = said.find(|line| line.contains("MQTT at ")).expect("it says where it listens");
     let address = line.rsplit("MQTT at ").next().unwrap().trim().parse().unwrap();
-    let mut car = Client::connect(address, V3, CAR);
-    car.publish(TELEMETRY, 1, b"x");
-    car.expect_pubacks([1]);
+    let mut cars = [(V3, CAR), (V5, "WVWZZZ1JZXW000002")].map(|(level, vin)| Client::connect(address, level, vin));
+    for car in &mut cars {
+        car.publish(TELEMETRY, 1, b"x");
+        car.expect_pubacks([1]);
+    }
     let killed = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
     assert!(killed.success());
-    car.expect_end(0);
+    // MQTT 5: server shutting down. MQTT 3.1.1 has no word for it: closed.
+    for car in &mut cars {
+        car.expect_end(0x8b);
+    }
     assert_eq!(child.wait().unwrap().code(), Some(0));
     assert!(said.all(|line| !line.contains(CAR)), "no VIN in logs");
 }

@@ -1,5 +1,8 @@
-//! What the tests of the whole pipeline share: where the binaries are, and stages that lie.
+//! What the tests of the whole pipeline share: where the binaries are, how they are run, what the audit says, and
+//! stages that lie.
 
+pub mod audit;
+pub mod process;
 pub mod sabotage;
 
 use std::path::PathBuf;

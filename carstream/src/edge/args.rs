@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use event_log::{KafkaOption, LogArgs, LogUrl};
-use lake::LakeUrl;
+use lake::{LakeUrl, S3Args};
 use mqtt_bridge::{ClientIdRule, Limits};
 use service::{ConfigError, ServiceArgs};
 
@@ -34,6 +34,9 @@ pub struct Args {
     /// Score with the models that are announced, taken from this lake. The first one after a start needs the uplink.
     #[arg(long, env = "CARSTREAM_LAKE", value_name = "URL")]
     pub lake: Option<LakeUrl>,
+    /// How S3 is reached.
+    #[command(flatten)]
+    pub s3: S3Args,
     /// The log whose topic `models` announces models, if it is not --cloud-log.
     #[arg(long, env = "CARSTREAM_MODELS_LOG", value_name = "URL", requires = "lake")]
     pub models_log: Option<LogUrl>,
@@ -110,6 +113,7 @@ impl Args {
         let lake = self.lake.clone().unwrap_or_else(|| LakeUrl::Directory(PathBuf::new()));
         let mut args = scorer::Args::new(self.log().log, lake);
         args.log = self.log();
+        args.lake.s3 = self.s3.clone();
         args.model = self.model.clone();
         args.models_log = self.models_log.clone().or_else(|| self.cloud_log.clone());
         args.drain_timeout = self.drain_timeout;

@@ -5,9 +5,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod pipeline;
-mod process;
+mod signals;
 
-use process::Process;
+use whole_pipeline_tests::process::Process;
 
 /// Every stage, in the order of a reading's way.
 const STAGES: [&str; 7] = ["simulator", "mqtt-bridge", "preprocessor", "replicator", "sink", "trainer", "scorer"];

@@ -11,7 +11,7 @@ use event_log::{Log, LogUrl, Range, Read};
 use telemetry::avro::AvroDecoder;
 use telemetry::schema::Schemas;
 
-use crate::process::Process;
+use whole_pipeline_tests::process::Process;
 
 /// Until all readings have gone all the way, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(180);

@@ -1,17 +1,19 @@
 //! One of carstream's binaries as a process: what it says, how it is stopped, how it ends.
+#![allow(clippy::unwrap_used)] // a test that cannot go on fails
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use whole_pipeline_tests::binary;
+use crate::binary;
 
 /// Generous: debug this by looking at what the process said, not by waiting less.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A running process. Killed when dropped, so that a failed test leaves none behind.
-pub(crate) struct Process {
+#[derive(Debug)]
+pub struct Process {
     name: String,
     child: Child,
     said: Arc<Mutex<Vec<String>>>,
@@ -20,7 +22,7 @@ pub(crate) struct Process {
 
 impl Process {
     /// Starts a binary. Its settings are its arguments alone.
-    pub(crate) fn start(name: &str, args: &[&str]) -> Self {
+    pub fn start(name: &str, args: &[&str]) -> Self {
         let mut command = Command::new(binary(name));
         for (variable, _) in std::env::vars_os() {
             if variable.to_string_lossy().starts_with("CARSTREAM_") {
@@ -48,40 +50,74 @@ impl Process {
     }
 
     /// Everything it has said so far.
-    pub(crate) fn said(&self) -> String {
+    pub fn said(&self) -> String {
         self.said.lock().unwrap().join("\n")
     }
 
     /// Waits for a line with all of these words.
-    pub(crate) fn line_with(&mut self, words: &[&str]) -> String {
+    pub fn line_with(&mut self, words: &[&str]) -> String {
+        self.line_that(words, |line| words.iter().all(|word| line.contains(word)))
+    }
+
+    /// Waits for a line with any of these words.
+    pub fn line_with_any(&mut self, words: &[&str]) -> String {
+        self.line_that(words, |line| words.iter().any(|word| line.contains(word)))
+    }
+
+    fn line_that(&mut self, words: &[&str], is_meant: impl Fn(&str) -> bool) -> String {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let found = self.said.lock().unwrap().iter().find(|line| words.iter().all(|w| line.contains(w))).cloned();
+            let ended = self.child.try_wait().unwrap();
+            let found = self.said.lock().unwrap().iter().find(|line| is_meant(line)).cloned();
             if let Some(line) = found {
                 return line;
             }
-            let ended = self.child.try_wait().unwrap();
             assert!(ended.is_none(), "{} ended ({ended:?}) without a line with {words:?}:\n{}", self.name, self.said());
             assert!(Instant::now() < deadline, "{} never said {words:?}:\n{}", self.name, self.said());
             std::thread::sleep(Duration::from_millis(20));
         }
     }
 
+    /// Whether it has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
+    /// kill -9, and waits until it is gone.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Asks it to stop, waits until it says that it heard, and asks again. Returns its exit code: 130, unless it had
+    /// drained before the second signal.
+    pub fn terminate_twice(mut self) -> Option<i32> {
+        self.terminate();
+        let deadline = Instant::now() + PATIENCE;
+        while !self.has_ended() && !self.said().contains("a second signal exits at once") {
+            assert!(Instant::now() < deadline, "{} did not hear the first signal:\n{}", self.name, self.said());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        // It may end at this moment; a process that has not been waited for can still be signalled.
+        self.terminate();
+        self.wait().code()
+    }
+
     /// Asks it to stop, as a service manager does.
-    pub(crate) fn terminate(&self) {
+    pub fn terminate(&self) {
         let kill = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap();
         assert!(kill.success(), "{} is gone", self.name);
     }
 
     /// Waits for its end. Returns its exit code, and everything that it said.
-    pub(crate) fn end(mut self) -> (Option<i32>, String) {
+    pub fn end(mut self) -> (Option<i32>, String) {
         let status = self.wait();
         self.listener.take().unwrap().join().unwrap();
         (status.code(), self.said())
     }
 
     /// Waits for its end, which must be a good one.
-    pub(crate) fn succeed(self) -> String {
+    pub fn succeed(self) -> String {
         let name = self.name.clone();
         let (code, said) = self.end();
         assert_eq!(code, Some(0), "{name} said:\n{said}");

@@ -1,0 +1,133 @@
+//! Two signals under load: every stage leaves at once, and goes on later as if nothing had been.
+
+use std::time::{Duration, Instant};
+
+use whole_pipeline_tests::audit::Audit;
+use whole_pipeline_tests::process::Process;
+
+const KEY: &str = "a key of one test site, and no other";
+
+/// Any model does: it is one score a reading that counts.
+const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../libs/model/tests/independent");
+
+/// How long a stage works before the first signal: at once, in the middle, and when it may have nothing left.
+const PAUSES_MS: [u64; 4] = [0, 10, 40, 150];
+
+const PATIENCE: Duration = Duration::from_secs(120);
+
+fn at_once_or_drained(code: Option<i32>, stage: &str) {
+    assert!(code == Some(130) || code == Some(0), "{stage} ended with {code:?}");
+}
+
+/// Interrupts a stage that has work to do, several times; then lets it work until `is_done`.
+fn interrupt(stage: &str, args: &[&str], is_done: impl Fn() -> bool) {
+    for pause_ms in PAUSES_MS {
+        let mut process = Process::start(stage, args);
+        process.line_with_any(&[""]);
+        std::thread::sleep(Duration::from_millis(pause_ms));
+        at_once_or_drained(process.terminate_twice(), stage);
+    }
+    let deadline = Instant::now() + PATIENCE;
+    while !is_done() {
+        assert!(Instant::now() < deadline, "the {stage} stands still");
+        let mut process = Process::start(stage, args);
+        process.line_with_any(&[""]);
+        std::thread::sleep(Duration::from_millis(300));
+        process.terminate();
+        process.succeed();
+    }
+}
+
+#[test]
+fn two_signals_end_every_stage_at_once_and_lose_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).display().to_string();
+    std::fs::write(path("site.key"), KEY).unwrap();
+    let (edge, cloud, lake, rows) = (path("edge-log"), path("cloud-log"), path("lake"), path("ledger.csv"));
+    let key = path("site.key");
+
+    let mqtt = crate::nobody();
+    let bridge = || {
+        let mut bridge =
+            Process::start("mqtt-bridge", &["--log", &edge, "--listen", &mqtt, "--pseudonym-key-file", &key]);
+        bridge.line_with(&["MQTT at"]);
+        bridge
+    };
+    let cars = || {
+        let fleet = ["--cars", "60", "--seed", "5", "--speedup", "9600", "--duration", "4s"];
+        Process::start("simulator", &[&fleet[..], &["--mqtt", &mqtt, "--resume", "--ledger", &rows]].concat())
+    };
+    let some_rows = |least: u64| {
+        let deadline = Instant::now() + PATIENCE;
+        while std::fs::metadata(&rows).map_or(0, |file| file.len()) < least {
+            assert!(Instant::now() < deadline, "the ledger does not grow");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    let (first, fleet) = (bridge(), cars());
+    some_rows(50_000);
+    at_once_or_drained(first.terminate_twice(), "mqtt-bridge");
+    let second = bridge();
+    some_rows(100_000);
+    at_once_or_drained(fleet.terminate_twice(), "simulator");
+    cars().succeed();
+    second.terminate();
+    second.succeed();
+
+    // What the audit is shown grows with the flow: each stage is to come to the end of what the one before it left.
+    let evidence = ["--pseudonym-key-file", &key, "--ledger", &rows];
+    let audit = |hops: &[&str]| Audit::of(&[&evidence[..], hops].concat());
+    let at_edge = ["--edge-log", &edge, "--scores", "no"];
+    interrupt("preprocessor", &["--log", &edge, "--pseudonym-key-file", &key, "--max-records", "500"], || {
+        audit(&at_edge).caught_up()
+    });
+    let scored = ["--edge-log", &edge, "--scores", "yes"];
+    interrupt("scorer", &["--log", &edge, "--model", MODEL, "--batch", "500"], || audit(&scored).caught_up());
+    let copied = [&scored[..], &["--cloud-log", &cloud]].concat();
+    interrupt("replicator", &["--source-log", &edge, "--target-log", &cloud, "--batch", "500"], || {
+        audit(&copied).caught_up()
+    });
+    let everything = [&copied[..], &["--lake", &lake]].concat();
+    interrupt("sink", &["--log", &cloud, "--lake", &lake, "--max-age", "1"], || audit(&everything).caught_up());
+    let train = ["--lake", &lake, "--log", &cloud, "--min-rows", "1000", "--epochs", "10000"];
+    let trainer = Process::start("trainer", &train);
+    std::thread::sleep(Duration::from_millis(500));
+    at_once_or_drained(trainer.terminate_twice(), "trainer");
+
+    let audit = audit(&everything);
+    audit.assert_clean();
+    assert!(audit.count("clean") > 5_000, "too few to show anything: {}", audit.said);
+    for hop in ["acknowledged", "clean", "scored", "replicated", "parquet_rows"] {
+        assert_eq!(audit.count(hop), audit.count("sent"), "{hop}: {}", audit.said);
+    }
+}
+
+#[test]
+fn a_second_signal_does_not_wait_for_the_drain() {
+    // It takes connections, and says nothing: the cars have somebody to wait for.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mqtt = silent.local_addr().unwrap().to_string();
+    let directory = tempfile::tempdir().unwrap();
+    let ledger = directory.path().join("ledger.csv").display().to_string();
+    let mut cars = Process::start(
+        "simulator",
+        &[
+            "--cars",
+            "5",
+            "--speedup",
+            "2400",
+            "--mqtt",
+            &mqtt,
+            "--drain-timeout",
+            "1h",
+            "--ledger",
+            &ledger,
+            "--admin",
+            "127.0.0.1:0",
+        ],
+    );
+    cars.line_with(&["metrics at"]);
+    let _connection = silent.accept().unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(cars.terminate_twice(), Some(130));
+}

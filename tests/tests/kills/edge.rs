@@ -1,0 +1,115 @@
+//! The edge box: killed under load, at times with its cars, at times by two signals; first without its uplink.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use whole_pipeline_tests::audit::Audit;
+use whole_pipeline_tests::process::Process;
+
+use super::{Random, kills};
+
+const KEY: &str = "a key of one test site, and no other";
+
+/// Any model does: it is one score a reading that counts. This one is the one that PyTorch's scores are held against.
+const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../libs/model/tests/independent");
+
+/// Until all readings have gone all the way, on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// How long the edge lives before it is killed, in ms.
+const LIFE_MS: (u64, u64) = (300, 2_500);
+
+struct Site {
+    log: String,
+    cloud: String,
+    key: String,
+    ledger: String,
+    /// The same for every start, so that cars find it again.
+    mqtt: String,
+}
+
+impl Site {
+    fn new(directory: &Path) -> Self {
+        let path = |name: &str| directory.join(name).display().to_string();
+        std::fs::write(path("site.key"), KEY).unwrap();
+        Self {
+            log: path("site-log"),
+            cloud: path("cloud-log"),
+            key: path("site.key"),
+            ledger: path("ledger.csv"),
+            mqtt: std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string(),
+        }
+    }
+
+    fn edge(&self, cloud: &str) -> Process {
+        let drain = ["--drain-timeout", if cloud.starts_with("kafka") { "0.2" } else { "60" }];
+        let settings = ["edge", "--log", &self.log, "--pseudonym-key-file", &self.key, "--model", MODEL];
+        let mut edge = Process::start(
+            "carstream",
+            &[&settings[..], &["--listen", &self.mqtt, "--cloud-log", cloud], &drain].concat(),
+        );
+        edge.line_with(&["MQTT at"]);
+        edge
+    }
+
+    /// They send until they are asked to stop.
+    fn cars(&self) -> Process {
+        let fleet = ["--cars", "60", "--seed", "5", "--speedup", "2400"];
+        let more = ["--broken-share", "0.01", "--drain-timeout", "120s", "--resume", "--ledger", &self.ledger];
+        Process::start("simulator", &[&fleet[..], &more, &["--mqtt", &self.mqtt]].concat())
+    }
+
+    /// The embedded logs are one process's: the edge must not run.
+    fn audit(&self) -> Audit {
+        let logs = ["--edge-log", &self.log, "--cloud-log", &self.cloud, "--scores", "yes"];
+        Audit::of(&[&logs[..], &["--pseudonym-key-file", &self.key, "--ledger", &self.ledger]].concat())
+    }
+}
+
+#[test]
+fn a_killed_edge_box_goes_on_where_it_was() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut random, kills) = (Random::seeded(), kills());
+    let site = Site::new(directory.path());
+    // Nobody is there: everything waits for its uplink.
+    let no_uplink = format!("kafka://{}", std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap());
+    let mut cars = site.cars();
+    for kill in 0..kills {
+        let edge = site.edge(if kill < kills / 2 { &no_uplink } else { &site.cloud });
+        std::thread::sleep(random.ms(LIFE_MS.0, LIFE_MS.1));
+        if kill % 4 == 1 {
+            let code = edge.terminate_twice();
+            assert!(code == Some(130) || code == Some(0), "{code:?}");
+        } else {
+            edge.kill();
+        }
+        if kill % 3 == 2 {
+            cars.kill();
+            cars = site.cars();
+        }
+    }
+    let mut edge = site.edge(&site.cloud);
+    std::thread::sleep(Duration::from_secs(3));
+    // What is not acknowledged by now stays with the cars: the audit wants it nowhere, or everywhere.
+    cars.terminate();
+    cars.succeed();
+    let deadline = Instant::now() + PATIENCE;
+    let audit = loop {
+        edge.terminate();
+        edge.succeed();
+        let audit = site.audit();
+        if audit.caught_up() {
+            break audit;
+        }
+        assert!(Instant::now() < deadline, "something stands still: {}", audit.said);
+        edge = site.edge(&site.cloud);
+        std::thread::sleep(Duration::from_millis(500));
+    };
+    eprintln!("{kills} kills: {}", audit.said["ledger"]);
+    audit.assert_clean();
+    for hop in ["replicated", "scored"] {
+        assert_eq!(audit.count(hop), audit.count("clean"), "{}", audit.said);
+    }
+    assert!(audit.count("dead_letters") > 0 && audit.count("clean") > 5_000, "{}", audit.said);
+    assert!(audit.count("duplicates_removed") > 0, "no kill came between a commit and its PUBACK: nothing was shown");
+}
