@@ -107,7 +107,8 @@ impl Wanted<'_> {
 
 /// Where it is, and around where it is not.
 fn told(concerned: Hop, found: &[Found; Hop::ALL.len()]) -> Vec<String> {
-    let mut told: Vec<_> = found.iter().flat_map(|found| &found.places).map(|place| format!("in {place}")).collect();
+    let at = |hop: Hop| found[hop as usize].places.iter().map(move |place| format!("in {place}{}", hop.side()));
+    let mut told: Vec<_> = Hop::ALL.into_iter().flat_map(at).collect();
     let there = &found[concerned as usize];
     if there.places.is_empty() {
         for (side, neighbour) in [("after", &there.before), ("before", &there.after)] {

@@ -80,6 +80,11 @@ impl Hop {
         ["telemetry.raw", "telemetry at the edge", "telemetry in the cloud", "Parquet", "scores"][self as usize]
     }
 
+    /// What tells its positions from those of the same topic elsewhere.
+    pub(crate) fn side(self) -> &'static str {
+        [" at the edge", " at the edge", " in the cloud", "", " at the edge"][self as usize]
+    }
+
     /// For machines.
     pub(crate) fn key(self) -> &'static str {
         ["raw", "clean", "cloud", "parquet", "scores"][self as usize]

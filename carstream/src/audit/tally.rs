@@ -331,7 +331,7 @@ impl Tally {
         self.records[hop as usize] += 1;
         let What::Reading { car, boot_id, seq } = seen.what else {
             let What::Unusable(why) = seen.what else { return };
-            let what = format!("a record cannot be read: {why}");
+            let what = format!("a record of {} cannot be read: {why}", hop.name());
             self.findings.add(Kind::Unreadable, 1, || Finding::at(Kind::Unreadable, hop.key(), what, place));
             return;
         };

@@ -71,13 +71,16 @@ impl Marks {
         (mark.topic_id == letter.topic.described.id).then_some(mark.replayed_ms)
     }
 
-    /// Marks of this topic whose dead letters are gone.
+    /// Marks of this topic whose dead letters retention has removed. One of an earlier topic of this name is left: the
+    /// mark of the letter that is there now will take its place.
     pub(super) fn outlived(&self, topic: &Topic) -> Vec<Position> {
         let first = |partition: u32| topic.described.partitions.get(partition as usize).map(|bounds| bounds.first);
-        let gone = |position: &Position, mark: &Mark| {
-            mark.topic_id != topic.described.id || first(position.partition).is_none_or(|first| position.offset < first)
-        };
-        let of_topic = self.0.iter().filter(|(position, _)| position.topic == *topic.name);
-        of_topic.filter(|(position, mark)| gone(position, mark)).map(|(position, _)| position.clone()).collect()
+        let gone = |position: &&Position| first(position.partition).is_none_or(|first| position.offset < first);
+        self.0.keys().filter(|position| position.topic == *topic.name).filter(gone).cloned().collect()
+    }
+
+    /// Forgets marks that were removed.
+    pub(super) fn forget(&mut self, removed: &[Position]) {
+        removed.iter().for_each(|position| drop(self.0.remove(position)));
     }
 }

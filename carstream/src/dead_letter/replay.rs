@@ -139,9 +139,12 @@ impl Replay {
         for _ in 0..ATTEMPTS {
             // From the beginning: after an outcome that was unknown, the marks say which of them were replayed.
             self.done = before.clone();
-            let outputs = self.outputs(topic, letters)?;
-            let Some(writer) = &mut self.writer else { return Ok(()) };
-            if outputs.is_empty() || writer.transactor.commit(&outputs, &[], &Default::default())? {
+            let mut outputs = self.outputs(topic, letters)?;
+            let Some(writer) = self.writer.as_mut().filter(|_| !outputs.is_empty()) else { return Ok(()) };
+            let outlived = self.marks.outlived(topic);
+            writer.push_tombstones(&mut outputs, &outlived);
+            if writer.transactor.commit(&outputs, &[], &Default::default())? {
+                self.marks.forget(&outlived);
                 return Ok(());
             }
             self.marks = Marks::read(&self.log)?;
@@ -177,12 +180,7 @@ impl Replay {
             if let Some(writer) = &self.writer {
                 let position = letter.position().to_string();
                 push_original(&mut outputs, &source.topic.as_str().into(), partitions, letter, &position, now_ms);
-                writer.push_mark(&mut outputs, &position, Some(&mark), now_ms);
-            }
-        }
-        if let Some(writer) = self.writer.as_ref().filter(|_| !outputs.is_empty()) {
-            for position in self.marks.outlived(topic) {
-                writer.push_mark(&mut outputs, &position.to_string(), None, now_ms);
+                writer.push(&mut outputs, &position, Some(&mark), now_ms);
             }
         }
         Ok(outputs)
@@ -204,7 +202,12 @@ impl Replay {
 }
 
 impl Writer {
-    fn push_mark(&self, outputs: &mut Outputs, position: &str, mark: Option<&[u8]>, now_ms: i64) {
+    fn push_tombstones(&self, outputs: &mut Outputs, positions: &[Position]) {
+        let now_ms = chrono::Utc::now().timestamp_millis();
+        positions.iter().for_each(|position| self.push(outputs, &position.to_string(), None, now_ms));
+    }
+
+    fn push(&self, outputs: &mut Outputs, position: &str, mark: Option<&[u8]>, now_ms: i64) {
         let record = Record { key: position.as_bytes(), value: mark, headers: &[], timestamp_ms: now_ms };
         outputs.push(&self.marks, partition_for_key(record.key, self.mark_partitions), &record);
     }

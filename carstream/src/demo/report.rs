@@ -151,7 +151,19 @@ impl Report {
         writeln!(f, "  cargo build --release --workspace --bins")?;
         writeln!(f, "      the stages as binaries of their own; each has a --help")?;
         writeln!(f, "  target/release/trainer --lake {directory}/lake --log {directory}/cloud-log --seed 2")?;
-        writeln!(f, "      then train again from the lake; the plots beside the model say how good it is")
+        writeln!(f, "      then train again from the lake; the plots beside the model say how good it is")?;
+        writeln!(
+            f,
+            "  target/release/carstream audit --edge-log {directory}/edge-log --cloud-log {directory}/cloud-log \\"
+        )?;
+        writeln!(
+            f,
+            "      --lake {directory}/lake --pseudonym-key-file {directory}/pseudonym.key --ledger {directory}/ledger.csv"
+        )?;
+        writeln!(
+            f,
+            "      where each reading went, once more; carstream dead-letter list --log {directory}/edge-log: what was refused"
+        )
     }
 }
 

@@ -11,6 +11,7 @@ use event_log::{Log, LogUrl, Range, Read};
 use telemetry::avro::AvroDecoder;
 use telemetry::schema::Schemas;
 
+use crate::independent;
 use whole_pipeline_tests::process::Process;
 
 /// Until all readings have gone all the way, on a busy machine.
@@ -79,6 +80,11 @@ fn seven_processes_take_readings_from_cars_to_scores_on_kafka() {
     }
     assert_eq!(identities(&kafka, "telemetry", "telemetry.v2.avsc").len(), acknowledged, "nothing came afterwards");
     // The embedded log has one process at a time: it can be looked into now.
+    let places = ["--edge-log", &log_url, "--cloud-log", &cloud, "--lake", &lake];
+    let counted = independent::audit(&[&places[..], &["--pseudonym-key-file", &key, "--ledger", &ledger]].concat());
+    assert_eq!(counted["acknowledged"], acknowledged);
+    independent::console_consumer_agrees(&counted, &bootstrap);
+    independent::python_agrees(&counted, Path::new(&lake));
     let cloud = event_log::open(&LogUrl::Directory(cloud.into()), &[]).unwrap();
     for (topic, schema) in [("telemetry", "telemetry.v2.avsc"), ("scores", "score.avsc")] {
         assert_eq!(identities(&cloud, topic, schema), identities(&kafka, topic, schema), "{topic} in the cloud");
