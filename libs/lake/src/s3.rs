@@ -12,29 +12,21 @@
 //! A create is repeated after an answer of 5xx although it may have had its effect: then the name is found taken, by
 //! ourselves. Who creates objects has to look at what is there in any case.
 
-#[cfg(feature = "s3")]
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use object_store::ObjectStore;
-#[cfg(feature = "s3")]
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, AwsCredential};
-#[cfg(feature = "s3")]
 use object_store::prefix::PrefixStore;
-#[cfg(feature = "s3")]
 use object_store::{BackoffConfig, ClientConfigKey, ClientOptions, RetryConfig, StaticCredentialProvider};
 
 use crate::error::BoxError;
 
 /// A server that is there accepts a connection at once; one that is not is to be noticed soon.
-#[cfg(feature = "s3")]
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Hides a hiccup, and no more: the stages have their own patience, and say what they wait for.
-#[cfg(feature = "s3")]
 const MAX_RETRIES: usize = 3;
-#[cfg(feature = "s3")]
 const RETRY_FOR: Duration = Duration::from_secs(10);
 
 /// How S3 is reached. Without any of it the usual AWS_… environment variables decide.
@@ -67,18 +59,6 @@ pub struct S3Args {
     pub allow_http: bool,
 }
 
-#[cfg(not(feature = "s3"))]
-impl S3Args {
-    pub(crate) fn problems(&self) -> Vec<String> {
-        vec!["this build has no S3 support; build with --features lake/s3".to_owned()]
-    }
-
-    pub(crate) fn open(&self, _: &str, _: &str, _: Duration) -> Result<Arc<dyn ObjectStore>, BoxError> {
-        Err("this build has no S3 support; build with --features lake/s3".into())
-    }
-}
-
-#[cfg(feature = "s3")]
 impl S3Args {
     /// What of the settings cannot work, without asking the network.
     pub(crate) fn problems(&self) -> Vec<String> {
@@ -145,7 +125,6 @@ impl S3Args {
 }
 
 /// The content of a secret's file, without the newline that editors add.
-#[cfg(feature = "s3")]
 fn read_secret(path: &Path) -> Result<String, String> {
     let secret = std::fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
     match secret.trim() {
@@ -154,7 +133,7 @@ fn read_secret(path: &Path) -> Result<String, String> {
     }
 }
 
-#[cfg(all(test, feature = "s3"))]
+#[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
