@@ -1,10 +1,10 @@
 //! The most memory that the sink takes with many partitions and a store that hangs, and then while it catches up.
 //!
-//!     cargo run --release -p sink --example memory -- [PARTITIONS] [READINGS]
+//!     cargo run --release -p sink --example memory -- [PARTITIONS] [READINGS] [LOG]
 //!
 //! The store takes every request and answers none, so that all that can be held is held: records up to --max-memory,
-//! and the objects of the uploads under way. Reads /proc, so Linux only. The log is the embedded one, in this process:
-//! its caches count too.
+//! and the objects of the uploads under way. Reads /proc, so Linux only. LOG is a fresh kafka://HOST:PORT; without it
+//! the log is the embedded one, in this process: its caches count too.
 #![allow(clippy::unwrap_used)]
 
 #[path = "../tests/support/mod.rs"]
@@ -13,7 +13,7 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
-use event_log::{AppendError, Record, catalogue};
+use event_log::{AppendError, LogArgs, Record, catalogue};
 use lake::Lake;
 use support::faults::{Fault, FaultyStore, Plan};
 use support::{PATIENCE, Place, TIME_MS, assert_complete, readings, start_on, wait_until};
@@ -29,10 +29,12 @@ fn memory_mb(line: &str) -> u64 {
 
 #[tokio::main]
 async fn main() {
-    let mut arguments = std::env::args().skip(1).map(|n| n.parse::<u64>().unwrap());
-    let (partitions, count) = (arguments.next().unwrap_or(64), arguments.next().unwrap_or(1_000_000));
+    let mut arguments = std::env::args().skip(1);
+    let mut number = |default| arguments.next().map_or(default, |n| n.parse::<u64>().unwrap());
+    let (partitions, count) = (number(64), number(1_000_000));
     let place = Place::new();
-    let log = place.log();
+    let log_url = arguments.next().map_or_else(|| place.log_url(), |url| url.parse().unwrap());
+    let log = LogArgs::new(log_url.clone()).open().unwrap();
     let spec = event_log::TopicSpec { partitions: partitions as u32, ..catalogue::topic("telemetry") };
     log.ensure_topic(&spec).unwrap();
     let topic: Arc<str> = "telemetry".into();
@@ -55,6 +57,7 @@ async fn main() {
     let before_mb = memory_mb("VmRSS");
 
     let mut args = place.args(&["telemetry"]);
+    args.log = LogArgs::new(log_url);
     args.store_timeout = Duration::from_secs(2);
     let max_memory_mb = args.max_memory >> 20;
     let lake = place.lake();

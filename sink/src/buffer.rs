@@ -77,7 +77,9 @@ impl Buffer {
     }
 
     /// Takes the records of a batch, which follow those before.
-    pub(crate) fn push(&mut self, batch: Batch, limits: &Limits) {
+    pub(crate) fn push(&mut self, mut batch: Batch, limits: &Limits) {
+        // It is held until its last object is stored, and only its bytes are counted.
+        batch.shrink_to_fit();
         let batch = Arc::new(batch);
         let mut from = 0;
         while from < batch.len() {

@@ -130,6 +130,12 @@ impl Batch {
         });
     }
 
+    /// Gives back the memory that was kept for more records: for batches that are held for long.
+    pub fn shrink_to_fit(&mut self) {
+        self.buffer.shrink_to_fit();
+        self.entries.shrink_to_fit();
+    }
+
     /// Appends the records `range` of `other`, which is of the same partition.
     ///
     /// # Panics

@@ -23,9 +23,13 @@ use super::clients::Diagnostics;
 use super::{KafkaLog, MAX_BATCH_BYTES, REQUEST_TIMEOUT, push, topics};
 use crate::{Batch, Error, Range, Read, Reader};
 
-/// Read ahead this much per partition: enough for the fastest reader between two fetches, little enough for many
-/// partitions in a small process.
-const READ_AHEAD_KIB: &str = "16384";
+/// Read ahead this much over all partitions, while nobody takes it: enough for the fastest reader between two fetches.
+/// librdkafka counts by partition, and bytes of records only; what it takes in memory is about three times as much.
+const READ_AHEAD_KIB: usize = 16384;
+/// But at least so much per partition, for a fetch to be worth its while.
+const READ_AHEAD_KIB_PER_PARTITION: usize = 256;
+/// What librdkafka asks for per partition and fetch unless told otherwise.
+const FETCH_KIB: usize = 1024;
 /// Look at least this often for what librdkafka reports outside the partitions' queues.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
@@ -94,6 +98,8 @@ impl KafkaReader {
                 check_bounds(&self.log, part, range.start)?;
             }
         }
+        let ahead_kib = (READ_AHEAD_KIB / self.parts.len().max(1)).max(READ_AHEAD_KIB_PER_PARTITION);
+        let (ahead, fetch) = (ahead_kib.to_string(), (1024 * ahead_kib.min(FETCH_KIB)).to_string());
         let config = self.log.clients.config(&[
             ("group.id", "carstream-reader"), // required by librdkafka, joined by nobody
             ("isolation.level", "read_committed"),
@@ -101,7 +107,8 @@ impl KafkaReader {
             ("enable.auto.offset.store", "false"),
             ("auto.offset.reset", "error"),
             ("enable.partition.eof", "true"),
-            ("queued.max.messages.kbytes", READ_AHEAD_KIB),
+            ("queued.max.messages.kbytes", ahead.as_str()),
+            ("fetch.message.max.bytes", fetch.as_str()),
             ("fetch.queue.backoff.ms", "20"),
         ]);
         let created = config.create_with_context(Diagnostics::default());
