@@ -61,13 +61,10 @@ pub(crate) fn run(site: &Site, scope: Scope) -> anyhow::Result<Audit> {
     Ok(Audit { ledger: ledger.clone(), findings: findings.iter().map(sentence).collect() })
 }
 
-/// A finding for a person: what, where, and which reading.
+/// A finding for a person: what, which reading, and where.
 fn sentence(finding: &Value) -> String {
     let text = |key: &str| finding[key].as_str().unwrap_or_default();
     let mut sentence = format!("{} at {}: {}", text("kind"), text("hop"), text("what"));
-    if let (Some(boot_id), Some(seq)) = (finding["boot_id"].as_i64(), finding["seq"].as_i64()) {
-        sentence.push_str(&format!(" (car {}, boot {boot_id}, seq {seq})", text("car")));
-    }
     let places: Vec<_> = finding["places"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     if !places.is_empty() {
         sentence.push_str(&format!(": {}", places.join(", ")));

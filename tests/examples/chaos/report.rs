@@ -52,7 +52,7 @@ const FLOW: [&str; 11] = [
 ];
 
 /// Findings that a person is shown; all of them are in the audit's own file.
-const SHOWN_FINDINGS: usize = 10;
+const SHOWN_FINDINGS: usize = 5;
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
