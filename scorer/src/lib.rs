@@ -33,6 +33,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use event_log::{Log, catalogue};
+use lake::Lake;
 use model::Model;
 use prometheus_client::registry::Registry;
 use tokio::runtime::Handle;

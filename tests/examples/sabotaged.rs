@@ -3,12 +3,15 @@
 //! `sabotaged puback-first --log … --listen …`. For `scripts/chaos --sabotage`, to show that the audit notices.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
-use lake::Lake;
 use prometheus_client::registry::Registry;
 use service::ServiceArgs;
 use tokio_util::sync::CancellationToken;
 use whole_pipeline_tests::sabotage;
+
+/// Between positions and outputs: most of the time, so that a kill at any moment hits it.
+const PAUSE: Duration = Duration::from_millis(300);
 
 /// Which stage, and how it lies.
 #[derive(Debug, clap::Parser)]
@@ -16,6 +19,8 @@ use whole_pipeline_tests::sabotage;
 enum Args {
     /// The bridge, acknowledging what the log has not committed.
     PubackFirst(mqtt_bridge::Args),
+    /// The preprocessor, committing positions before outputs.
+    PositionsFirst(preprocessor::Args),
     /// The sink, overwriting objects that are there.
     PlainPut(sink::Args),
 }
@@ -24,6 +29,7 @@ impl AsRef<ServiceArgs> for Args {
     fn as_ref(&self) -> &ServiceArgs {
         match self {
             Self::PubackFirst(args) => args.as_ref(),
+            Self::PositionsFirst(args) => args.as_ref(),
             Self::PlainPut(args) => args.as_ref(),
         }
     }
@@ -41,9 +47,13 @@ async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
             let bridge = mqtt_bridge::Bridge::bind_on(log, args, mqtt_bridge::Metrics::new(registry)).await?;
             bridge.serve(shutdown).await
         }
+        Args::PositionsFirst(args) => {
+            let log = sabotage::positions_first(args.log.open()?, PAUSE);
+            preprocessor::run_on(&args, log, preprocessor::Metrics::new(registry), shutdown).await
+        }
         Args::PlainPut(args) => {
             let log = args.log.open()?;
-            let lake = sabotage::plain_put(&Lake::open(&args.lake.lake)?);
+            let lake = sabotage::plain_put(&args.lake.open()?);
             sink::run_on(&args, log, lake, sink::Metrics::new(registry), shutdown).await
         }
     }

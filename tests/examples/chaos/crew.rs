@@ -52,6 +52,8 @@ pub(crate) struct Crew {
     replacements: u32,
     /// Restarts of processes that are no more.
     past_restarts: u32,
+    /// Ends of processes that were told to be replaced, whether by one of ours or because their group's session was over.
+    pub(crate) fenced: u32,
     /// Ends that nobody asked for, with the last words.
     pub(crate) unexplained: Vec<String>,
     /// Processes that were asked to stop and did not do so well.
@@ -69,6 +71,7 @@ impl Crew {
             replaced: Vec::new(),
             replacements: 0,
             past_restarts: 0,
+            fenced: 0,
             unexplained: Vec::new(),
             bad_ends: Vec::new(),
         }
@@ -204,6 +207,12 @@ impl Crew {
                 Change::Killed => {}
                 Change::Restarted => self.teller.say(&format!("    {name} restarted")),
                 Change::Ended => self.teller.say(&format!("    {name} ended")),
+                // Frozen, or with a broker away, for longer than the group waits: Kafka may take it for replaced. It has
+                // committed nothing since, and goes on when it is restarted.
+                Change::Failed(words) if words.contains("was fenced") => {
+                    self.teller.say(&format!("    {name} was fenced, and ended"));
+                    self.fenced += 1;
+                }
                 Change::Failed(words) => {
                     self.teller.say(&format!("    {name} ended, unasked: {words}"));
                     self.unexplained.push(format!("{name}: {words}"));
@@ -223,6 +232,7 @@ impl Crew {
                 None => {}
                 Some(Change::Failed(words)) if words.contains("was fenced") => {
                     self.teller.say(&format!("    {} was fenced, and ended", process.name()));
+                    self.fenced += 1;
                 }
                 Some(other) => self.unexplained.push(format!("{}, which was replaced: {other:?}", process.name())),
             }

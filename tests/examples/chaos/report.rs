@@ -17,6 +17,8 @@ pub(crate) struct Report {
     pub(crate) faults: BTreeMap<String, u32>,
     /// Processes that were started again.
     pub(crate) restarts: u32,
+    /// Of these, and of those that were replaced, the ones that ended because Kafka had fenced them.
+    pub(crate) fenced: u32,
     /// What cars sent, repeats not counted.
     pub(crate) readings: u64,
     pub(crate) lost: u64,
@@ -69,7 +71,7 @@ impl fmt::Display for Report {
             };
             writeln!(f, "{}", format!("  {}      {}", cell(&faults), cell(&figures)).trim_end())?;
         }
-        writeln!(f, "\n  {} s, {} restarts\n", self.duration_s, self.restarts)?;
+        writeln!(f, "\n  {} s, {} restarts, {} fenced\n", self.duration_s, self.restarts, self.fenced)?;
         for finding in self.findings.iter().take(SHOWN_FINDINGS) {
             writeln!(f, "  found: {finding}")?;
         }

@@ -118,7 +118,7 @@ pub(crate) fn run(
     let audit = audit::run(site, scenario.audited)?;
     problems.extend(crew.unexplained.iter().map(|end| format!("ended unasked: {end}")));
     problems.extend(crew.bad_ends.iter().map(|end| format!("stopped badly: {end}")));
-    report(scenario, site, audit, problems, crew.restarts(), teller)
+    report(scenario, site, audit, problems, crew, teller)
 }
 
 /// Starts what ends by itself, and waits for that.
@@ -132,14 +132,15 @@ fn report(
     site: &Site,
     audit: Audit,
     problems: Vec<String>,
-    restarts: u32,
+    crew: &Crew,
     teller: Teller,
 ) -> anyhow::Result<Report> {
     Ok(Report {
         seed: site.settings.seed,
         duration_s: teller.elapsed().as_secs(),
         faults: scenario.plan.kinds(),
-        restarts,
+        restarts: crew.restarts(),
+        fenced: crew.fenced,
         readings: audit.figure("sent")?,
         lost: audit.figure("lost")?,
         doubled: audit.figure("doubled")?,
