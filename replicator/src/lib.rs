@@ -100,6 +100,7 @@ pub async fn run_on(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     args.check()?;
+    tracing::info!("copying {} from {} to {}", args.topics.join(", "), source.url(), target.url());
     let mut topics = JoinSet::new();
     for topic in &args.topics {
         let replication = Replication::new(args, topic, source.clone(), target.clone());

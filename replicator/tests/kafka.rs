@@ -146,7 +146,7 @@ fn a_second_instance_of_the_same_name_takes_over(edge: &Broker, cloud: &Broker) 
         first.signal("CONT");
         let (code, said) = first.end();
         assert_eq!(code, Some(1), "{said}");
-        assert_says(&said, &["faults", "fenced", "another instance with this name has taken over"]);
+        assert_says(&said, &["faults", "fenced", "another process with this name has taken over"]);
         all_go_on("the second process, undisturbed", &cloud_log, "faults");
         stop.store(true, Ordering::Relaxed);
         let count = load.join().unwrap();

@@ -73,6 +73,7 @@ pub async fn run_on(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     args.check()?;
+    tracing::info!("writing {} of {} to {}", args.topics.join(", "), log.url(), lake.url());
     // Whatever ends this function, the loop and the uploads under way are not to go on without it.
     let (shutdown, give_up) = (shutdown.child_token(), CancellationToken::new());
     let _ends_with_this = (shutdown.clone().drop_guard(), give_up.clone().drop_guard());

@@ -41,7 +41,7 @@ row = db.execute(
     f"""SELECT count(*), sum(seq), sum(log_offset), sum(epoch_ms(event_time_ms)), sum(epoch_ms(log_timestamp_ms)),
     sum(speed::DOUBLE), count(DISTINCT car), count(*) FILTER (ambient_temp IS NULL),
     count(*) FILTER (driver_segment IS NULL) FROM {source}"""
-).fetchone()
+).fetchall()[0]
 by_duckdb = {
     "rows": row[0],
     "columns": [name for name in names if name not in ("date", "partition")],

@@ -16,7 +16,7 @@ const COUNT_ROWS: &str = r#"
 import duckdb, json, sys, pyarrow.dataset
 folder = sys.argv[1]
 by_duckdb = duckdb.sql(
-    f"select count(*), count(distinct (car, boot_id, seq)) from read_parquet('{folder}/**/*.parquet')").fetchone()
+    f"select count(*), count(distinct (car, boot_id, seq)) from read_parquet('{folder}/**/*.parquet')").fetchall()[0]
 table = pyarrow.dataset.dataset(folder, format="parquet").to_table(columns=["car", "boot_id", "seq"])
 different = {(row["car"], row["boot_id"], row["seq"]) for row in table.to_pylist()}
 print(json.dumps({"duckdb": by_duckdb, "pyarrow": [table.num_rows, len(different)]}))
