@@ -101,6 +101,7 @@ pub async fn run_on(
 ) -> anyhow::Result<()> {
     args.check()?;
     tracing::info!("copying {} from {} to {}", args.topics.join(", "), source.url(), target.url());
+    let shutdown = shutdown.child_token();
     let mut topics = JoinSet::new();
     for topic in &args.topics {
         let replication = Replication::new(args, topic, source.clone(), target.clone());
@@ -113,6 +114,10 @@ pub async fn run_on(
         let (Err(error), topic) = joined? else { continue };
         tracing::error!(%topic, "stopped copying {topic}: {error:#}");
         stopped.push(format!("{topic}: {error:#}"));
+        // Two processes of one name would share out the topics by chance, each with those that it took up last.
+        if error.chain().any(|cause| matches!(cause.downcast_ref(), Some(Error::Fenced { .. }))) {
+            shutdown.cancel();
+        }
         metrics.stopped_topics.set(stopped.len() as i64);
     }
     if !stopped.is_empty() {
