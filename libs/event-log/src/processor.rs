@@ -3,7 +3,7 @@
 //! The committed positions live in the target log, beside the outputs they belong to, so that both are one
 //! transaction also where source and target are two logs (the replicator).
 
-use std::collections::HashMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,7 +48,8 @@ pub struct Processor {
     consumer: Box<dyn Consumer>,
     transactor: Box<dyn Transactor>,
     source: Arc<dyn Log>,
-    held: HashMap<TopicPartition, u64>,
+    /// Assigned, and not revoked since.
+    held: BTreeSet<TopicPartition>,
 }
 
 impl Processor {
@@ -58,7 +59,7 @@ impl Processor {
         // The transactor first: it fences an earlier instance of this name before partitions come.
         let transactor = target.clone().transactor(options)?;
         let consumer = target.consumer_of(source.clone(), options)?;
-        Ok(Self { consumer, transactor, source, held: HashMap::new() })
+        Ok(Self { consumer, transactor, source, held: BTreeSet::new() })
     }
 
     /// The next event, at most `timeout` later. Batches have at most `max_records` records.
@@ -87,13 +88,9 @@ impl Processor {
     pub fn commit(&mut self, outputs: &Outputs, positions: &[Position]) -> Result<Outcome, Error> {
         let membership = self.consumer.membership();
         if self.transactor.commit(outputs, positions, &membership)? {
-            for p in positions {
-                self.held.insert(TopicPartition { topic: p.topic.clone(), partition: p.partition }, p.offset);
-            }
             return Ok(Outcome::Committed);
         }
-        let mut held: Vec<_> = self.held.keys().cloned().collect();
-        held.sort();
+        let held: Vec<_> = self.held.iter().cloned().collect();
         Ok(Outcome::RolledBack(self.resume(&held)?))
     }
 
@@ -106,7 +103,7 @@ impl Processor {
                 Some(offset) => offset,
                 None => self.source.describe(&partition.topic)?.partitions[partition.partition as usize].first,
             };
-            self.held.insert(partition.clone(), offset);
+            self.held.insert(partition.clone());
             positions.push(Position { topic: partition.topic.clone(), partition: partition.partition, offset });
         }
         self.consumer.seek(&positions)?;
