@@ -39,7 +39,6 @@ use crate::{
     Reader, TopicDescription, TopicPartition, TopicSpec, Transactor,
 };
 use clients::{Clients, Diagnostics, Plain};
-pub(crate) use consumer::GroupMember;
 
 /// How long one request to the cluster may take. Requests are answered in milliseconds; a broker that restarts needs
 /// some seconds; and a stage that is told to stop may have to wait this long.

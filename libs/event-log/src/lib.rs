@@ -25,6 +25,7 @@ mod error;
 mod kafka;
 mod processor;
 
+use std::any::Any;
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
@@ -172,9 +173,22 @@ pub trait Transactor: Send {
     fn commit(&mut self, outputs: &Outputs, positions: &[Position], membership: &Membership) -> Result<bool, Error>;
 }
 
-/// A consumer's place in its group, as its backend knows it.
+/// A consumer's place in its group, as its backend knows it: only that backend's transactor looks into it. The default
+/// is no place in any group, as on the embedded log, whose groups have one instance.
 #[derive(Default)]
-pub struct Membership(pub(crate) Option<kafka::GroupMember>);
+pub struct Membership(Option<Box<dyn Any + Send>>);
+
+impl Membership {
+    /// This place, of a type of the backend's own.
+    pub fn of(place: impl Any + Send) -> Self {
+        Self(Some(Box::new(place)))
+    }
+
+    /// The place, if there is one and it is of this type.
+    pub fn place<T: Any>(&self) -> Option<&T> {
+        self.0.as_ref()?.downcast_ref()
+    }
+}
 
 /// One partition of one topic.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -386,7 +386,10 @@ impl Consumer for KafkaConsumer {
     fn membership(&self) -> Membership {
         let cluster = self.log.cluster_id();
         let (client, heartbeat) = (self.client.clone(), self.heartbeat);
-        Membership(self.member.clone().map(|metadata| GroupMember { cluster, metadata, client, heartbeat }))
+        match self.member.clone() {
+            Some(metadata) => Membership::of(GroupMember { cluster, metadata, client, heartbeat }),
+            None => Membership::default(),
+        }
     }
 }
 

@@ -172,7 +172,7 @@ impl KafkaTransactor {
 
     /// Takes the id up again if nobody else has done so: see "Fenced, or only late?" above.
     fn shut_out(&mut self, age: Age, membership: &Membership) -> Result<(), Error> {
-        let member = membership.0.as_ref();
+        let member = membership.place::<GroupMember>();
         if age.elapsed() < self.timeout || member.is_some_and(GroupMember::is_replaced) {
             return Err(self.become_fenced());
         }
@@ -233,7 +233,7 @@ impl KafkaTransactor {
         let list = self.offsets(positions).map_err(abortable)?;
         // Without a member's name the broker would take the positions as they are, also from an instance whose partitions
         // another one has by now.
-        let here = membership.0.as_ref().filter(|member| member.cluster == self.log.cluster_id());
+        let here = membership.place::<GroupMember>().filter(|member| member.cluster == self.log.cluster_id());
         let member = &*here.ok_or_else(|| Failure::Abort("the consumer is in no group here".into()))?.metadata;
         retry(deadline, |left| producer.send_offsets_to_transaction(&list, member, left)).map_err(abortable)
     }
