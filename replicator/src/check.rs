@@ -51,14 +51,17 @@ impl View {
         source: &Arc<dyn Log>,
         target: &Arc<dyn Log>,
     ) -> Result<Self, Error> {
-        // In this order: positions only grow, and so never lie behind the source's end that is asked for later.
+        // In this order: positions only grow, and so never lie behind the source's end that is asked for later. And they
+        // come with the copies: those that lie before the target's end that was asked for earlier have their position
+        // here, also while other instances begin to copy. What lies behind it is not of this look.
         let known = state::load(target, &args.source_name, topic)?;
+        let described = target.describe(topic)?;
         let positions = target.committed(group, topic)?;
         let source = match source.describe(topic) {
             Err(Error::UnknownTopic { .. }) => None,
             described => Some(described?),
         };
-        Ok(Self { known, positions, source, target: target.describe(topic)? })
+        Ok(Self { known, positions, source, target: described })
     }
 
     /// Whether there are positions to go on from in every partition.
