@@ -1,7 +1,8 @@
 //! What the tests of the whole pipeline share: where the binaries are, how they are run, what the audit says, and
-//! stages that lie.
+//! stages that lie, and a log that fails by a seed.
 
 pub mod audit;
+pub mod faults;
 pub mod process;
 pub mod sabotage;
 

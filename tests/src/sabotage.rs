@@ -90,6 +90,18 @@ impl Log for LyingLog {
         self.inner.clone().consumer(options)
     }
 
+    fn consumer_of(
+        self: Arc<Self>,
+        source: Arc<dyn Log>,
+        options: &ProcessorOptions,
+    ) -> std::result::Result<Box<dyn Consumer>, Error> {
+        self.inner.clone().consumer_of(source, options)
+    }
+
+    fn identity(&self) -> String {
+        self.inner.identity()
+    }
+
     fn transactor(self: Arc<Self>, options: &ProcessorOptions) -> std::result::Result<Box<dyn Transactor>, Error> {
         let inner = self.inner.clone().transactor(options)?;
         Ok(match self.lie {
