@@ -174,7 +174,9 @@ impl Shared {
             // A panic of a task was caught and is the run's failure.
             let _ = thread.join();
         }
-        self.lock()
+        let mut world = self.lock();
+        world.roles.clear(); // they hold handles of this simulation: it would never be dropped
+        world
     }
 
     pub(super) fn task_ended(self: &Arc<Self>, task: usize, result: Result<(), String>) {
