@@ -86,7 +86,10 @@ pub fn run_command(args: &Args, command: &Command) -> anyhow::Result<String> {
     }
 }
 
-fn open(args: &Args) -> Result<(Arc<dyn Log>, Arc<dyn Log>), Error> {
+/// Source and target.
+type Logs = (Arc<dyn Log>, Arc<dyn Log>);
+
+fn open(args: &Args) -> Result<Logs, Error> {
     let source = event_log::open(&args.source_log, &args.source_kafka_options)?;
     Ok((source, event_log::open(&args.target_log, &args.target_kafka_options)?))
 }
