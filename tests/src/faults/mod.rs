@@ -59,6 +59,9 @@ pub struct ClusterHandle {
     url: LogUrl,
 }
 
+/// What an instance does, until it is stopped. An error says why it ended.
+pub type Run = Arc<dyn Fn(&Process) -> Result<(), String> + Send + Sync>;
+
 /// A kind of process that runs in a simulation.
 pub struct Role {
     /// What its instances are called, if there is more than one role.
@@ -66,7 +69,7 @@ pub struct Role {
     /// How many instances there are at most at a time, zombies not counted.
     pub instances: usize,
     /// What an instance does until it is stopped. An error ends the run, unless the instance was killed or fenced.
-    pub run: Arc<dyn Fn(&Process) -> Result<(), String> + Send + Sync>,
+    pub run: Run,
     /// Whether this is a process of several threads, that drains before it ends. Then its steps are those of the thread
     /// that makes a transactor, the stage's loop; others may look at the log, and are no part of the run. It is stopped
     /// at the end of the run only, since a drain looks at the clock.
