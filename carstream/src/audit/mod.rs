@@ -30,7 +30,7 @@ mod tally;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use event_log::Log;
@@ -50,6 +50,10 @@ pub(crate) use report::thousands;
 
 use cut::Cuts;
 use tally::Tally;
+
+/// A log that does not answer is asked again for so long.
+const PATIENCE: Duration = Duration::from_secs(120);
+const PAUSE: Duration = Duration::from_secs(1);
 
 const RAW: &str = "telemetry.raw";
 const DEAD_LETTERS: &str = "telemetry.dead-letter";
@@ -159,9 +163,23 @@ pub async fn audit(
         if let Some(patience) = wait {
             cut::wait(&sources, patience, &runtime, &shutdown)?;
         }
-        audit_on(&sources, &evidence, &runtime, &shutdown)
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match audit_on(&sources, &evidence, &runtime, &shutdown) {
+                Err(error) if may_pass(&error) && Instant::now() < deadline && !shutdown.is_cancelled() => {
+                    tracing::warn!("starting the audit over: {error:#}");
+                    std::thread::sleep(PAUSE);
+                }
+                result => return result,
+            }
+        }
     });
     blocking.await.context("the audit did not finish")?
+}
+
+/// Whether a log that is busy or away may answer the next time.
+fn may_pass(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| cause.downcast_ref().is_some_and(event_log::Error::is_retriable))
 }
 
 /// Audits. Blocking; the lake is read on `runtime`.

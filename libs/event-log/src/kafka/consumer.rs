@@ -47,6 +47,9 @@ const MAX_POLL_INTERVAL_MS: &str = "300000";
 const HEARTBEAT_MS: &str = "1000";
 /// An answer to a heartbeat takes no longer, unless the broker is away.
 const HEARTBEAT_ANSWER: Duration = Duration::from_secs(2);
+/// For the end of the client, which asks nobody for anything unless partitions are just being moved.
+const CLOSE_BUDGET: Duration = Duration::from_secs(5);
+const CLOSE_POLL: Duration = Duration::from_millis(20);
 /// How often to look whether it has come.
 const FATAL_POLL: Duration = Duration::from_millis(20);
 /// How soon new partitions, and topics that did not exist before, are noticed.
@@ -268,6 +271,25 @@ impl KafkaConsumer {
         Ok(Event::Batch(batch))
     }
 
+    /// Ends the client. The binding would wait for that without end, and nothing needs it: a static member does not say
+    /// goodbye, and whoever comes back by this name takes its place.
+    fn close(&self) {
+        if self.client.close_queue().is_err() {
+            return; // after a fatal error there is nothing left to close
+        }
+        let deadline = Instant::now() + CLOSE_BUDGET;
+        while !self.client.closed() {
+            if Instant::now() >= deadline {
+                let lost = self.client.assignment_lost();
+                tracing::warn!(group = %self.options.group, lost, "the place in the group is left without a goodbye");
+                std::mem::forget(self.client.clone());
+                return;
+            }
+            // The changes that still come are answered in `Rebalances`.
+            let _ = self.client.poll(CLOSE_POLL);
+        }
+    }
+
     /// An error that librdkafka does not overcome by itself.
     fn failed(&self, error: &KafkaError) -> Result<(), Error> {
         use RDKafkaErrorCode as Code;
@@ -404,6 +426,7 @@ impl Drop for KafkaConsumer {
             // librdkafka does not close before it knows what became of the change.
             let _ = self.client.unassign();
         }
+        self.close();
     }
 }
 
@@ -493,6 +516,11 @@ impl ConsumerContext for Rebalances {
 
 impl Rebalances {
     fn assign(&self, client: &BaseConsumer<Self>, partitions: Vec<(String, u32)>) {
+        if self.closing.load(Ordering::Acquire) {
+            // Nobody is left to say from where; and librdkafka does not close before it is told.
+            let _ = client.unassign();
+            return;
+        }
         let member = client.group_metadata().map(Arc::new);
         // After a long pause this assignment may be over, and the place in the group be that of the next one: with it,
         // the broker would accept positions of partitions that are no longer ours. librdkafka marks an assignment as lost
