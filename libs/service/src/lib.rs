@@ -3,7 +3,7 @@
 //! ```text
 //! main ─► parse settings ─► logging ─► run(args, shutdown) ─► drained ─► exit 0
 //!            │ bad: 64                    ▲           │ failed: 1
-//!            ▼                 SIGTERM/Ctrl-C; a second one exits at once
+//!            ▼                 SIGTERM/Ctrl-C; a second one, or --stop-timeout, exits at once
 //! ```
 //!
 //! What a stage does is the stage's own; nothing here knows a topic or a reading.
@@ -26,11 +26,17 @@ pub use waiting::{Waiting, retry_until};
 /// Exit code for settings that cannot work, as in BSD's `sysexits.h` (EX_USAGE).
 pub const EXIT_CONFIG: u8 = 64;
 
+/// The exit code of a process that did not end in time.
+const EXIT_FAILURE: i32 = 1;
+
 /// The exit code after a second signal: 128 + SIGINT, as shells report it.
 const EXIT_SECOND_SIGNAL: i32 = 130;
 
+/// A commit that waits for a broker, after a drain that took all of its time, fits in.
+const STOP_TIMEOUT: Duration = Duration::from_secs(120);
+
 /// Settings that every process has.
-#[derive(Debug, Clone, Default, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct ServiceArgs {
     /// How much to log (on standard error).
     #[arg(long, env = "CARSTREAM_LOG_LEVEL", value_enum, default_value_t, global = true)]
@@ -38,6 +44,16 @@ pub struct ServiceArgs {
     /// Serve /metrics, /livez and /readyz at this address; nothing is served without it.
     #[arg(long, env = "CARSTREAM_ADMIN", value_name = "HOST:PORT", global = true)]
     pub admin: Option<SocketAddr>,
+    /// After a signal, end within this time also if something does not answer: with exit code 1, as if killed then. It
+    /// ends a longer drain, too.
+    #[arg(long, env = "CARSTREAM_STOP_TIMEOUT", value_name = "SECONDS", default_value = "120", value_parser = seconds, global = true)]
+    pub stop_timeout: Duration,
+}
+
+impl Default for ServiceArgs {
+    fn default() -> Self {
+        Self { log_level: LogLevel::default(), admin: None, stop_timeout: STOP_TIMEOUT }
+    }
 }
 
 /// How much to log.
@@ -114,6 +130,7 @@ where
         }
     };
     init_logging(args.as_ref().log_level);
+    let stop_timeout = args.as_ref().stop_timeout;
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -123,7 +140,7 @@ where
     };
     let result = runtime.block_on(async {
         let shutdown = CancellationToken::new();
-        tokio::spawn(cancel_on_signal(shutdown.clone()));
+        tokio::spawn(cancel_on_signal(shutdown.clone(), stop_timeout));
         run(args, shutdown).await
     });
     // A blocking task that outlived the drain must not keep the process.
@@ -154,14 +171,20 @@ fn exit_code(result: anyhow::Result<()>) -> ExitCode {
     ExitCode::FAILURE
 }
 
-async fn cancel_on_signal(shutdown: CancellationToken) {
+async fn cancel_on_signal(shutdown: CancellationToken, stop_timeout: Duration) {
     // Listened to from the start to the end: a signal between two waits is not missed.
     let mut signals = Signals::listen();
     signals.next().await;
     tracing::info!("stopping: finishing what was accepted; a second signal exits at once");
     shutdown.cancel();
-    signals.next().await;
-    std::process::exit(EXIT_SECOND_SIGNAL);
+    tokio::select! {
+        () = signals.next() => std::process::exit(EXIT_SECOND_SIGNAL),
+        () = tokio::time::sleep(stop_timeout) => {
+            eprintln!("error: still not finished {} s after the signal (--stop-timeout): leaving what is not committed to the \
+                next start", stop_timeout.as_secs_f64());
+            std::process::exit(EXIT_FAILURE);
+        }
+    }
 }
 
 /// SIGINT and SIGTERM; elsewhere, Ctrl-C.

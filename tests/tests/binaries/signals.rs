@@ -1,5 +1,7 @@
 //! Two signals under load: every stage leaves at once, and goes on later as if nothing had been.
 
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use whole_pipeline_tests::audit::Audit;
@@ -102,32 +104,32 @@ fn two_signals_end_every_stage_at_once_and_lose_nothing() {
     }
 }
 
+/// Cars whose server takes connections and says nothing, so that they have somebody to wait for.
+fn waiting_cars(directory: &Path, more: &[&str]) -> (Process, TcpListener, TcpStream) {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mqtt = silent.local_addr().unwrap().to_string();
+    let ledger = directory.join("ledger.csv").display().to_string();
+    let fleet = ["--cars", "5", "--speedup", "2400", "--mqtt", &mqtt, "--ledger", &ledger, "--admin", "127.0.0.1:0"];
+    let mut cars = Process::start("simulator", &[&fleet[..], &["--drain-timeout", "1h"], more].concat());
+    cars.line_with(&["metrics at"]);
+    let (connection, _) = silent.accept().unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    (cars, silent, connection)
+}
+
 #[test]
 fn a_second_signal_does_not_wait_for_the_drain() {
-    // It takes connections, and says nothing: the cars have somebody to wait for.
-    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let mqtt = silent.local_addr().unwrap().to_string();
     let directory = tempfile::tempdir().unwrap();
-    let ledger = directory.path().join("ledger.csv").display().to_string();
-    let mut cars = Process::start(
-        "simulator",
-        &[
-            "--cars",
-            "5",
-            "--speedup",
-            "2400",
-            "--mqtt",
-            &mqtt,
-            "--drain-timeout",
-            "1h",
-            "--ledger",
-            &ledger,
-            "--admin",
-            "127.0.0.1:0",
-        ],
-    );
-    cars.line_with(&["metrics at"]);
-    let _connection = silent.accept().unwrap();
-    std::thread::sleep(Duration::from_millis(300));
+    let (cars, _silent, _connection) = waiting_cars(directory.path(), &[]);
     assert_eq!(cars.terminate_twice(), Some(130));
+}
+
+#[test]
+fn a_drain_without_end_ends_at_the_stop_timeout() {
+    let directory = tempfile::tempdir().unwrap();
+    let (cars, _silent, _connection) = waiting_cars(directory.path(), &["--stop-timeout", "0.5"]);
+    cars.terminate();
+    let (code, said) = cars.end();
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("still not finished 0.5 s after the signal"), "{said}");
 }
