@@ -16,7 +16,7 @@
 //! appended to through this log is looked up once, so that an unknown one is refused at once.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, TryLockError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -41,7 +41,7 @@ const QUEUE_KIB: &str = "131072";
 /// Records of a topic that has vanished wait this long for it to come back.
 const UNKNOWN_TOPIC_MS: &str = "5000";
 
-/// How long the thread collects completions before it hands them on. A poll of the binding always lasts this long.
+/// How long completions may collect before the thread hands them on.
 const COLLECT: Duration = Duration::from_millis(1);
 /// With nothing in flight the thread sleeps, and looks this often what librdkafka has to say.
 const IDLE: Duration = Duration::from_millis(200);
@@ -196,8 +196,9 @@ impl Shared {
     }
 
     fn collect(&self, time: Duration, batch: &mut Vec<Completion>, on_completion: &OnCompletion) {
+        thread::sleep(time); // see `clients::serve`
         let producer = self.producer.read().unwrap_or_else(PoisonError::into_inner);
-        producer.poll(time);
+        clients::serve(&producer, |deliveries| deliveries.reported().completions.len());
         self.hand_on(producer.context(), batch, on_completion);
         let fatal = producer.client().fatal_error();
         drop(producer);
@@ -222,14 +223,15 @@ impl Shared {
         producer.purge(PurgeConfig::default().queue().inflight());
         let deadline = Instant::now() + PURGE_TIMEOUT;
         while self.outstanding() > 0 && Instant::now() < deadline {
-            producer.poll(COLLECT);
+            thread::sleep(COLLECT);
+            clients::serve(producer, |deliveries| deliveries.reported().completions.len());
             self.hand_on(producer.context(), batch, on_completion);
         }
     }
 
     fn hand_on(&self, deliveries: &Deliveries, batch: &mut Vec<Completion>, on_completion: &OnCompletion) {
         let cause = {
-            let mut reported = deliveries.reported.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut reported = deliveries.reported();
             std::mem::swap(&mut reported.completions, batch);
             reported.failure.take()
         };
@@ -282,6 +284,12 @@ struct Reported {
     failure: Option<KafkaError>,
 }
 
+impl Deliveries {
+    fn reported(&self) -> MutexGuard<'_, Reported> {
+        self.reported.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl ClientContext for Deliveries {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         clients::log(level, facility, message);
@@ -296,7 +304,7 @@ impl ProducerContext for Deliveries {
     type DeliveryOpaque = usize;
 
     fn delivery(&self, result: &DeliveryResult<'_>, token: usize) {
-        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut reported = self.reported();
         reported.completions.push(Completion { token: token as u64, durable: result.is_ok() });
         if let Err((error, _)) = result
             && error.rdkafka_error_code() != Some(RDKafkaErrorCode::PurgeQueue)

@@ -9,6 +9,7 @@ use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::producer::{BaseProducer, Producer, ProducerContext};
 use rdkafka::statistics::Statistics;
 
 use crate::{BoxError, KafkaOption};
@@ -36,6 +37,19 @@ const NOT_FOR_OPTIONS: &[&str] = &[
     "request.required.acks",
     "transactional.id",
 ];
+
+/// Takes the delivery reports that are there, as long as `reported` grows. Who waits for more sleeps in between: the
+/// binding's own poll spins through the last millisecond of its time-out, which is most of a processor where there is
+/// always something in flight.
+pub(super) fn serve<C: ProducerContext>(producer: &BaseProducer<C>, reported: impl Fn(&C) -> usize) {
+    loop {
+        let before = reported(producer.context());
+        producer.poll(Duration::ZERO);
+        if reported(producer.context()) == before {
+            return;
+        }
+    }
+}
 
 /// The settings of all clients of one log.
 pub(super) struct Clients {

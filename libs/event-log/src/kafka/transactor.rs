@@ -62,8 +62,8 @@ const INIT_BUDGET: Duration = Duration::from_secs(10);
 const ABORT_BUDGET: Duration = Duration::from_secs(5);
 /// Between two attempts at a call that failed in a way that passes.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
-/// A poll of the binding always lasts so long, so it is short.
-const DRAIN_POLL: Duration = Duration::from_millis(1);
+/// Between two looks at whether the outputs are written: short beside a commit, long beside a look.
+const DRAIN_PAUSE: Duration = Duration::from_micros(500);
 /// Records are sent in one go: a short wait is enough to share requests.
 const LINGER_MS: &str = "2";
 /// A transaction that follows on the heels of another is told to come again until the other is complete, which takes a
@@ -258,7 +258,8 @@ impl KafkaTransactor {
                     if Instant::now() >= deadline {
                         return Err(Failure::Abort("the outputs were not written in time".into()));
                     }
-                    producer.poll(DRAIN_POLL);
+                    clients::serve(producer, |_| 0);
+                    thread::sleep(DRAIN_PAUSE);
                     message = back;
                 }
             }
@@ -376,14 +377,15 @@ fn is_shut_out(producer: &BaseProducer<Deliveries>, error: &KafkaError) -> bool 
 
 /// The cause of `error`, after hearing what librdkafka has to say about its connections.
 fn explain(producer: &BaseProducer<Deliveries>, error: &KafkaError) -> BoxError {
-    producer.poll(DRAIN_POLL);
+    clients::serve(producer, |_| 0);
     producer.context().diagnostics.explain(error)
 }
 
 /// Serves delivery reports until none is outstanding, without the 100 ms that a flush of the binding takes.
 fn drain(producer: &BaseProducer<Deliveries>, deadline: Instant) {
     while producer.in_flight_count() > 0 && Instant::now() < deadline {
-        producer.poll(DRAIN_POLL);
+        clients::serve(producer, |_| 0);
+        thread::sleep(DRAIN_PAUSE);
     }
 }
 
