@@ -109,7 +109,9 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn rows(text: &str) -> (anyhow::Result<bool>, Vec<(String, i64, i64, bool, Outcome, Option<i64>)>) {
+    type Seen = (String, i64, i64, bool, Outcome, Option<i64>);
+
+    fn rows(text: &str) -> (anyhow::Result<bool>, Vec<Seen>) {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("ledger.csv");
         std::fs::write(&path, text).unwrap();

@@ -352,7 +352,6 @@ fn an_appender_survives_a_broker_that_hangs_and_one_that_forgets() {
     file.set_len(file.metadata().unwrap().len() - 1000).unwrap();
     broker.start_again();
     until_durable(&mut append_one);
-    drop(append_one);
     all_completed(sent);
 
     // What was acknowledged since is there once, in order; what was not is there once at most.

@@ -15,6 +15,7 @@ mod audit;
 mod crew;
 mod drain;
 mod faults;
+mod hanging;
 mod plan;
 mod process;
 mod proxy;

@@ -19,6 +19,8 @@ pub(crate) struct Report {
     pub(crate) restarts: u32,
     /// Of these, and of those that were replaced, the ones that ended because Kafka had fenced them.
     pub(crate) fenced: u32,
+    /// Transactions that Kafka had forgotten and an operator had to end, each by its place.
+    pub(crate) hanging_transactions: Vec<String>,
     /// What cars sent, repeats not counted.
     pub(crate) readings: u64,
     pub(crate) lost: u64,
@@ -72,6 +74,9 @@ impl fmt::Display for Report {
             writeln!(f, "{}", format!("  {}      {}", cell(&faults), cell(&figures)).trim_end())?;
         }
         writeln!(f, "\n  {} s, {} restarts, {} fenced\n", self.duration_s, self.restarts, self.fenced)?;
+        for place in &self.hanging_transactions {
+            writeln!(f, "  a transaction that Kafka had forgotten was ended by hand in {place} (docs/limits.md)")?;
+        }
         for finding in self.findings.iter().take(SHOWN_FINDINGS) {
             writeln!(f, "  found: {finding}")?;
         }

@@ -4,6 +4,7 @@
 //! brokers ─► stages, cars ─► a model ─► faults ─► heal ─► cars finish ─► hops drain ─► SIGTERM to all ─► audit
 //! ```
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use crate::audit::{self, Audit, Scope};
 use crate::crew::{Crew, Teller};
 use crate::drain::{self, Hop, Positions};
 use crate::faults;
+use crate::hanging;
 use crate::plan::{Kind, Plan, Role, Step};
 use crate::report::Report;
 use crate::site::Site;
@@ -106,8 +108,18 @@ pub(crate) fn run(
     crew.wait("those that were replaced to end", WORK_PATIENCE, |crew| Ok(!crew.has_replaced()))?;
     crew.wait("the cars to finish", CARS_PATIENCE, |crew| Ok(crew.is_ended(Role::Cars, 1)))?;
     let hops = hops(scenario, site, &edge, &cloud)?;
+    let mut ended_by_hand = Vec::new();
+    let mut drained = drain::wait(hops.clone(), crew, teller, runtime);
+    if drained.is_err() {
+        for url in BTreeSet::from([site.edge_log(), site.cloud_log()]) {
+            ended_by_hand.extend(hanging::end_all(&site.settings.scripts, &url, teller)?);
+        }
+        if !ended_by_hand.is_empty() {
+            drained = drain::wait(hops, crew, teller, runtime);
+        }
+    }
     // What is missing then, the audit tells by name.
-    if let Err(error) = drain::wait(hops, crew, teller, runtime) {
+    if let Err(error) = drained {
         crew.pass(Duration::ZERO)?;
         problems.push(format!("{error:#}"));
     }
@@ -118,7 +130,7 @@ pub(crate) fn run(
     let audit = audit::run(site, scenario.audited)?;
     problems.extend(crew.unexplained.iter().map(|end| format!("ended unasked: {end}")));
     problems.extend(crew.bad_ends.iter().map(|end| format!("stopped badly: {end}")));
-    report(scenario, site, audit, problems, crew, teller)
+    Ok(Report { hanging_transactions: ended_by_hand, ..report(scenario, site, audit, problems, crew, teller)? })
 }
 
 /// Starts what ends by itself, and waits for that.

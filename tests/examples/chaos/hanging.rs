@@ -1,0 +1,70 @@
+//! What an operator would do about transactions that Kafka has forgotten to end.
+//!
+//! When a broker gets the commit of a process at the very moment at which another takes over its name, its coordinator
+//! may forget that a transaction is open (docs/limits.md). Then readers of committed records wait there for ever. No stage
+//! can end that transaction; Kafka's own tool can, and it is used here as a person would use it: only if the pipeline
+//! stands still, and said in the report.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, ensure};
+
+use crate::crew::Teller;
+
+/// Minutes, the least that the tool takes. The stages' own transactions are over after half of one.
+const OPEN_FOR_MIN: &str = "1";
+
+/// The only broker of each cluster.
+const BROKER: &str = "1";
+
+/// Ends all transactions that hang in the cluster at `url`; returns them, each by its place.
+pub(crate) fn end_all(scripts: &Path, url: &str, teller: Teller) -> anyhow::Result<Vec<String>> {
+    let bootstrap = url.trim_start_matches("kafka://");
+    let found =
+        tool(scripts, bootstrap, &["find-hanging", "--broker-id", BROKER, "--max-transaction-timeout", OPEN_FOR_MIN])?;
+    let mut ended = Vec::new();
+    for (topic, partition, start_offset) in found.lines().filter_map(place) {
+        let place = format!("{topic}/{partition} from offset {start_offset} at {bootstrap}");
+        teller.say(&format!("    an operator ends a transaction that hangs in {place}"));
+        tool(
+            scripts,
+            bootstrap,
+            &["abort", "--topic", topic, "--partition", partition, "--start-offset", start_offset],
+        )?;
+        ended.push(place);
+    }
+    Ok(ended)
+}
+
+/// A row of the tool's table: topic, partition, producer's id and epoch, coordinator's epoch, start offset, and times. The
+/// row of names has no number where the partition is.
+fn place(row: &str) -> Option<(&str, &str, &str)> {
+    let columns: Vec<_> = row.split_whitespace().collect();
+    let [topic, partition, _, _, _, start_offset, ..] = columns[..] else { return None };
+    partition.parse::<u32>().ok().map(|_| (topic, partition, start_offset))
+}
+
+fn tool(scripts: &Path, bootstrap: &str, arguments: &[&str]) -> anyhow::Result<String> {
+    let mut command = Command::new(scripts.join("kafka"));
+    command
+        .args(["run", "org.apache.kafka.tools.TransactionsCommand", "--bootstrap-server", bootstrap])
+        .args(arguments);
+    let output = command.stdin(Stdio::null()).output().context("cannot run scripts/kafka")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "Kafka's TransactionsCommand {arguments:?} failed: {said}");
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_told_from_the_names_above_them() {
+        let table = "Topic\tPartition\tProducerId\tProducerEpoch\tCoordinatorEpoch\tStartOffset\tLastTimestamp\tDuration(min)\n\
+                     __consumer_offsets\t3\t4\t4\t0\t3571\t1795277228059\t24\n";
+        let rows: Vec<_> = table.lines().filter_map(place).collect();
+        assert_eq!(rows, [("__consumer_offsets", "3", "3571")]);
+    }
+}
