@@ -62,6 +62,8 @@ const INIT_BUDGET: Duration = Duration::from_secs(10);
 const ABORT_BUDGET: Duration = Duration::from_secs(5);
 /// Between two attempts at a call that failed in a way that passes.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
+/// What librdkafka has to say about an error is there by now; it may be in several pieces.
+const EXPLAIN_POLL: Duration = Duration::from_millis(1);
 /// Between two looks at whether the outputs are written: short beside a commit, long beside a look.
 const DRAIN_PAUSE: Duration = Duration::from_micros(500);
 /// Records are sent in one go: a short wait is enough to share requests.
@@ -377,7 +379,7 @@ fn is_shut_out(producer: &BaseProducer<Deliveries>, error: &KafkaError) -> bool 
 
 /// The cause of `error`, after hearing what librdkafka has to say about its connections.
 fn explain(producer: &BaseProducer<Deliveries>, error: &KafkaError) -> BoxError {
-    clients::serve(producer, |_| 0);
+    producer.poll(EXPLAIN_POLL);
     producer.context().diagnostics.explain(error)
 }
 
