@@ -6,6 +6,7 @@
 //!  carstream edge     cars ─► bridge ─► preprocessor ─► scorer ─► alerts, on one embedded log; ─► the cloud's log
 //!  carstream audit    ledgers of the cars against every hop, reading by reading
 //!  carstream dead-letter   what could not be used: list, show, replay
+//!  carstream health   one stage's admin port: is it ready?
 //! ```
 //!
 //! This crate starts stages and holds their results against each other. It processes no reading itself.
@@ -14,6 +15,7 @@ pub mod audit;
 pub mod dead_letter;
 pub mod demo;
 pub mod edge;
+pub mod health;
 mod stage;
 
 use clap::{Parser, Subcommand};
@@ -53,13 +55,17 @@ enum Command {
   carstream edge --log site-log --pseudonym-key-file site.key --lake s3://readings --cloud-log kafka://cloud:9092
       follows the models that the cloud announces, and copies what may leave the site")]
     Edge(Box<edge::Args>),
+    /// Whether a stage is ready: asks its admin port. For the health check of a container.
+    Health(health::Args),
 }
 
 impl AsRef<ServiceArgs> for Cli {
     fn as_ref(&self) -> &ServiceArgs {
         match &self.command {
             Some(Command::Edge(args)) => &args.service,
-            Some(Command::Demo(_) | Command::Audit(_) | Command::DeadLetter(_)) | None => &self.service,
+            Some(Command::Demo(_) | Command::Audit(_) | Command::DeadLetter(_) | Command::Health(_)) | None => {
+                &self.service
+            }
         }
     }
 }
@@ -71,6 +77,7 @@ pub async fn run(cli: Cli, shutdown: CancellationToken) -> anyhow::Result<()> {
         Some(Command::Demo(args)) => args,
         Some(Command::Audit(args)) => return audit::run(*args, shutdown).await,
         Some(Command::DeadLetter(args)) => return dead_letter::run(args, shutdown).await,
+        Some(Command::Health(args)) => return health::run(&args),
         None => cli.demo,
     };
     if let Some(finished) = demo::finished(&args)? {

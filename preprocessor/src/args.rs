@@ -44,8 +44,8 @@ pub struct Args {
     pub check: bool,
 
     /// The name of this instance: its own for each process, and the same after a restart. Instances share the
-    /// partitions.
-    #[arg(long, env = "CARSTREAM_INSTANCE", default_value = DEFAULT_INSTANCE, value_name = "NAME")]
+    /// partitions. @host is the name of the host, container or pod.
+    #[arg(long, env = "CARSTREAM_INSTANCE", default_value = DEFAULT_INSTANCE, value_name = "NAME", value_parser = service::instance_name)]
     pub instance: String,
 
     /// Commit at the latest after this many records.

@@ -63,8 +63,8 @@ pub struct Args {
     #[arg(long, env = "CARSTREAM_REPLICATOR_TOPICS", value_delimiter = ',', default_values = DEFAULT_TOPICS)]
     pub topics: Vec<String>,
     /// The name of this instance: its own for each process, and the same after a restart. A second process with the same
-    /// name takes over from the first, which stops.
-    #[arg(long, env = "CARSTREAM_INSTANCE", value_name = "NAME", default_value = DEFAULT_INSTANCE)]
+    /// name takes over from the first, which stops. @host is the name of the host, container or pod.
+    #[arg(long, env = "CARSTREAM_INSTANCE", value_name = "NAME", default_value = DEFAULT_INSTANCE, value_parser = service::instance_name)]
     pub instance: String,
     /// Commit at the latest after this many records.
     #[arg(long, env = "CARSTREAM_REPLICATOR_BATCH", value_name = "RECORDS", default_value_t = DEFAULT_BATCH,

@@ -45,8 +45,9 @@ pub struct Args {
     #[arg(long, env = "CARSTREAM_SCORER_GROUP", default_value = DEFAULT_GROUP, value_name = "NAME")]
     pub group: String,
 
-    /// The name of this instance within the group: its own for each process, and the same after a restart.
-    #[arg(long, env = "CARSTREAM_INSTANCE", default_value = DEFAULT_INSTANCE, value_name = "NAME")]
+    /// The name of this instance within the group: its own for each process, and the same after a restart. @host is the
+    /// name of the host, container or pod.
+    #[arg(long, env = "CARSTREAM_INSTANCE", default_value = DEFAULT_INSTANCE, value_name = "NAME", value_parser = service::instance_name)]
     pub instance: String,
 
     /// Commit at the latest after this many readings.

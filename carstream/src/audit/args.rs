@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use event_log::{KafkaOption, LogUrl};
-use lake::{Lake, LakeUrl};
+use lake::{LakeArgs, LakeUrl, S3Args};
 use service::ConfigError;
 use telemetry::pseudonym::PseudonymKey;
 
@@ -36,13 +36,16 @@ pub struct Args {
     /// The lake: a directory, file:///DIRECTORY, or s3://BUCKET[/PREFIX].
     #[arg(long, env = "CARSTREAM_LAKE", value_name = "URL")]
     pub lake: Option<LakeUrl>,
+    /// How S3 is reached.
+    #[command(flatten)]
+    pub s3: S3Args,
     /// The file with the site's secret key for pseudonyms: it says which VIN is which pseudonym. Needed with an
     /// --edge-log or a --ledger.
     #[arg(long, env = "CARSTREAM_PSEUDONYM_KEY_FILE", value_name = "FILE")]
     pub pseudonym_key_file: Option<PathBuf>,
     /// A ledger of the simulator; may be repeated, one for each simulator that sent to this edge. FILE.run beside it
     /// says whether it is complete: if so, a reading that is in no ledger is a finding.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, env = "CARSTREAM_LEDGER", value_name = "FILE", value_delimiter = ',')]
     pub ledger: Vec<PathBuf>,
     /// Wait until what is at the edge now has come to every hop, at most so long.
     #[arg(long, value_name = "SECONDS", value_parser = service::seconds)]
@@ -106,6 +109,8 @@ impl Args {
         if let Some(LakeUrl::Directory(path)) = &self.lake {
             check_directory("--lake", path, &mut problems);
         }
+        let lake = self.lake.clone().map(|lake| LakeArgs { lake, s3: self.s3.clone() });
+        problems.extend(lake.iter().flat_map(LakeArgs::problems));
         for ledger in self.ledger.iter().filter(|ledger| !ledger.is_file()) {
             problems.push(format!("--ledger {}: there is no such file", ledger.display()));
         }
@@ -125,7 +130,7 @@ impl Args {
         let sources = Sources {
             edge: open(&self.edge_log, &self.edge_kafka_options)?,
             cloud: open(&self.cloud_log, &self.cloud_kafka_options)?,
-            lake: self.lake.as_ref().map(Lake::open).transpose()?,
+            lake: lake.as_ref().map(LakeArgs::open).transpose()?,
             scores: self.scores,
             source_name: self.source_name.clone(),
             scorer_group: self.scorer_group.clone(),

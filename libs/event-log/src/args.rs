@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use crate::{Error, Log};
+use crate::{BoxError, Error, Log};
 
 /// The settings of a stage with one log.
 #[derive(Debug, Clone, clap::Args)]
@@ -13,7 +13,8 @@ pub struct LogArgs {
     /// The log: kafka://HOST:PORT[,HOST:PORT…], or a directory for the embedded log.
     #[arg(long, env = "CARSTREAM_LOG", value_name = "URL", default_value = "kafka://localhost:9092")]
     pub log: LogUrl,
-    /// A librdkafka property, passed through as it is; may be repeated, or comma-separated in the environment.
+    /// A librdkafka property, passed through as it is; may be repeated, or comma-separated in the environment. @FILE
+    /// names a file with one on each line: for passwords.
     #[arg(long = "kafka-option", env = "CARSTREAM_KAFKA_OPTIONS", value_name = "KEY=VALUE", value_delimiter = ',')]
     pub kafka_options: Vec<KafkaOption>,
 }
@@ -72,7 +73,7 @@ impl fmt::Display for LogUrl {
     }
 }
 
-/// A librdkafka property.
+/// A librdkafka property; or, with the name `@`, a file of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KafkaOption {
     /// Its name.
@@ -81,13 +82,72 @@ pub struct KafkaOption {
     pub value: String,
 }
 
+impl KafkaOption {
+    const FILE: &str = "@";
+
+    /// The properties that `options` stand for, with the lines of files (`#` begins a comment) in their places.
+    pub(crate) fn all(options: &[Self]) -> Result<Vec<Self>, BoxError> {
+        let mut all = Vec::new();
+        for option in options {
+            if option.key != Self::FILE {
+                all.push(option.clone());
+                continue;
+            }
+            let file = &option.value;
+            let text =
+                std::fs::read_to_string(file).map_err(|e| format!("cannot read the Kafka options in {file}: {e}"))?;
+            for (number, line) in (1..).zip(text.lines().map(str::trim)) {
+                match line.split_once('=') {
+                    _ if line.is_empty() || line.starts_with('#') => {}
+                    Some((key, value)) if !key.trim().is_empty() => {
+                        all.push(Self { key: key.trim().to_owned(), value: value.trim().to_owned() });
+                    }
+                    // What it says may be a password.
+                    _ => return Err(format!("line {number} of {file} is not KEY=VALUE").into()),
+                }
+            }
+        }
+        Ok(all)
+    }
+}
+
 impl FromStr for KafkaOption {
     type Err = String;
 
     fn from_str(s: &str) -> Result<Self, String> {
+        if let Some(file) = s.strip_prefix(Self::FILE).filter(|file| !file.is_empty()) {
+            return Ok(Self { key: Self::FILE.to_owned(), value: file.to_owned() });
+        }
         match s.split_once('=') {
             Some((key, value)) if !key.is_empty() => Ok(Self { key: key.to_owned(), value: value.to_owned() }),
-            _ => Err(format!("{s:?} is not KEY=VALUE")),
+            _ => Err(format!("{s:?} is neither KEY=VALUE nor @FILE")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_options_stands_in_its_place_and_its_mistakes_are_named_without_its_secrets() {
+        let folder = tempfile::tempdir().expect("a directory");
+        let file = folder.path().join("kafka.properties");
+        let option = |text: &str| text.parse::<KafkaOption>().expect("valid");
+        let options = [option("client.id=me"), option(&format!("@{}", file.display())), option("a=b=c")];
+        let error = KafkaOption::all(&options).expect_err("no file yet").to_string();
+        assert!(error.contains("kafka.properties"), "{error}");
+
+        std::fs::write(&file, "# who we are\nsasl.username = site\nsasl.password=p=1\n\n").expect("writable");
+        let all = KafkaOption::all(&options).expect("readable");
+        let shown: Vec<_> = all.iter().map(|o| format!("{} {}", o.key, o.value)).collect();
+        assert_eq!(shown, ["client.id me", "sasl.username site", "sasl.password p=1", "a b=c"]);
+
+        std::fs::write(&file, "sasl.username=site\nhunter2\n").expect("writable");
+        let error = KafkaOption::all(&options).expect_err("no KEY").to_string();
+        assert!(error.contains("line 2 of") && !error.contains("hunter2"), "{error}");
+        for bad in ["", "@", "=value", "key"] {
+            assert!(bad.parse::<KafkaOption>().is_err(), "{bad}");
         }
     }
 }

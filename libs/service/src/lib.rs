@@ -109,6 +109,23 @@ pub fn seconds(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(seconds).map_err(|e| format!("{text}: {e}"))
 }
 
+/// The name of an instance: clap's `value_parser`. `@host` stands for the name of the host, which in a container or a pod is
+/// the container's or the pod's own.
+pub fn instance_name(text: &str) -> Result<String, String> {
+    let name = match text {
+        "@host" => std::fs::read_to_string(HOST_NAME)
+            .map_err(|e| format!("@host: cannot read the host's name from {HOST_NAME}: {e}; give a name instead"))?,
+        name => name.to_owned(),
+    };
+    match name.trim() {
+        "" => Err("must not be empty".to_owned()),
+        name => Ok(name.to_owned()),
+    }
+}
+
+/// Where Linux keeps it.
+const HOST_NAME: &str = "/proc/sys/kernel/hostname";
+
 /// The whole `main` of a binary: parses `A`, sets up logging, runs, drains at SIGINT or SIGTERM.
 ///
 /// Exit codes: 0 clean, 1 failure, 64 bad configuration. A second signal exits at once with 130.
@@ -230,5 +247,18 @@ impl Signals {
             // Without signals the process ends by being killed, which it withstands.
             std::future::pending::<()>().await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_instance_has_a_name() {
+        assert_eq!(instance_name("edge-1"), Ok("edge-1".to_owned()));
+        assert!(instance_name(" ").is_err());
+        let host = instance_name("@host").expect("this host has a name");
+        assert!(!host.is_empty() && host.trim() == host);
     }
 }

@@ -59,10 +59,11 @@ pub(super) struct Clients {
 
 impl Clients {
     pub(super) fn new(bootstrap: &str, options: &[KafkaOption]) -> Result<Self, BoxError> {
+        let options = KafkaOption::all(options)?;
         if let Some(KafkaOption { key, .. }) = options.iter().find(|o| NOT_FOR_OPTIONS.contains(&&*o.key)) {
             return Err(format!("{key} is not an option: what this log promises rests on how it is set").into());
         }
-        Ok(Self { bootstrap: bootstrap.to_owned(), options: options.to_vec() })
+        Ok(Self { bootstrap: bootstrap.to_owned(), options })
     }
 
     /// A configuration with `settings`, and the user's options on top.

@@ -1,0 +1,108 @@
+//! `carstream health`: the health check of a container that has no shell and no curl.
+//!
+//! Asks one URL of an admin port and says what it answered. Speaks plain HTTP only: an admin port has nothing else.
+
+use std::io::{Read, Write};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::str::FromStr;
+use std::time::Duration;
+
+use anyhow::Context;
+
+/// Asks an admin port, and exits with 0 if the answer is 200; with 1 if it is another, or none.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// What to ask.
+    #[arg(value_name = "URL", default_value = "http://127.0.0.1:9100/readyz")]
+    pub url: AdminUrl,
+    /// For how long to wait for the answer.
+    #[arg(long, value_name = "SECONDS", default_value = "3", value_parser = service::seconds)]
+    pub timeout: Duration,
+}
+
+/// http://HOST:PORT/PATH.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdminUrl {
+    authority: String,
+    path: String,
+}
+
+impl FromStr for AdminUrl {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let rest = text.strip_prefix("http://").unwrap_or_default();
+        let (authority, path) = rest.split_once('/').unwrap_or((rest, "readyz"));
+        if !authority.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()) {
+            return Err(format!("{text:?} is not http://HOST:PORT/PATH"));
+        }
+        Ok(Self { authority: authority.to_owned(), path: format!("/{path}") })
+    }
+}
+
+/// The most that is read of an answer.
+const ANSWER_BYTES: u64 = 4096;
+
+/// Asks; prints what was answered.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let AdminUrl { authority, path } = &args.url;
+    let answer = ask(args).with_context(|| format!("no answer from http://{authority}{path}"))?;
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    let status = head.lines().next().unwrap_or_default();
+    anyhow::ensure!(status.split(' ').nth(1) == Some("200"), "{status}: {}", body.trim());
+    println!("{}", body.trim());
+    Ok(())
+}
+
+fn ask(args: &Args) -> anyhow::Result<String> {
+    let AdminUrl { authority, path } = &args.url;
+    let address = authority.to_socket_addrs()?.next().context("the host has no address")?;
+    let mut stream = TcpStream::connect_timeout(&address, args.timeout)?;
+    stream.set_read_timeout(Some(args.timeout))?;
+    stream.set_write_timeout(Some(args.timeout))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n")?;
+    let mut answer = Vec::new();
+    stream.take(ANSWER_BYTES).read_to_end(&mut answer)?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    fn asked(answer: &'static str) -> anyhow::Result<()> {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let url = format!("http://{}/readyz", listener.local_addr().expect("bound"));
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("a client");
+            let mut request = [0; 1024];
+            let length = stream.read(&mut request).expect("a request");
+            stream.write_all(answer.as_bytes()).expect("the client waits");
+            String::from_utf8_lossy(&request[..length]).into_owned()
+        });
+        let result = run(&Args { url: url.parse().expect("valid"), timeout: Duration::from_secs(30) });
+        assert!(server.join().expect("no panic").starts_with("GET /readyz HTTP/1.1\r\n"));
+        result
+    }
+
+    #[test]
+    fn only_200_is_healthy_and_anything_else_says_why() {
+        asked("HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nok\n").expect("healthy");
+        let waiting = asked("HTTP/1.1 503 Service Unavailable\r\n\r\nwaits for the log\n").expect_err("not ready");
+        assert_eq!(waiting.to_string(), "HTTP/1.1 503 Service Unavailable: waits for the log");
+        asked("").expect_err("closed");
+        let nobody =
+            Args { url: "http://127.0.0.1:1/readyz".parse().expect("valid"), timeout: Duration::from_secs(30) };
+        assert!(run(&nobody).expect_err("nobody listens").to_string().contains("127.0.0.1:1/readyz"));
+    }
+
+    #[test]
+    fn a_url_has_a_host_and_a_port() {
+        assert_eq!("http://h:1".parse(), Ok(AdminUrl { authority: "h:1".to_owned(), path: "/readyz".to_owned() }));
+        for bad in ["", "h:1", "http://", "http://h", "http://:1", "http://h:x/readyz", "https://h:1/"] {
+            assert!(bad.parse::<AdminUrl>().is_err(), "{bad}");
+        }
+    }
+}
