@@ -332,6 +332,8 @@ fn exactly_once(log: &Arc<dyn Log>, work: &Work) -> Done {
 
 // ── The transform, at least once ────────────────────────────────────────────────────────────────────────────────────
 
+const DRAIN_PAUSE: Duration = Duration::from_micros(500);
+
 fn at_least_once(url: &LogUrl, work: &Work) -> Done {
     let LogUrl::Kafka { bootstrap } = url else { return Err(format!("{url} is not Kafka").into()) };
     let consumer: BaseConsumer = ClientConfig::new()
@@ -375,8 +377,10 @@ fn at_least_once(url: &LogUrl, work: &Work) -> Done {
             pending += 1;
         }
         if due || pending >= work.max_records || done + pending as u64 >= work.until {
+            // As the processor waits: the binding's poll with a time-out spins for a millisecond, which would count here.
             while producer.in_flight_count() > 0 {
-                producer.poll(Duration::from_millis(1));
+                producer.poll(Duration::ZERO);
+                std::thread::sleep(DRAIN_PAUSE);
             }
             let mut list = TopicPartitionList::new();
             for (partition, offset) in std::mem::take(&mut positions) {
