@@ -136,10 +136,10 @@ impl Bridge {
         args.check()?;
         let stop = CancellationToken::new();
         let stop_with_us = stop.clone().drop_guard();
-        let log_args = args.log.clone();
+        let (log_args, readiness) = (args.log.clone(), metrics.readiness.clone());
         let opened = tokio::task::spawn_blocking(move || {
-            let what = format!("the log {}", log_args.log);
-            retry_until(&stop, what, |error: &Error| !error.is_retriable(), || log_args.open())
+            let waiting = Waiting::new(format!("the log {}", log_args.log)).telling(&readiness);
+            retry_until(&stop, waiting, |error: &Error| !error.is_retriable(), || log_args.open())
         });
         let log = opened.await??.context("stopped while waiting for the log")?;
         drop(stop_with_us);
@@ -157,8 +157,9 @@ impl Bridge {
             let stop = CancellationToken::new();
             let stop_with_us = stop.clone().drop_guard();
             let (log, slots, room) = (log.clone(), slots.clone(), room.clone());
-            let follows = key.is_some().then(|| (directory.clone(), metrics.clone()));
-            let prepared = tokio::task::spawn_blocking(move || prepare(log, slots, room, follows, &stop));
+            let follows = key.is_some().then(|| directory.clone());
+            let metrics = metrics.clone();
+            let prepared = tokio::task::spawn_blocking(move || prepare(log, slots, room, follows, &metrics, &stop));
             let prepared = prepared.await??.context("stopped while waiting for the log")?;
             drop(stop_with_us);
             prepared
@@ -194,6 +195,7 @@ impl Bridge {
     pub async fn serve(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         let Self { listener, address, shared, follower } = self;
         tracing::info!("MQTT at {address}");
+        shared.metrics.readiness.started();
         let follower = follower.map(|follower| {
             let shutdown = shutdown.clone();
             tokio::task::spawn_blocking(move || follower.run(&shutdown))
@@ -261,15 +263,16 @@ fn prepare(
     log: Arc<dyn Log>,
     slots: Arc<Slots>,
     room: Arc<Room>,
-    follows: Option<(Arc<Directory>, Metrics)>,
+    follows: Option<Arc<Directory>>,
+    metrics: &Metrics,
     stop: &CancellationToken,
 ) -> Result<Option<(Arc<dyn Appender>, Option<Follower>)>, Error> {
     let topics = Kind::ALL.map(Kind::log_topic).into_iter().chain(follows.is_some().then_some(topics::ALERTS));
     for topic in topics {
-        let what = format!("topic {topic} in {}", log.url());
+        let waiting = Waiting::new(format!("topic {topic} in {}", log.url())).telling(&metrics.readiness);
         let ensured = retry_until(
             stop,
-            what,
+            waiting,
             |error: &Error| !error.is_retriable(),
             || log.ensure_topic(&catalogue::topic(topic)),
         )?;
@@ -281,11 +284,11 @@ fn prepare(
         slots.complete(completions);
         room.make(completions.len());
     }))?;
-    let Some((directory, metrics)) = follows else { return Ok(Some((appender, None))) };
-    let what = format!("topic {} in {}", topics::ALERTS, log.url());
+    let Some(directory) = follows else { return Ok(Some((appender, None))) };
+    let waiting = Waiting::new(format!("topic {} in {}", topics::ALERTS, log.url())).telling(&metrics.readiness);
     let follower = retry_until(
         stop,
-        what,
+        waiting,
         |error: &Error| !error.is_retriable(),
         || Follower::new(log.clone(), directory.clone(), metrics.clone()),
     )?;

@@ -55,8 +55,8 @@ pub use metrics::Metrics;
 pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
-    let service = args.service.clone();
-    service::with_admin(&service, registry, run_with(args, metrics, shutdown)).await
+    let (service, readiness) = (args.service.clone(), [metrics.readiness.clone()]);
+    service::with_admin(&service, registry, &readiness, run_with(args, metrics, shutdown)).await
 }
 
 /// Runs the bridge until `shutdown`, and returns after a clean drain.

@@ -7,6 +7,9 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use service::Readiness;
+
+use crate::close::{Close, Refusal};
 use crate::topics::Kind;
 
 /// The handles of all metrics; clones share them.
@@ -28,6 +31,8 @@ pub struct Metrics {
     pub(crate) alerts_read: Counter,
     pub(crate) alerts_delivered: Counter,
     pub(crate) alerts_dropped: Counter,
+    /// What the bridge waits for before it listens.
+    pub readiness: Readiness,
 }
 
 /// Why.
@@ -51,9 +56,9 @@ struct KindLabel {
 const APPEND_BUCKETS_S: [f64; 12] = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0, 10.0, 60.0];
 
 impl Metrics {
-    /// Registers all metrics.
+    /// Registers the metrics as `carstream_mqtt_bridge_…`.
     pub fn new(registry: &mut Registry) -> Self {
-        let registry = registry.sub_registry_with_prefix("mqtt_bridge");
+        let registry = registry.sub_registry_with_prefix("carstream_mqtt_bridge");
         let publishes = Family::<KindLabel, Counter>::default();
         let metrics = Self {
             connections: Gauge::default(),
@@ -72,6 +77,7 @@ impl Metrics {
             alerts_read: Counter::default(),
             alerts_delivered: Counter::default(),
             alerts_dropped: Counter::default(),
+            readiness: Readiness::default(),
         };
         let m = &metrics;
         registry.register("connections", "Open connections", m.connections.clone());
@@ -103,7 +109,22 @@ impl Metrics {
             "Alerts dropped: too many waited, too large for the client, or not acknowledged when the car left",
             m.alerts_dropped.clone(),
         );
+        metrics.show_zeros();
         metrics
+    }
+
+    /// What an operator looks for is there before it happens, at 0.
+    fn show_zeros(&self) {
+        for version in ["3.1.1", "5"] {
+            drop(self.connects.get_or_create(&Version { version }));
+        }
+        for close in [Close::Goodbye, Close::Lost, Close::KeepAlive, Close::PausedTooLong, Close::NotDurable] {
+            drop(self.closes.get_or_create(&Reason { reason: close.label() }));
+        }
+        for close in [Close::TopicInvalid, Close::NotAuthorized] {
+            drop(self.publish_refusals.get_or_create(&Reason { reason: close.label() }));
+        }
+        drop(self.connect_refusals.get_or_create(&Reason { reason: Refusal::Busy.label() }));
     }
 
     /// Messages given to the log so far.

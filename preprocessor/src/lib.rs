@@ -29,7 +29,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use event_log::{Error, Log, catalogue};
 use prometheus_client::registry::Registry;
-use service::ConfigError;
+use service::{ConfigError, Waiting};
 use telemetry::pseudonym::PseudonymKey;
 use tokio_util::sync::CancellationToken;
 
@@ -50,8 +50,8 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
     }
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
-    let service = args.service.clone();
-    service::with_admin(&service, registry, run_with(args, metrics, shutdown)).await
+    let (service, readiness) = (args.service.clone(), [metrics.pipeline.readiness.clone()]);
+    service::with_admin(&service, registry, &readiness, run_with(args, metrics, shutdown)).await
 }
 
 /// Runs all streams until `shutdown`, and returns once the open transactions are committed.
@@ -131,11 +131,17 @@ fn run_streams(
     shutdown: &CancellationToken,
 ) -> anyhow::Result<()> {
     let is_final = |e: &Error| !e.is_retriable();
-    let ensured =
-        service::retry_until(shutdown, log.url().to_string(), is_final, || ensure_topics(log.as_ref(), &streams))?;
+    let readiness = &metrics.pipeline.readiness;
+    let waiting = Waiting::new(log.url().to_string()).telling(readiness);
+    let ensured = service::retry_until(shutdown, waiting, is_final, || ensure_topics(log.as_ref(), &streams))?;
     if ensured.is_none() {
         return Ok(());
     }
+    for (definition, _) in &streams {
+        let topics = [definition.input.topic.clone()];
+        readiness.waits_for(pipeline::awaited(&topics, log.as_ref()), "the stream has not begun");
+    }
+    readiness.started();
     let stop = shutdown.child_token();
     std::thread::scope(|scope| {
         let mut running = Vec::new();
@@ -177,10 +183,12 @@ fn run_stream(
 ) -> anyhow::Result<()> {
     let (input, output) = (&definition.input.topic, &definition.output_topic);
     tracing::info!("stream {}: {input} to {output} in {}", definition.name, log.url());
+    let group = format!("preprocessor-{}", definition.name);
+    let _lag = metrics.lag.watch(&log, &group, input).context("cannot start a thread")?;
     let options = pipeline::Options {
         source: log.clone(),
         target: log,
-        group: format!("preprocessor-{}", definition.name),
+        group,
         instance: args.instance.clone(),
         topics: vec![input.clone()],
         tables: transform.table_topics(),

@@ -1,7 +1,6 @@
 //! What the preprocessor counts, by stream.
 //!
-//! Counts rise when a batch is processed. A batch whose commit is rolled back is processed, and counted, again; the
-//! loop's own metrics (`records_in`, `dead_letters`, `rollbacks`) count commits.
+//! Counters of records rise when their batch is committed: what is rolled back, and processed again, counts once.
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -9,11 +8,15 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use crate::transform::reason;
+
 /// Handles to the preprocessor's metrics.
 #[derive(Debug, Clone)]
 pub struct Metrics {
     /// The loops', all streams together.
     pub pipeline: pipeline::Metrics,
+    /// How far each stream is behind.
+    pub lag: pipeline::Lag,
     /// Records let through.
     pub clean: Family<Stream, Counter>,
     /// Records left out because they had been let through before.
@@ -47,8 +50,10 @@ pub struct Table {
 impl Metrics {
     /// Registers the metrics as `carstream_preprocessor_…`.
     pub fn new(registry: &mut Registry) -> Self {
+        let reasons = telemetry::json::REASONS.into_iter().chain(reason::ALL);
         let metrics = Self {
-            pipeline: pipeline::Metrics::new(registry, "preprocessor"),
+            pipeline: pipeline::Metrics::new(registry, "preprocessor").with_reasons(reasons),
+            lag: pipeline::Lag::new(registry, "preprocessor"),
             clean: Family::default(),
             duplicates: Family::default(),
             filtered: Family::default(),

@@ -22,6 +22,8 @@ use arrow::compute::filter_record_batch;
 use arrow::datatypes::Int64Type;
 use event_log::{Batch, Record, RecordRef};
 use pipeline::{Emit, Transform};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
 use telemetry::avro::AvroEncoder;
 use telemetry::json::JsonDecoder;
 use telemetry::pseudonym::PseudonymKey;
@@ -43,6 +45,8 @@ pub mod reason {
     pub const TOPIC_MISMATCH: &str = "topic-mismatch";
     /// It can't be told any more whether it has been let through.
     pub const SEQUENCE_TOO_OLD: &str = "sequence-too-old";
+    /// All of them.
+    pub(crate) const ALL: [&str; 3] = [NO_PAYLOAD, TOPIC_MISMATCH, SEQUENCE_TOO_OLD];
 }
 
 /// The transform of one stream.
@@ -72,10 +76,27 @@ struct TableInput {
     warned: bool,
 }
 
+/// The metrics of this stream; of the tables, all.
 #[derive(Debug)]
 struct StreamMetrics {
+    clean: Counter,
+    duplicates: Counter,
+    filtered: Counter,
+    cars: Gauge,
     all: Metrics,
-    label: Stream,
+}
+
+impl StreamMetrics {
+    fn new(all: &Metrics, stream: &str) -> Self {
+        let label = Stream { stream: stream.to_owned() };
+        Self {
+            clean: all.clean.get_or_create_owned(&label),
+            duplicates: all.duplicates.get_or_create_owned(&label),
+            filtered: all.filtered.get_or_create_owned(&label),
+            cars: all.cars.get_or_create_owned(&label),
+            all: all.clone(),
+        }
+    }
 }
 
 /// Rows of a batch that are let through, as far as the SQL is not asked.
@@ -118,7 +139,7 @@ impl Preprocess {
             seen: HashMap::new(),
             lookups: query.tables(definition),
             tables,
-            metrics: StreamMetrics { all: metrics.clone(), label: Stream { stream: definition.name.clone() } },
+            metrics: StreamMetrics::new(metrics, &definition.name),
             query,
             definition: definition.clone(),
         })
@@ -135,6 +156,10 @@ impl Preprocess {
         topics.sort();
         topics.dedup();
         topics
+    }
+
+    fn show_cars(&self) {
+        self.metrics.cars.set(self.seen.values().map(Duplicates::cars).sum::<usize>() as i64);
     }
 
     /// Decodes a batch, and decides what of it is let through. The one way for new records and for replayed ones.
@@ -189,6 +214,8 @@ impl Preprocess {
 impl Transform for Preprocess {
     fn reset(&mut self, _topic: &Arc<str>, partition: u32) {
         self.seen.remove(&partition);
+        // Those of a partition that went to another instance are shown there.
+        self.show_cars();
     }
 
     fn is_stateful(&self) -> bool {
@@ -232,12 +259,11 @@ impl Transform for Preprocess {
                 Record { key: key.as_bytes(), value: Some(message), headers: &[], timestamp_ms: raw.timestamp_ms };
             emit.send(&self.definition.output_topic, &clean);
         }
-        let StreamMetrics { all, label } = &self.metrics;
-        all.clean.get_or_create(label).inc_by(messages.len() as u64);
-        all.duplicates.get_or_create(label).inc_by(admitted.duplicates);
-        all.filtered.get_or_create(label).inc_by((admitted.records.len() - messages.len()) as u64);
-        let cars: usize = self.seen.values().map(Duplicates::cars).sum();
-        all.cars.get_or_create(label).set(cars as i64);
+        let metrics = &self.metrics;
+        emit.count(&metrics.clean, messages.len() as u64);
+        emit.count(&metrics.duplicates, admitted.duplicates);
+        emit.count(&metrics.filtered, (admitted.records.len() - messages.len()) as u64);
+        self.show_cars();
         Ok(())
     }
 }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use anyhow::bail;
 use event_log::{Batch, Record, RecordRef};
 use pipeline::{Emit, Transform};
-use prometheus_client::metrics::counter::Counter;
+
+use crate::metrics::TopicMetrics;
 
 /// The header with the name of the log that a record was copied from. A record that was copied twice has it twice.
 pub const SOURCE_CLUSTER: &str = "source.cluster";
@@ -22,7 +23,7 @@ pub(crate) struct Copy {
     pub(crate) topic: Arc<str>,
     pub(crate) source_name: String,
     pub(crate) target_name: String,
-    pub(crate) bytes: Counter,
+    pub(crate) metrics: TopicMetrics,
 }
 
 impl Transform for Copy {
@@ -52,7 +53,8 @@ impl Transform for Copy {
             let (key, value, timestamp_ms) = (record.key, record.value, record.timestamp_ms);
             emit.send_to(&self.topic, batch.partition(), &Record { key, value, headers: &headers, timestamp_ms });
         }
-        self.bytes.inc_by(batch.bytes() as u64);
+        emit.count(&self.metrics.copied, batch.len() as u64);
+        emit.count(&self.metrics.copied_bytes, batch.bytes() as u64);
         Ok(())
     }
 }

@@ -55,8 +55,8 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
     }
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
-    let service = args.service.clone();
-    service::with_admin(&service, registry, run_with(args, metrics, shutdown)).await
+    let (service, readiness) = (args.service.clone(), [metrics.pipeline.readiness.clone()]);
+    service::with_admin(&service, registry, &readiness, run_with(args, metrics, shutdown)).await
 }
 
 /// Runs the replicator until `shutdown`; then copies what the source holds at that moment, and returns.
@@ -105,17 +105,24 @@ pub async fn run_on(
     args.check()?;
     tracing::info!("copying {} from {} to {}", args.topics.join(", "), source.url(), target.url());
     let shutdown = shutdown.child_token();
+    let readiness = &metrics.pipeline.readiness;
+    let replications: Vec<_> =
+        args.topics.iter().map(|topic| Replication::new(args, topic, source.clone(), target.clone())).collect();
+    for replication in &replications {
+        readiness.waits_for(replication.awaited(), "copying has not begun");
+    }
+    readiness.started();
     let mut topics = JoinSet::new();
-    for topic in &args.topics {
-        let replication = Replication::new(args, topic, source.clone(), target.clone());
-        let (args, topic) = (args.clone(), topic.clone());
-        let (metrics, shutdown) = (metrics.clone(), shutdown.clone());
-        topics.spawn_blocking(move || (replication.run(&args, &metrics, &shutdown), topic));
+    for replication in replications {
+        let (args, metrics, shutdown) = (args.clone(), metrics.clone(), shutdown.clone());
+        let (topic, awaited) = (replication.topic.clone(), replication.awaited());
+        topics.spawn_blocking(move || (replication.run(&args, &metrics, &shutdown), topic, awaited));
     }
     let mut stopped = Vec::new();
     while let Some(joined) = topics.join_next().await {
-        let (Err(error), topic) = joined? else { continue };
+        let (Err(error), topic, awaited) = joined? else { continue };
         tracing::error!(%topic, "stopped copying {topic}: {error:#}");
+        readiness.waits_for(awaited, "stopped with an error, which the log output has");
         stopped.push(format!("{topic}: {error:#}"));
         // Two processes of one name would share out the topics by chance, each with those that it took up last.
         if error.chain().any(|cause| matches!(cause.downcast_ref(), Some(Error::Fenced { .. }))) {

@@ -1,4 +1,4 @@
-//! What the replicator counts.
+//! What the replicator counts. Counters rise when copies are committed: what is rolled back, and copied again, counts once.
 
 use std::sync::atomic::AtomicU64;
 
@@ -13,13 +13,15 @@ use prometheus_client::registry::{Registry, Unit};
 pub struct Metrics {
     /// Those of the loop, over all topics.
     pub pipeline: pipeline::Metrics,
-    /// Bytes read to be copied; a transaction that is done again counts again.
-    pub read_bytes: Family<Topic, Counter>,
+    /// Records copied.
+    pub copied: Family<Topic, Counter>,
+    /// Bytes of these: keys, values, headers.
+    pub copied_bytes: Family<Topic, Counter>,
     /// Records in the source that are not in the target yet. On Kafka, markers of transactions among them count.
     pub lag_records: Family<Topic, Gauge>,
     /// The age of the oldest of them, by its timestamp; 0 if there is none.
     pub lag_seconds: Family<Topic, Seconds>,
-    /// Until the source's retention removes the oldest of them; infinite without one, or without retention.
+    /// Until the source's retention removes the oldest of them, or what may come now; infinite without retention.
     pub expires_in_seconds: Family<Topic, Seconds>,
     /// Topics that stopped with an error.
     pub stopped_topics: Gauge,
@@ -31,7 +33,8 @@ pub type Seconds = Gauge<f64, AtomicU64>;
 /// Those of one topic.
 #[derive(Debug, Clone)]
 pub(crate) struct TopicMetrics {
-    pub(crate) read_bytes: Counter,
+    pub(crate) copied: Counter,
+    pub(crate) copied_bytes: Counter,
     pub(crate) lag_records: Gauge,
     pub(crate) lag_seconds: Seconds,
     pub(crate) expires_in_seconds: Seconds,
@@ -56,18 +59,20 @@ impl Metrics {
     pub fn new(registry: &mut Registry) -> Self {
         let metrics = Self {
             pipeline: pipeline::Metrics::new(registry, "replicator"),
-            read_bytes: Family::default(),
+            copied: Family::default(),
+            copied_bytes: Family::default(),
             lag_records: Family::default(),
             lag_seconds: Family::default(),
             expires_in_seconds: Family::default(),
             stopped_topics: Gauge::default(),
         };
         let registry = registry.sub_registry_with_prefix("carstream_replicator");
-        registry.register_with_unit("read", "Records read to be copied", Unit::Bytes, metrics.read_bytes.clone());
+        registry.register("copied_records", "Records copied", metrics.copied.clone());
+        registry.register_with_unit("copied", "Records copied", Unit::Bytes, metrics.copied_bytes.clone());
         registry.register("lag_records", "Records in the source and not in the target", metrics.lag_records.clone());
         let (lag, expires_in) = (metrics.lag_seconds.clone(), metrics.expires_in_seconds.clone());
         registry.register_with_unit("lag", "Age of the oldest record not in the target", Unit::Seconds, lag);
-        let help = "Until retention in the source removes the oldest record not in the target";
+        let help = "Until retention in the source begins to remove records that are not in the target";
         registry.register_with_unit("expires_in", help, Unit::Seconds, expires_in);
         registry.register("stopped_topics", "Topics stopped with an error", metrics.stopped_topics.clone());
         metrics
@@ -78,7 +83,8 @@ impl Metrics {
         // Until the first look, nothing is known to be in danger.
         self.expires_in_seconds.get_or_create(&label).set(f64::INFINITY);
         TopicMetrics {
-            read_bytes: self.read_bytes.get_or_create_owned(&label),
+            copied: self.copied.get_or_create_owned(&label),
+            copied_bytes: self.copied_bytes.get_or_create_owned(&label),
             lag_records: self.lag_records.get_or_create_owned(&label),
             lag_seconds: self.lag_seconds.get_or_create_owned(&label),
             expires_in_seconds: self.expires_in_seconds.get_or_create_owned(&label),

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow};
 use event_log::{Error, Event, Log, Outputs, Processor, ProcessorOptions, Range, Read, TopicSpec, catalogue};
 use pipeline::Options;
-use service::retry_until;
+use service::{Readiness, Waiting, retry_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::args::group_of;
@@ -62,6 +62,11 @@ impl Replication {
         Self { topic: topic.into(), source_name, group, source, target }
     }
 
+    /// What the stage waits for until this is copied.
+    pub(crate) fn awaited(&self) -> String {
+        pipeline::awaited(std::slice::from_ref(&self.topic), self.source.as_ref())
+    }
+
     pub(crate) fn processor_options(&self, args: &Args) -> ProcessorOptions {
         let (group, instance) = (self.group.clone(), args.instance.clone());
         ProcessorOptions { group, instance, topics: vec![self.topic.clone()] }
@@ -70,7 +75,7 @@ impl Replication {
     /// Copies the topic until shutdown, and then what the source holds at that moment. Blocking.
     pub(crate) fn run(self, args: &Args, metrics: &Metrics, shutdown: &CancellationToken) -> anyhow::Result<()> {
         let of_topic = metrics.topic(&self.topic);
-        let Some(origin) = self.begin(args, shutdown)? else { return Ok(()) };
+        let Some(origin) = self.begin(args, &metrics.pipeline.readiness, shutdown)? else { return Ok(()) };
         let (stop, ended) = (CancellationToken::new(), CancellationToken::new());
         std::thread::scope(|scope| {
             let watcher = || {
@@ -109,7 +114,7 @@ impl Replication {
             topic: self.topic.clone(),
             source_name: args.source_name.clone(),
             target_name: args.target_name.clone(),
-            bytes: of_topic.read_bytes.clone(),
+            metrics: of_topic.clone(),
         };
         loop {
             let options = Options {
@@ -136,7 +141,7 @@ impl Replication {
                 Some(problem) => return Err(anyhow!(problem.explain(args, &self.topic))),
                 // Only offsets without a record are gone.
                 None if !view.passed().is_empty() => {
-                    if self.begin(args, shutdown)?.is_none() {
+                    if self.begin(args, &metrics.pipeline.readiness, shutdown)?.is_none() {
                         return Ok(());
                     }
                 }
@@ -150,14 +155,20 @@ impl Replication {
     }
 
     /// Sees to positions in every partition. `None`: shut down meanwhile, and not done in the time for draining.
-    fn begin(&self, args: &Args, shutdown: &CancellationToken) -> anyhow::Result<Option<Origin>> {
+    fn begin(
+        &self,
+        args: &Args,
+        readiness: &Readiness,
+        shutdown: &CancellationToken,
+    ) -> anyhow::Result<Option<Origin>> {
         let what = format!("topic {} in {} and {}", self.topic, self.source.url(), self.target.url());
         let mut deadline: Option<Instant> = None;
         loop {
             // Once in any case: who is stopped at its start still drains what is there.
             let begun = match self.try_begin(args) {
                 Err(error) if error.is_retriable() => {
-                    retry_until(shutdown, &*what, |e: &Error| !e.is_retriable(), || self.try_begin(args))?
+                    let waiting = Waiting::new(&*what).telling(readiness);
+                    retry_until(shutdown, waiting, |e: &Error| !e.is_retriable(), || self.try_begin(args))?
                 }
                 begun => Some(begun?),
             };

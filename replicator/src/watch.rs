@@ -76,7 +76,8 @@ impl<'r> Lag<'r> {
         let oldest_ms = open.filter_map(|front| front.first_ms).min();
         let lag = oldest_ms.map(|ms| Duration::from_millis(u64::try_from(state::now_ms() - ms).unwrap_or_default()));
         metrics.lag_seconds.set(lag.unwrap_or_default().as_secs_f64());
-        let left = retention.zip(lag).map(|(retention, lag)| retention.as_secs_f64() - lag.as_secs_f64());
+        // What may come now has all of the retention before it.
+        let left = retention.map(|retention| retention.as_secs_f64() - lag.unwrap_or_default().as_secs_f64());
         metrics.expires_in_seconds.set(left.unwrap_or(f64::INFINITY));
         if let (Some(left), Some(retention)) = (left, retention) {
             self.warn(left, retention);
@@ -191,7 +192,7 @@ mod tests {
         assert_eq!(look([0, 0]), (3, 3.0, 1.0));
         assert_eq!(look([0, 1]), (2, 2.0, 2.0));
         assert_eq!(look([1, 1]), (1, 1.0, 3.0));
-        assert_eq!(look([2, 1]), (0, 0.0, f64::INFINITY));
+        assert_eq!(look([2, 1]), (0, 0.0, 4.0));
         write(&source, &topic, 1, HOUR_MS / 2);
         assert_eq!(look([2, 1]), (1, 0.5, 3.5));
     }

@@ -36,6 +36,7 @@ use event_log::{Log, catalogue};
 use lake::Lake;
 use model::Model;
 use prometheus_client::registry::Registry;
+use service::Waiting;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
@@ -49,6 +50,9 @@ use transform::Scoring;
 /// The model that this program scores with: the key of its announcements.
 pub const MODEL_NAME: &str = "telemetry-anomaly";
 
+/// What a scorer without one waits for.
+const A_MODEL: &str = "a model";
+
 const READINGS: &str = "telemetry";
 const SCORES: &str = "scores";
 const ALERTS: &str = "alerts";
@@ -61,8 +65,8 @@ const TOPICS: [&str; 5] = [READINGS, SCORES, ALERTS, DEAD_LETTERS, STATE];
 pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
-    let service = args.service.clone();
-    service::with_admin(&service, registry, run_with(args, metrics, shutdown)).await
+    let (service, readiness) = (args.service.clone(), [metrics.pipeline.readiness.clone()]);
+    service::with_admin(&service, registry, &readiness, run_with(args, metrics, shutdown)).await
 }
 
 /// Runs the stage until shutdown, then scores what the log holds by then, within [`Args::drain_timeout`].
@@ -110,7 +114,7 @@ pub async fn run_on(
     match models {
         ModelSource::Fixed(model) => {
             latest.send_replace(Some(Arc::new(*model)));
-            if !ensure_topics(log.clone(), &TOPICS, &shutdown).await? {
+            if !ensure_topics(log.clone(), &TOPICS, &metrics, &shutdown).await? {
                 return Ok(());
             }
             // The sender is kept until here, so that the channel stays open.
@@ -137,10 +141,10 @@ async fn follow_and_score(
     let mut topics = TOPICS.to_vec();
     if Arc::ptr_eq(&log, follower.log()) {
         topics.push(MODELS);
-    } else if !ensure_topics(follower.log().clone(), &[MODELS], &shutdown).await? {
+    } else if !ensure_topics(follower.log().clone(), &[MODELS], &metrics, &shutdown).await? {
         return Ok(());
     }
-    if !ensure_topics(log.clone(), &topics, &shutdown).await? {
+    if !ensure_topics(log.clone(), &topics, &metrics, &shutdown).await? {
         return Ok(());
     }
     let stop = shutdown.child_token();
@@ -178,6 +182,12 @@ async fn score(
         max_records: args.batch,
         max_wait: Duration::from_millis(args.batch_ms),
     };
+    let readiness = &metrics.pipeline.readiness;
+    readiness.waits_for(pipeline::awaited(&options.topics, options.source.as_ref()), "the scoring has not begun");
+    readiness.waits_for(A_MODEL, "none is announced, or none can be loaded yet");
+    readiness.started();
+    let (log, group, topic) = (&options.source, &options.group, &options.topics[0]);
+    let _lag = metrics.lag.watch(log, group, topic).context("cannot start a thread")?;
     loop {
         let first = tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
@@ -187,6 +197,7 @@ async fn score(
         let manifest = model.manifest();
         tracing::info!("scoring with model {}, threshold {}", manifest.version, manifest.threshold);
         metrics.set_model(&model);
+        readiness.has(A_MODEL);
         let until = CancellationToken::new();
         let mut scoring = {
             let (options, metrics, until) = (options.clone(), metrics.clone(), until.clone());
@@ -222,14 +233,14 @@ async fn score(
 async fn ensure_topics(
     log: Arc<dyn Log>,
     names: &[&'static str],
+    metrics: &Metrics,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<bool> {
-    let (names, shutdown) = (names.to_vec(), shutdown.clone());
+    let (names, shutdown, readiness) = (names.to_vec(), shutdown.clone(), metrics.pipeline.readiness.clone());
     let ensured = spawn_blocking(move || {
-        let what = format!("the log {}", log.url());
         service::retry_until(
             &shutdown,
-            what,
+            Waiting::new(format!("the log {}", log.url())).telling(&readiness),
             |e: &event_log::Error| !e.is_retriable(),
             || names.iter().try_for_each(|name| log.ensure_topic(&catalogue::topic(name))),
         )

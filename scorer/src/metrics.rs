@@ -1,18 +1,21 @@
 //! What the scorer counts, and which model it scores with.
 //!
-//! Counts rise when a batch is scored. A batch whose commit is rolled back is scored, and counted, again; the loop's own
-//! metrics (`records_in`, `rollbacks`) count commits.
+//! Counters and histograms rise when scores are committed: what is rolled back, and scored again, counts once. Gauges tell
+//! how it stands now.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
+
+const SECONDS_PER_DAY: f64 = 86_400.0;
 
 /// Handles to the scorer's metrics.
 #[derive(Debug, Clone)]
@@ -29,13 +32,19 @@ pub struct Metrics {
     pub alerts_closed: Counter,
     /// Cars of this instance's partitions with an open alert.
     pub open_alerts: Gauge,
+    /// Cars of this instance's partitions.
+    pub cars: Gauge,
+    /// Event time of the newest reading in the last batch, since the epoch: how far scoring has come.
+    pub event_time_seconds: Gauge<f64, AtomicU64>,
+    /// How far the group is behind.
+    pub lag: pipeline::Lag,
     /// Announced models that were not taken.
     pub models_refused: Counter,
     /// Scores of readings that were judged, in thresholds: 1 is the threshold.
     pub score_ratio: Histogram,
-    /// From the bridge's receiving a reading to its score.
-    pub latency_seconds: Histogram,
     model_info: Family<ModelLabels, Gauge>,
+    model_trained_until_seconds: Gauge<f64, AtomicU64>,
+    model_wanted_false_alarms: Gauge<f64, AtomicU64>,
     in_force: Arc<watch::Sender<Option<ModelInForce>>>,
 }
 
@@ -59,16 +68,20 @@ impl Metrics {
     /// Registers the metrics as `carstream_scorer_…`.
     pub fn new(registry: &mut Registry) -> Self {
         let metrics = Self {
-            pipeline: pipeline::Metrics::new(registry, "scorer"),
+            pipeline: pipeline::Metrics::new(registry, "scorer").with_reasons(telemetry::avro::REASONS),
+            lag: pipeline::Lag::new(registry, "scorer"),
             scored: Counter::default(),
             anomalous: Counter::default(),
             alerts_opened: Counter::default(),
             alerts_closed: Counter::default(),
             open_alerts: Gauge::default(),
+            cars: Gauge::default(),
+            event_time_seconds: Gauge::default(),
             models_refused: Counter::default(),
             score_ratio: Histogram::new([0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0, 4.0, 8.0]),
-            latency_seconds: Histogram::new(exponential_buckets(0.005, 2.0, 14)),
             model_info: Family::default(),
+            model_trained_until_seconds: Gauge::default(),
+            model_wanted_false_alarms: Gauge::default(),
             in_force: Arc::new(watch::Sender::new(None)),
         };
         let registry = registry.sub_registry_with_prefix("carstream_scorer");
@@ -77,18 +90,29 @@ impl Metrics {
         registry.register("alerts_opened", "Alerts opened", metrics.alerts_opened.clone());
         registry.register("alerts_closed", "Alerts closed", metrics.alerts_closed.clone());
         registry.register("open_alerts", "Cars with an open alert", metrics.open_alerts.clone());
+        registry.register("cars", "Cars that have been scored", metrics.cars.clone());
+        registry.register(
+            "event_time_seconds",
+            "Event time of the newest reading in the last batch, since the epoch",
+            metrics.event_time_seconds.clone(),
+        );
         registry.register("models_refused", "Announced models that were not taken", metrics.models_refused.clone());
         registry.register(
             "score_ratio",
             "Scores of readings that were judged, in thresholds",
             metrics.score_ratio.clone(),
         );
-        registry.register(
-            "latency_seconds",
-            "From the bridge's receiving a reading to its score",
-            metrics.latency_seconds.clone(),
-        );
         registry.register("model_info", "The model in force: 1", metrics.model_info.clone());
+        registry.register(
+            "model_trained_until_seconds",
+            "Event time of the newest reading that the model in force was trained on, since the epoch; 0 without a model",
+            metrics.model_trained_until_seconds.clone(),
+        );
+        registry.register(
+            "model_wanted_false_alarms_per_car_second",
+            "False alarms that the threshold of the model in force was set for, per second of a car's time",
+            metrics.model_wanted_false_alarms.clone(),
+        );
         metrics
     }
 
@@ -99,6 +123,8 @@ impl Metrics {
 
     pub(crate) fn set_model(&self, model: &model::Model) {
         let manifest = model.manifest();
+        self.model_trained_until_seconds.set(manifest.training.event_time_ms[1] as f64 / 1000.0);
+        self.model_wanted_false_alarms.set(manifest.metrics.wanted_alarms_per_car_day / SECONDS_PER_DAY);
         self.model_info.clear();
         self.model_info.get_or_create(&ModelLabels { version: manifest.version.clone() }).set(1);
         self.in_force.send_replace(Some(ModelInForce {

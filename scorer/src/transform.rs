@@ -15,7 +15,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use anyhow::Context;
-use arrow::array::{ArrayRef, AsArray, BooleanArray, Float32Array, RecordBatch, StringArray};
+use arrow::array::{ArrayRef, AsArray, BooleanArray, Float32Array, PrimitiveArray, RecordBatch, StringArray};
 use arrow::datatypes::{Int64Type, SchemaRef, TimestampMillisecondType};
 use event_log::{Batch, Record, RecordRef};
 use model::{FEATURES, Model, Verdict};
@@ -54,8 +54,6 @@ pub(crate) struct Scoring {
 struct Advanced {
     /// The readings, in offset order.
     rows: RecordBatch,
-    /// The place of each reading in the batch.
-    places: Vec<usize>,
     /// One for each reading.
     verdicts: Vec<Verdict>,
     /// Whether the car should have an open alert after each reading.
@@ -89,12 +87,10 @@ impl Scoring {
         batch: &Batch,
         mut rejected: impl FnMut(&RecordRef<'_>, &Reject),
     ) -> anyhow::Result<Advanced> {
-        let mut places = Vec::with_capacity(batch.len());
-        for (place, record) in batch.iter().enumerate() {
+        for record in batch.iter() {
             // A tombstone has no header either, and is rejected as such.
-            match self.decoder.decode(record.value.unwrap_or_default()) {
-                Ok(()) => places.push(place),
-                Err(reject) => rejected(&record, &reject),
+            if let Err(reject) = self.decoder.decode(record.value.unwrap_or_default()) {
+                rejected(&record, &reject);
             }
         }
         let rows = self.decoder.finish();
@@ -104,7 +100,7 @@ impl Scoring {
         let names = text(&rows, "car")?;
         let alert_open = verdicts.iter().enumerate().map(|(i, verdict)| cars.observe(names.value(i), rule, verdict));
         let alert_open = alert_open.collect();
-        Ok(Advanced { rows, places, verdicts, alert_open })
+        Ok(Advanced { rows, verdicts, alert_open })
     }
 
     fn emit_scores(&mut self, advanced: &Advanced, emit: &mut Emit) -> anyhow::Result<()> {
@@ -131,9 +127,9 @@ impl Scoring {
                 (Some(opened), false) => self.closed(opened.clone(), event_time_ms(rows, i)?, verdict),
             };
             match alert.state {
-                AlertStatus::Open => self.metrics.alerts_opened.inc(),
-                AlertStatus::Closed => self.metrics.alerts_closed.inc(),
-            };
+                AlertStatus::Open => emit.count(&self.metrics.alerts_opened, 1),
+                AlertStatus::Closed => emit.count(&self.metrics.alerts_closed, 1),
+            }
             let value = serde_json::to_vec(&alert).context("an alert has no JSON form")?;
             let record = Record { key: car.as_bytes(), value: Some(&value), headers: &[], timestamp_ms: now_ms() };
             emit.send(&self.alerts, &record);
@@ -169,19 +165,24 @@ impl Scoring {
         }
     }
 
-    fn count(&self, batch: &Batch, advanced: &Advanced) {
+    fn count(&self, advanced: &Advanced, emit: &mut Emit) -> anyhow::Result<()> {
+        let Advanced { rows, verdicts, .. } = advanced;
         let metrics = &self.metrics;
-        metrics.scored.inc_by(advanced.verdicts.len() as u64);
-        metrics.anomalous.inc_by(advanced.verdicts.iter().filter(|v| v.anomalous).count() as u64);
-        metrics.open_alerts.set(self.partitions.values().map(Cars::open_alerts).sum::<usize>() as i64);
-        let now_ms = now_ms();
-        for (verdict, place) in advanced.verdicts.iter().zip(&advanced.places) {
-            if verdict.judged {
-                metrics.score_ratio.observe(f64::from(verdict.score / verdict.threshold));
-            }
-            let waited_ms = now_ms - batch.get(*place).timestamp_ms;
-            metrics.latency_seconds.observe(waited_ms.max(0) as f64 / 1000.0);
+        emit.count(&metrics.scored, verdicts.len() as u64);
+        emit.count(&metrics.anomalous, verdicts.iter().filter(|v| v.anomalous).count() as u64);
+        let judged = verdicts.iter().filter(|v| v.judged);
+        emit.observe(&metrics.score_ratio, judged.map(|v| f64::from(v.score / v.threshold)).collect());
+        self.show_cars();
+        if let Some(newest_ms) = arrow::compute::max(event_times(rows)?) {
+            metrics.event_time_seconds.set(newest_ms as f64 / 1000.0);
         }
+        Ok(())
+    }
+
+    fn show_cars(&self) {
+        let cars = self.partitions.values();
+        self.metrics.open_alerts.set(cars.clone().map(Cars::open_alerts).sum::<usize>() as i64);
+        self.metrics.cars.set(cars.map(|cars| cars.states.len()).sum::<usize>() as i64);
     }
 }
 
@@ -189,6 +190,8 @@ impl Transform for Scoring {
     fn reset(&mut self, _topic: &Arc<str>, partition: u32) {
         self.partitions.remove(&partition);
         self.announced.reset(partition);
+        // Those of a partition that went to another instance are shown there.
+        self.show_cars();
     }
 
     fn is_stateful(&self) -> bool {
@@ -228,8 +231,7 @@ impl Transform for Scoring {
         let advanced = self.advance(batch, |record, reject| emit.dead_letter(record, reject.reason, &reject.detail))?;
         self.emit_scores(&advanced, emit)?;
         self.emit_alerts(batch.partition(), &advanced, emit)?;
-        self.count(batch, &advanced);
-        Ok(())
+        self.count(&advanced, emit)
     }
 }
 
@@ -266,7 +268,10 @@ fn long(rows: &RecordBatch, name: &str, i: usize) -> anyhow::Result<i64> {
 }
 
 fn event_time_ms(rows: &RecordBatch, i: usize) -> anyhow::Result<i64> {
-    let column = rows.column_by_name("event_time_ms");
-    let column = column.and_then(|column| column.as_primitive_opt::<TimestampMillisecondType>());
-    Ok(column.with_context(|| format!("{READING_SCHEMA} has no timestamp event_time_ms"))?.value(i))
+    Ok(event_times(rows)?.value(i))
+}
+
+fn event_times(rows: &RecordBatch) -> anyhow::Result<&PrimitiveArray<TimestampMillisecondType>> {
+    let column = rows.column_by_name("event_time_ms").and_then(|column| column.as_primitive_opt());
+    column.with_context(|| format!("{READING_SCHEMA} has no timestamp event_time_ms"))
 }

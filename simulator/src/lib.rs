@@ -79,9 +79,9 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
     };
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
-    let service = run.service.clone();
+    let (service, readiness) = (run.service.clone(), [metrics.readiness.clone()]);
     let drive = async { tell(&run_with(run, metrics, shutdown).await?) };
-    service::with_admin(&service, registry, drive).await
+    service::with_admin(&service, registry, &readiness, drive).await
 }
 
 /// Drives the fleet until its span is covered or `shutdown` is cancelled, then waits for the acknowledgements that are

@@ -1,18 +1,19 @@
 //! What a fleet counts.
 
-use std::sync::atomic::AtomicI64;
+use std::sync::atomic::{AtomicI64, AtomicU64};
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+use service::Readiness;
 
 /// Handles to the metrics of a fleet; cars add to them once a batch.
 #[derive(Debug, Clone)]
 pub struct Metrics {
     /// Cars with an accepted connection.
     pub cars_connected: Gauge<i64, AtomicI64>,
-    /// Event time of the fleet, in ms since 1970: where the run has got.
-    pub event_time_ms: Gauge<i64, AtomicI64>,
+    /// Event time of the fleet, in seconds since 1970: where the run has got.
+    pub event_time_seconds: Gauge<f64, AtomicU64>,
     /// Readings taken.
     pub readings: Counter,
     /// Readings sent for the first time.
@@ -31,6 +32,8 @@ pub struct Metrics {
     pub reconnects: Counter,
     /// Alerts received.
     pub alerts: Counter,
+    /// What the cars wait for.
+    pub readiness: Readiness,
 }
 
 impl Metrics {
@@ -39,7 +42,7 @@ impl Metrics {
         let registry = registry.sub_registry_with_prefix("carstream_simulator");
         let metrics = Self {
             cars_connected: Gauge::default(),
-            event_time_ms: Gauge::default(),
+            event_time_seconds: Gauge::default(),
             readings: Counter::default(),
             sent: Counter::default(),
             acknowledged: Counter::default(),
@@ -49,10 +52,11 @@ impl Metrics {
             buffered: Gauge::default(),
             reconnects: Counter::default(),
             alerts: Counter::default(),
+            readiness: Readiness::default(),
         };
         registry.register("cars_connected", "Cars with an accepted connection", metrics.cars_connected.clone());
-        let event_time = "Event time of the fleet, in ms since 1970";
-        registry.register("event_time_ms", event_time, metrics.event_time_ms.clone());
+        let event_time = "Event time of the fleet, in seconds since 1970";
+        registry.register("event_time_seconds", event_time, metrics.event_time_seconds.clone());
         registry.register("readings", "Readings taken", metrics.readings.clone());
         registry.register("readings_sent", "Readings sent for the first time", metrics.sent.clone());
         registry.register("readings_acknowledged", "Readings acknowledged", metrics.acknowledged.clone());

@@ -41,8 +41,8 @@ const RETRY_PAUSE: std::time::Duration = std::time::Duration::from_millis(250);
 pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
-    let service = args.service.clone();
-    service::with_admin(&service, registry, run_with(args, metrics, shutdown)).await
+    let (service, readiness) = (args.service.clone(), [metrics.readiness.clone()]);
+    service::with_admin(&service, registry, &readiness, run_with(args, metrics, shutdown)).await
 }
 
 /// Runs the sink until `shutdown`; then writes what the log holds at that moment, and returns.
@@ -55,7 +55,7 @@ pub async fn run_with(args: Args, metrics: Metrics, shutdown: CancellationToken)
         tokio::time::sleep(args.drain_timeout).await;
     };
     let writable = tokio::select! {
-        checked = check_lake(&lake, &shutdown) => checked?,
+        checked = check_lake(&lake, &metrics, &shutdown) => checked?,
         () = no_longer => false,
     };
     if !writable {
@@ -95,8 +95,8 @@ pub async fn run_on(
 
 /// Waits until the lake can be written to. A directory either can or cannot, or has no room; a server may not be there
 /// yet. `false`: it cannot, and the shutdown is here.
-async fn check_lake(lake: &Lake, shutdown: &CancellationToken) -> anyhow::Result<bool> {
-    let mut waiting = Waiting::new(format!("the lake {}", lake.url()));
+async fn check_lake(lake: &Lake, metrics: &Metrics, shutdown: &CancellationToken) -> anyhow::Result<bool> {
+    let mut waiting = Waiting::new(format!("the lake {}", lake.url())).telling(&metrics.readiness);
     loop {
         match lake.check_writable().await {
             Ok(()) => {

@@ -7,7 +7,13 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
+use service::Readiness;
+
+/// From a small `--max-age` to what half a day without a store adds.
+const LATENCY_BUCKETS_S: [f64; 13] =
+    [0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 7200.0, 43_200.0];
 
 /// Handles to the metrics of the sink.
 #[derive(Debug, Clone)]
@@ -30,6 +36,10 @@ pub struct Metrics {
     pub buffered_bytes: Gauge,
     /// Topics that stopped with an error.
     pub stopped_topics: Gauge,
+    /// From a record's timestamp to its object in the store; the oldest record of each object.
+    pub latency_seconds: Family<Topic, Histogram, fn() -> Histogram>,
+    /// What the sink waits for.
+    pub readiness: Readiness,
 }
 
 /// One of the topics that the sink was asked to write.
@@ -60,6 +70,8 @@ impl Metrics {
             conflicts: Counter::default(),
             buffered_bytes: Gauge::default(),
             stopped_topics: Gauge::default(),
+            latency_seconds: Family::new_with_constructor(|| Histogram::new(LATENCY_BUCKETS_S)),
+            readiness: Readiness::default(),
         };
         registry.register("rows", "Rows stored", metrics.rows.clone());
         registry.register("objects", "Objects stored", metrics.objects.clone());
@@ -70,6 +82,11 @@ impl Metrics {
         registry.register("conflicts", "Objects that another sink stored first", metrics.conflicts.clone());
         registry.register_with_unit("buffered", "Records in memory", Unit::Bytes, metrics.buffered_bytes.clone());
         registry.register("stopped_topics", "Topics stopped with an error", metrics.stopped_topics.clone());
+        registry.register(
+            "latency_seconds",
+            "From a record's timestamp to its object in the store; the oldest record of each object",
+            metrics.latency_seconds.clone(),
+        );
         metrics
     }
 
@@ -78,8 +95,18 @@ impl Metrics {
         self.rows.get_or_create(&Topic::new(topic)).get()
     }
 
-    pub(crate) fn stored(&self, topic: &Arc<str>, object: &Object, undecodable: usize) {
+    /// Shows the metrics of a topic before there is anything to count.
+    pub(crate) fn begin(&self, topic: &str) {
         let topic = Topic::new(topic);
+        for counters in [&self.rows, &self.objects, &self.stored_bytes, &self.undecodable] {
+            drop(counters.get_or_create(&topic));
+        }
+        drop(self.latency_seconds.get_or_create(&topic));
+    }
+
+    pub(crate) fn stored(&self, topic: &Arc<str>, object: &Object, undecodable: usize, waited_ms: i64) {
+        let topic = Topic::new(topic);
+        self.latency_seconds.get_or_create(&topic).observe(waited_ms.max(0) as f64 / 1000.0);
         self.rows.get_or_create(&topic).inc_by(object.footer.rows);
         self.objects.get_or_create(&topic).inc();
         self.stored_bytes.get_or_create(&topic).inc_by(object.bytes.len() as u64);

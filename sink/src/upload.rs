@@ -1,7 +1,7 @@
 //! One segment into the store, until it is there.
 
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use event_log::TopicPartition;
 use lake::{Error, Lake, Object};
@@ -64,6 +64,7 @@ impl Uploader {
 
     async fn store(self, stream: Stream, at: &TopicPartition, segment: Segment) -> anyhow::Result<Uploaded> {
         let start = segment.start;
+        let oldest_ms = segment.iter().map(|record| record.timestamp_ms).min();
         let Encoded { object, undecodable, stopped_at } = self.encode(stream, at, segment).await?;
         // First what is beside, then what says that it was dealt with.
         if let (Some(first), Some(last)) = (undecodable.first(), undecodable.last()) {
@@ -85,7 +86,8 @@ impl Uploader {
                 self.metrics.conflicts.inc();
                 return Ok(Uploaded::Elsewhere);
             }
-            self.metrics.stored(&at.topic, &object, undecodable.len());
+            let waited_ms = now_ms() - oldest_ms.unwrap_or_else(now_ms);
+            self.metrics.stored(&at.topic, &object, undecodable.len(), waited_ms);
             end = object.footer.end;
         }
         Ok(match stopped_at {
@@ -131,6 +133,11 @@ impl Uploader {
     fn waiting(&self) -> std::sync::MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
+}
+
+/// The wall clock, in milliseconds since the epoch.
+fn now_ms() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64)
 }
 
 async fn exists_is_fine(create: impl Future<Output = Result<(), Error>>) -> Result<(), Error> {

@@ -91,12 +91,12 @@ impl Worker {
             timeout: args.store_timeout,
             give_up,
             encoders: Arc::new(Semaphore::new(cores)),
-            waiting: Arc::new(Mutex::new(Waiting::new(format!("the lake {}", lake.url())))),
+            waiting: Arc::new(Mutex::new(Waiting::new(format!("the lake {}", lake.url())).telling(&metrics.readiness))),
         };
         let streams = args.topics.iter().filter_map(|topic| Some((topic.as_str().into(), Stream::of(topic)?)));
         Self {
             streams: streams.collect(),
-            waiting: Waiting::new(format!("the log {}", log.url())),
+            waiting: Waiting::new(format!("the log {}", log.url())).telling(&metrics.readiness),
             limits: Limits { rows: args.max_rows, bytes: args.max_bytes, age: args.max_age },
             max_memory: args.max_memory,
             runtime: Handle::current(),
@@ -120,10 +120,12 @@ impl Worker {
     pub(crate) fn run(mut self) -> anyhow::Result<()> {
         let topics: Vec<_> = self.streams.keys().cloned().collect();
         for topic in &topics {
+            self.metrics.begin(topic);
             if !self.start(topic)? {
                 return Ok(());
             }
         }
+        self.metrics.readiness.started();
         loop {
             while let Ok((partition, uploaded)) = self.done.1.try_recv() {
                 self.finish_upload(partition, uploaded)?;
@@ -156,7 +158,7 @@ impl Worker {
 
     /// Finds out where a topic goes on. `false`: shut down while something was missing.
     fn start(&mut self, topic: &Arc<str>) -> anyhow::Result<bool> {
-        let what = format!("topic {topic} in {}", self.log.url());
+        let waiting = Waiting::new(format!("topic {topic} in {}", self.log.url())).telling(&self.metrics.readiness);
         let describe = || match self.log.describe(topic) {
             Err(Error::UnknownTopic { .. }) => {
                 self.log.ensure_topic(&event_log::catalogue::topic(topic))?;
@@ -166,7 +168,7 @@ impl Worker {
         };
         // The lake first: another sink may be at work, and what it has written by now the log holds by then.
         let Some(next) = self.next_offsets(topic, &self.shutdown)? else { return Ok(false) };
-        let described = at_least_once(&self.shutdown, what, |e: &Error| !e.is_retriable(), describe)?;
+        let described = at_least_once(&self.shutdown, waiting, |e: &Error| !e.is_retriable(), describe)?;
         let Some(described) = described else { return Ok(false) };
         for (partition, bounds) in described.partitions.iter().enumerate() {
             let partition = partition as u32;
@@ -198,7 +200,7 @@ impl Worker {
 
     /// Where the partitions of a topic go on, as the store has it. `None`: cancelled meanwhile.
     fn next_offsets(&self, topic: &str, cancel: &CancellationToken) -> anyhow::Result<Option<BTreeMap<u32, u64>>> {
-        let what = format!("the lake {}", self.lake.url());
+        let waiting = Waiting::new(format!("the lake {}", self.lake.url())).telling(&self.metrics.readiness);
         let timeout = self.uploader.timeout;
         let timed_out = || lake::Error::TimedOut {
             operation: "list",
@@ -215,7 +217,7 @@ impl Worker {
             };
             self.runtime.block_on(listed).unwrap_or_else(|| Err(timed_out()))
         };
-        let next = at_least_once(cancel, what, |e: &lake::Error| !e.is_retriable(), ask);
+        let next = at_least_once(cancel, waiting, |e: &lake::Error| !e.is_retriable(), ask);
         next.with_context(|| format!("cannot tell where {topic} goes on"))
     }
 
@@ -294,6 +296,7 @@ impl Worker {
     /// Stops reading a topic. What was read of it before is still written.
     fn stop(&mut self, topic: &Arc<str>, why: String) {
         tracing::error!(%topic, "stopped writing {topic}: {why}");
+        self.metrics.readiness.waits_for(format!("topic {topic}"), "stopped with an error, which the log output has");
         self.stopped.entry(topic.clone()).or_insert(why);
         self.metrics.stopped_topics.set(self.stopped.len() as i64);
         for (at, buffer) in &mut self.buffers {
@@ -454,12 +457,12 @@ impl Worker {
 /// Like [`retry_until`], but tries once even after `cancel`: who is stopped at its start still drains what is there.
 fn at_least_once<T, E: std::error::Error>(
     cancel: &CancellationToken,
-    what: String,
+    waiting: Waiting,
     is_final: impl Fn(&E) -> bool,
     mut attempt: impl FnMut() -> Result<T, E>,
 ) -> Result<Option<T>, E> {
     match attempt() {
-        Err(error) if !is_final(&error) => retry_until(cancel, what, is_final, attempt),
+        Err(error) if !is_final(&error) => retry_until(cancel, waiting, is_final, attempt),
         result => result.map(Some),
     }
 }

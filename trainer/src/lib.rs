@@ -71,8 +71,8 @@ pub fn detection(model: &model::Model, fleet: &Fleet) -> model::artefact::Detect
 pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
-    let service = args.service.clone();
-    service::with_admin(&service, registry, run_with(args, metrics, shutdown)).await
+    let (service, readiness) = (args.service.clone(), [metrics.readiness.clone()]);
+    service::with_admin(&service, registry, &readiness, run_with(args, metrics, shutdown)).await
 }
 
 /// Trains once, or again and again with `--every`, and prints what came of it. Ends early at shutdown.
@@ -147,9 +147,12 @@ async fn wait_for_ranges(
     shutdown: &CancellationToken,
 ) -> anyhow::Result<Option<Vec<lake::OffsetRange>>> {
     let mut waiting = service::Waiting::new(format!("{} readings in {}", args.min_rows.max(1), from.name()));
+    let mut source = service::Waiting::new(from.name()).telling(&metrics.readiness);
     loop {
         match from.ranges(args).await {
             Ok(ranges) => {
+                source.over();
+                metrics.readiness.started();
                 let found = rows::readings(&ranges);
                 metrics.rows_available.set(found as i64);
                 // Named ranges are what they are: waiting would not make them longer.
@@ -160,7 +163,7 @@ async fn wait_for_ranges(
                 waiting.note(&TooFew { found });
             }
             Err(error) => match error.downcast_ref::<event_log::Error>() {
-                Some(cause) if cause.is_retriable() => waiting.note(cause),
+                Some(cause) if cause.is_retriable() => source.note(cause),
                 _ => return Err(error),
             },
         }

@@ -66,7 +66,7 @@ pub fn finished(args: &Args) -> anyhow::Result<Option<Finished>> {
 pub async fn run(args: Args, service: &ServiceArgs, shutdown: CancellationToken) -> anyhow::Result<Report> {
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
-    service::with_admin(service, registry, run_with(args, metrics, shutdown)).await
+    service::with_admin(service, registry, &[], run_with(args, metrics, shutdown)).await
 }
 
 async fn run_with(args: Args, metrics: Metrics, shutdown: CancellationToken) -> anyhow::Result<Report> {

@@ -169,7 +169,7 @@ impl Stages {
                 live.say(&format!("the {} has stopped; ending the run", stage.name));
                 break;
             }
-            if self.metrics.simulator.event_time_ms.get() >= self.train_at_ms {
+            if self.metrics.simulator.event_time_seconds.get() * 1000.0 >= self.train_at_ms as f64 {
                 self.train(live).await?;
             }
             self.note_in_force(live);

@@ -28,7 +28,12 @@ use crate::stage::Stage;
 pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
-    service::with_admin(&args.service, registry, run_with(&args, metrics, shutdown)).await
+    let ready =
+        [&metrics.bridge.readiness, &metrics.preprocessor.pipeline.readiness, &metrics.scorer.pipeline.readiness]
+            .into_iter()
+            .chain(args.replicator().is_some().then_some(&metrics.replicator.pipeline.readiness));
+    let ready: Vec<_> = ready.cloned().collect();
+    service::with_admin(&args.service, registry, &ready, run_with(&args, metrics, shutdown)).await
 }
 
 /// Metrics of all stages, on one registry.

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use event_log::{Batch, Error, Log, Outputs, Record, RecordRef, partition_for_key};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::histogram::Histogram;
 
 /// The headers that a dead letter has besides those that the record came with.
 #[derive(Debug)]
@@ -25,7 +27,7 @@ impl DeadLetterHeader {
     pub const TIME_MS: &'static str = "dead-letter.time_ms";
 }
 
-/// Collects outputs and dead letters.
+/// Collects outputs and dead letters, and what is to be counted once they are committed.
 #[derive(Debug)]
 pub struct Emit {
     partitions: HashMap<Arc<str>, u32>,
@@ -39,6 +41,8 @@ pub struct Emit {
 pub(crate) struct Emitted {
     pub(crate) outputs: Outputs,
     pub(crate) dead_letters: BTreeMap<&'static str, u64>,
+    pub(crate) counts: Vec<(Counter, u64)>,
+    pub(crate) observations: Vec<(Histogram, Vec<f64>)>,
 }
 
 impl Emit {
@@ -71,6 +75,16 @@ impl Emit {
     /// Emits a record to a given partition.
     pub fn send_to(&mut self, topic: &Arc<str>, partition: u32, record: &Record<'_>) {
         self.emitted.outputs.push(topic, partition, record);
+    }
+
+    /// Adds to a counter when what was emitted is committed: a batch that is rolled back, and done again, counts once.
+    pub fn count(&mut self, counter: &Counter, by: u64) {
+        self.emitted.counts.push((counter.clone(), by));
+    }
+
+    /// The same for a histogram.
+    pub fn observe(&mut self, histogram: &Histogram, values: Vec<f64>) {
+        self.emitted.observations.push((histogram.clone(), values));
     }
 
     /// Puts a record of the current batch aside: as it came, with where it came from and why it cannot be used.

@@ -13,6 +13,7 @@
 //! recovery; a [`Transform`] is a pure synchronous function from batch to batch and does none of these.
 
 mod emit;
+mod lag;
 mod metrics;
 mod snapshot;
 mod state;
@@ -24,10 +25,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use event_log::{Batch, Error, Event, Log, Outcome, Outputs, Position, Processor, ProcessorOptions, TopicPartition};
+use service::{Waiting, retry_until};
 use tokio_util::sync::CancellationToken;
 
 pub use emit::{DeadLetterHeader, Emit};
-pub use metrics::Metrics;
+pub use lag::{Lag, LagWatch};
+pub use metrics::{Metrics, Topic};
 use state::State;
 use table::Table;
 
@@ -124,11 +127,14 @@ pub fn run(
     metrics: &Metrics,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<()> {
-    let what = format!("topics {} in {}", options.topics.join(", "), options.source.url());
+    options.topics.iter().for_each(|topic| metrics.begin(topic));
+    let what = awaited(&options.topics, options.source.as_ref());
     while !shutdown.is_cancelled() {
-        let opened = service::retry_until(shutdown, what.as_str(), |e| !is_waitable(e), || Stage::open(&options))
+        let waiting = Waiting::new(&what).telling(&metrics.readiness);
+        let opened = retry_until(shutdown, waiting, |e| !is_waitable(e), || Stage::open(&options))
             .with_context(|| format!("cannot read {what}"))?;
         let Some(mut stage) = opened else { break };
+        metrics.readiness.has(&what);
         let ended = stage.run(transform, metrics, shutdown);
         stage.state.reset_all(transform);
         match ended {
@@ -143,6 +149,12 @@ pub fn run(
     Ok(())
 }
 
+/// What a loop on these topics waits for until it has opened them: the name under which it stands in
+/// [`Metrics::readiness`]. A stage of several loops names them all before it says that it has started.
+pub fn awaited(topics: &[Arc<str>], source: &dyn Log) -> String {
+    format!("topics {} in {}", topics.join(", "), source.url())
+}
+
 /// Whether the other part may only not be there yet.
 fn is_waitable(error: &Error) -> bool {
     error.is_retriable() || matches!(error, Error::UnknownTopic { .. })
@@ -154,9 +166,16 @@ struct Stage<'o> {
     tables: Vec<Table>,
     emit: Emit,
     state: State,
-    pending: BTreeMap<TopicPartition, u64>,
+    pending: BTreeMap<TopicPartition, Pending>,
     records: usize,
     since: Instant,
+}
+
+/// What of a partition is processed and not committed.
+#[derive(Debug, Clone, Copy)]
+struct Pending {
+    next_offset: u64,
+    oldest_ms: i64,
 }
 
 impl<'o> Stage<'o> {
@@ -232,7 +251,9 @@ impl<'o> Stage<'o> {
         metrics.transform_seconds.observe(began.elapsed().as_secs_f64());
         let partition = TopicPartition { topic: batch.topic().clone(), partition: batch.partition() };
         self.state.applied(&partition);
-        self.pending.insert(partition, next);
+        let oldest_ms = batch.iter().map(|record| record.timestamp_ms).min().unwrap_or(i64::MAX);
+        let pending = self.pending.entry(partition).or_insert(Pending { next_offset: next, oldest_ms });
+        *pending = Pending { next_offset: next, oldest_ms: pending.oldest_ms.min(oldest_ms) };
         self.records += batch.len();
         Ok(())
     }
@@ -262,16 +283,23 @@ impl<'o> Stage<'o> {
         if self.pending.is_empty() {
             return Ok(None);
         }
-        let positions: Vec<_> = std::mem::take(&mut self.pending)
-            .into_iter()
-            .map(|(p, offset)| Position { topic: p.topic, partition: p.partition, offset })
-            .collect();
+        let pending = std::mem::take(&mut self.pending);
+        let position = |(p, of): (&TopicPartition, &Pending)| Position {
+            topic: p.topic.clone(),
+            partition: p.partition,
+            offset: of.next_offset,
+        };
+        let positions: Vec<_> = pending.iter().map(position).collect();
         let records = std::mem::take(&mut self.records);
         let emitted = self.emit.take();
         let began = Instant::now();
         let rolled_back = self.commit_to_log(&emitted.outputs, &positions, metrics)?;
         if rolled_back.is_none() {
             metrics.committed(records, &emitted, began.elapsed());
+            let now_ms = emit::now_ms();
+            for (partition, of) in &pending {
+                metrics.waited(&partition.topic, now_ms - of.oldest_ms);
+            }
         }
         Ok(rolled_back)
     }

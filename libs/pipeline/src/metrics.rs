@@ -1,4 +1,4 @@
-//! What the loop counts.
+//! What the loop counts: commits, and what was committed. What is rolled back, and done again, counts once.
 
 use std::time::Duration;
 
@@ -8,7 +8,13 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
+use service::Readiness;
+
 use crate::emit::Emitted;
+
+/// From what one commit takes, to what a day without the log adds.
+const LATENCY_BUCKETS_S: [f64; 17] =
+    [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0, 43_200.0];
 
 /// Handles to the metrics of one loop.
 #[derive(Debug, Clone)]
@@ -43,6 +49,24 @@ pub struct Metrics {
     pub snapshot_seconds: Histogram,
     /// How long it took to rebuild the state of the partitions that were assigned together.
     pub rebuild_seconds: Histogram,
+    /// From a record's timestamp to the commit of what came of it; the oldest record of each partition in a transaction.
+    pub latency_seconds: Family<Topic, Histogram, fn() -> Histogram>,
+    /// What the stage waits for.
+    pub readiness: Readiness,
+}
+
+/// The topic that records were read from.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Topic {
+    /// Its name.
+    pub topic: String,
+}
+
+impl Topic {
+    /// The label of this topic.
+    pub fn new(topic: &str) -> Self {
+        Self { topic: topic.to_owned() }
+    }
 }
 
 /// The reason of a dead letter: one of a fixed set of words.
@@ -74,6 +98,8 @@ impl Metrics {
             snapshot_seconds: seconds(),
             // Up to half a minute: without a snapshot all that is held is replayed.
             rebuild_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 16)),
+            latency_seconds: Family::new_with_constructor(|| Histogram::new(LATENCY_BUCKETS_S)),
+            readiness: Readiness::default(),
         };
         registry.register("records_in", "Records read and committed", metrics.records_in.clone());
         registry.register("records_out", "Records written, dead letters included", metrics.records_out.clone());
@@ -94,7 +120,21 @@ impl Metrics {
         registry.register("commit_seconds", "Time to commit a transaction", metrics.commit_seconds.clone());
         registry.register("snapshot_seconds", "Time to write a snapshot", metrics.snapshot_seconds.clone());
         registry.register("rebuild_seconds", "Time to rebuild state", metrics.rebuild_seconds.clone());
+        registry.register(
+            "latency_seconds",
+            "From a record's timestamp to the commit of what came of it; the oldest of a partition and transaction",
+            metrics.latency_seconds.clone(),
+        );
         metrics
+    }
+
+    /// Shows the dead letters of these reasons before there are any.
+    #[must_use]
+    pub fn with_reasons(self, reasons: impl IntoIterator<Item = &'static str>) -> Self {
+        for reason in reasons {
+            drop(self.dead_letters.get_or_create(&Reason { reason }));
+        }
+        self
     }
 
     pub(crate) fn snapshot(&self, bytes: usize, took: Duration) {
@@ -111,5 +151,20 @@ impl Metrics {
         for (reason, count) in &emitted.dead_letters {
             self.dead_letters.get_or_create(&Reason { reason }).inc_by(*count);
         }
+        for (counter, by) in &emitted.counts {
+            counter.inc_by(*by);
+        }
+        for (histogram, values) in &emitted.observations {
+            values.iter().for_each(|value| histogram.observe(*value));
+        }
+    }
+
+    /// Shows the latency of a topic before there is any.
+    pub(crate) fn begin(&self, topic: &str) {
+        drop(self.latency_seconds.get_or_create(&Topic::new(topic)));
+    }
+
+    pub(crate) fn waited(&self, topic: &str, waited_ms: i64) {
+        self.latency_seconds.get_or_create(&Topic::new(topic)).observe(waited_ms.max(0) as f64 / 1000.0);
     }
 }

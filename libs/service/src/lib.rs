@@ -9,6 +9,8 @@
 //! What a stage does is the stage's own; nothing here knows a topic or a reading.
 
 mod admin;
+mod process;
+mod readiness;
 mod waiting;
 
 use std::fmt;
@@ -21,6 +23,7 @@ use clap::error::ErrorKind;
 use tokio_util::sync::CancellationToken;
 
 pub use admin::{AdminError, with_admin};
+pub use readiness::Readiness;
 pub use waiting::{Waiting, retry_until};
 
 /// Exit code for settings that cannot work, as in BSD's `sysexits.h` (EX_USAGE).
@@ -41,7 +44,8 @@ pub struct ServiceArgs {
     /// How much to log (on standard error).
     #[arg(long, env = "CARSTREAM_LOG_LEVEL", value_enum, default_value_t, global = true)]
     pub log_level: LogLevel,
-    /// Serve /metrics, /livez and /readyz at this address; nothing is served without it.
+    /// Serve /metrics, /livez and /readyz at this address; nothing is served without it. /livez says 200 as long as the
+    /// process serves; /readyz once it does its work, and until then 503 with a line on what it waits for.
     #[arg(long, env = "CARSTREAM_ADMIN", value_name = "HOST:PORT", global = true)]
     pub admin: Option<SocketAddr>,
     /// After a signal, end within this time also if something does not answer: with exit code 1, as if killed then. It

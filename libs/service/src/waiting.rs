@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
+use crate::Readiness;
+
 /// Often enough to see that the process is alive, rare enough to keep the log readable.
 const REPEAT_AFTER_S: u64 = 10;
 
@@ -16,16 +18,26 @@ const RETRY_AFTER_MS: u64 = 250;
 pub struct Waiting {
     what: String,
     said: Option<Instant>,
+    readiness: Option<Readiness>,
 }
 
 impl Waiting {
     /// Waits for `what`, as in "topic telemetry.raw in kafka://localhost:9092".
     pub fn new(what: impl Into<String>) -> Self {
-        Self { what: what.into(), said: None }
+        Self { what: what.into(), said: None, readiness: None }
+    }
+
+    /// While it waits, the stage is not ready.
+    #[must_use]
+    pub fn telling(self, readiness: &Readiness) -> Self {
+        Self { readiness: Some(readiness.clone()), ..self }
     }
 
     /// Says what is waited for and why, unless that was said a moment ago.
     pub fn note(&mut self, cause: &dyn Error) {
+        if let Some(readiness) = &self.readiness {
+            readiness.waits_for(&self.what, chain(cause));
+        }
         if self.said.is_some_and(|said| said.elapsed() < Duration::from_secs(REPEAT_AFTER_S)) {
             return;
         }
@@ -37,18 +49,28 @@ impl Waiting {
     pub fn over(&mut self) {
         if self.said.take().is_some() {
             tracing::info!("{} is there", self.what);
+            if let Some(readiness) = &self.readiness {
+                readiness.has(&self.what);
+            }
         }
     }
 }
 
-/// Calls `attempt` until it succeeds, its error `is_final`, or shutdown. Blocking. `Ok(None)`: shut down.
+impl<T: Into<String>> From<T> for Waiting {
+    fn from(what: T) -> Self {
+        Self::new(what)
+    }
+}
+
+/// Calls `attempt` until it succeeds, its error `is_final`, or shutdown; says meanwhile what it is `waiting` for.
+/// Blocking. `Ok(None)`: shut down.
 pub fn retry_until<T, E: Error>(
     shutdown: &CancellationToken,
-    what: impl Into<String>,
+    waiting: impl Into<Waiting>,
     is_final: impl Fn(&E) -> bool,
     mut attempt: impl FnMut() -> Result<T, E>,
 ) -> Result<Option<T>, E> {
-    let mut waiting = Waiting::new(what);
+    let mut waiting = waiting.into();
     while !shutdown.is_cancelled() {
         match attempt() {
             Ok(value) => {
@@ -94,6 +116,19 @@ mod tests {
             chain(&Layer("cannot create o", Some(Box::new(repeats)))),
             "cannot create o: cannot write f: no space left"
         );
+    }
+
+    #[test]
+    fn a_stage_that_waits_is_not_ready() {
+        let readiness = Readiness::default();
+        readiness.started();
+        let mut waiting = Waiting::new("the log").telling(&readiness);
+        assert!(readiness.is_ready(), "it has not had to wait yet");
+        waiting.note(&Layer("no answer", None));
+        waiting.note(&Layer("connection refused", None));
+        assert_eq!(readiness.reasons(), ["the log: connection refused"], "the last cause, however seldom it is logged");
+        waiting.over();
+        assert!(readiness.is_ready());
     }
 
     #[test]

@@ -120,8 +120,9 @@ impl TestBridge {
     /// One sample, 0 if it is not there.
     pub fn metric(&self, name: &str) -> i64 {
         let text = self.metrics();
-        let line =
-            text.lines().find_map(|line| line.strip_prefix("mqtt_bridge_")?.strip_prefix(name)?.strip_prefix(' '));
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix("carstream_mqtt_bridge_")?.strip_prefix(name)?.strip_prefix(' '));
         line.map_or(0, |value| value.parse().unwrap())
     }
 

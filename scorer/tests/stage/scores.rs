@@ -137,7 +137,7 @@ async fn the_metrics_agree_with_the_log() {
     for line in [
         "carstream_scorer_scored_total 120".to_owned(),
         format!("carstream_scorer_model_info{{version=\"{}\"}} 1", model.version),
-        "carstream_scorer_latency_seconds_count 120".to_owned(),
+        "carstream_scorer_cars 3".to_owned(),
         // All but the first five of each car, which it warms up with.
         "carstream_scorer_score_ratio_count 105".to_owned(),
         "carstream_scorer_records_in_total 120".to_owned(),

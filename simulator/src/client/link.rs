@@ -165,7 +165,7 @@ impl Link {
         }
         self.last_gathered = now;
         let event_now_ms = self.shared.event_time_ms(now);
-        self.shared.metrics.event_time_ms.set(event_now_ms);
+        self.shared.metrics.event_time_seconds.set(event_now_ms as f64 / 1000.0);
         let end_ms = self.shared.args.fleet.end_ms().unwrap_or(i64::MAX);
         for _ in 0..GATHER_READINGS {
             let next_ms = self.car.next_time_ms();

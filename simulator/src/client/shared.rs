@@ -75,7 +75,7 @@ impl Shared {
             start_ms: earlier.and_then(|earlier| earlier.event_time_ms).unwrap_or(args.fleet.start_time),
             finished: earlier.is_some_and(|earlier| earlier.finished),
             breaker: Breaker::new(&args.fleet),
-            waiting: Mutex::new(Waiting::new(format!("MQTT at {}", args.mqtt))),
+            waiting: Mutex::new(Waiting::new(format!("MQTT at {}", args.mqtt)).telling(&metrics.readiness)),
             args,
             metrics,
             ledger,
@@ -130,6 +130,7 @@ impl Shared {
         if let Ok(mut waiting) = self.waiting.lock() {
             waiting.over();
         }
+        self.metrics.readiness.started();
     }
 
     /// A car has ended.

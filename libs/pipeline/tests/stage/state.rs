@@ -1,10 +1,13 @@
 //! State over restarts: exact, and from a snapshot where there is one.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use event_log::{AppendError, Log, LogUrl, Outputs, Position, ProcessorOptions, Record, TopicSpec};
 use pipeline::{Metrics, Options};
+use prometheus_client::encoding::text::encode;
+use prometheus_client::registry::Registry;
 
 use crate::support::{Number, PATIENCE, append, append_at, check_numbers, contents, is_done, open, options, run_with};
 use crate::troubled::Troubled;
@@ -29,6 +32,32 @@ fn feed_now(log: &Arc<dyn Log>, records: std::ops::Range<usize>) {
 fn run_to_end(options: Options, version: &str) -> Metrics {
     let log = options.source.clone();
     run_with(options, Number { version: version.to_owned(), ..Number::default() }, |_| is_done(&log)).unwrap()
+}
+
+/// A batch that is rolled back is done again, and must not count twice. One whose commit ended unknown may not count.
+#[test]
+fn what_is_rolled_back_is_not_counted() {
+    let directory = tempfile::tempdir().unwrap();
+    let plain = open(directory.path());
+    const RECORDS: usize = 480;
+    feed(&plain, 0..RECORDS);
+    let troubled = Troubled::new(plain.clone(), 1);
+    let transform = Number::default();
+    let (applied, counted) = (transform.applied.clone(), transform.counted.clone());
+    let metrics = run_with(options(&(troubled.clone() as Arc<dyn Log>), 16), transform, |_| is_done(&plain)).unwrap();
+    assert!(troubled.trouble().rolled_back > 0 && applied.load(Ordering::Relaxed) > RECORDS, "nothing was done again");
+    assert_eq!(counted.get(), metrics.records_in.get());
+    assert!(counted.get() <= RECORDS as u64, "{} of {RECORDS} records were counted", counted.get());
+    let text = |registry: &Registry| {
+        let mut text = String::new();
+        encode(&mut text, registry).map(|()| text).unwrap()
+    };
+    let mut registry = Registry::default();
+    registry.register("test", "", metrics.latency_seconds.clone());
+    let latencies = text(&registry);
+    let commits = latencies.lines().find_map(|line| line.strip_prefix(r#"test_count{topic="in"} "#)).unwrap();
+    assert!(commits.parse::<u64>().unwrap() >= metrics.commits.get(), "at least one partition is in each: {latencies}");
+    assert!(metrics.readiness.reasons().iter().all(|why| why.starts_with("the start")), "it has opened its topics");
 }
 
 /// Commits fail in every way, partitions come and go, snapshots lie at many positions: no number is lost or doubled.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use event_log::{AppendError, Batch, Log, LogUrl, Range, Read, Record, TopicSpec};
 use pipeline::{Emit, Metrics, Options, Transform};
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
@@ -95,6 +96,8 @@ pub(crate) struct Number {
     pub(crate) version: String,
     /// Where numbers go; `out` if that is not set.
     pub(crate) out: Option<Arc<str>>,
+    /// Good and bad ones, as they are committed.
+    pub(crate) counted: Counter,
 }
 
 impl Number {
@@ -169,6 +172,7 @@ impl Transform for Number {
             }
             self.applied.fetch_add(1, Ordering::Relaxed);
         }
+        emit.count(&self.counted, batch.len() as u64);
         Ok(())
     }
 }

@@ -1,0 +1,77 @@
+//! How far a group is behind, looked at from beside the loop.
+//!
+//! The loop itself asks its log for nothing but records: a log that answers slowly here must not hold it up. And a loop
+//! that stands still is when its lag is worth knowing.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use event_log::{Error, Log};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::metrics::Topic;
+
+/// Twice in a scrape interval of ten seconds. On Kafka a look is about ten small requests.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// How late an end may be noticed.
+const POLL: Duration = Duration::from_millis(50);
+
+/// The metric `carstream_{stage}_lag_records`, by topic.
+///
+/// It is the whole group's, and every instance tells the same: take the largest, not the sum. On Kafka the markers of
+/// transactions count, so that it need not come down to 0 where a transactional producer writes.
+#[derive(Debug, Clone)]
+pub struct Lag(Family<Topic, Gauge>);
+
+impl Lag {
+    /// Registers it.
+    pub fn new(registry: &mut Registry, stage: &str) -> Self {
+        let lag = Family::default();
+        let help = "Records between the group's committed positions and the end; the whole group's";
+        registry.sub_registry_with_prefix(format!("carstream_{stage}")).register("lag_records", help, lag.clone());
+        Self(lag)
+    }
+
+    /// Keeps it up to date until the watch is dropped. Topic and positions are of one log.
+    pub fn watch(&self, log: &Arc<dyn Log>, group: &str, topic: &Arc<str>) -> std::io::Result<LagWatch> {
+        let ended = CancellationToken::new();
+        let gauge = self.0.get_or_create_owned(&Topic::new(topic));
+        // The watch is not to keep open a log that nobody works on any more.
+        let (log, until, group, topic) = (Arc::downgrade(log), ended.clone(), group.to_owned(), topic.clone());
+        let watch = move || {
+            let mut looked: Option<Instant> = None;
+            while !until.is_cancelled() {
+                if looked.is_none_or(|at| at.elapsed() >= LOOK_EVERY) {
+                    let Some(log) = log.upgrade() else { return };
+                    // What a log does not say now it says at the next look; the loop says what is wrong with it.
+                    if let Ok(lag) = look(log.as_ref(), &group, &topic) {
+                        gauge.set(i64::try_from(lag).unwrap_or(i64::MAX));
+                    }
+                    looked = Some(Instant::now());
+                }
+                std::thread::sleep(POLL);
+            }
+        };
+        std::thread::Builder::new().name("lag".into()).spawn(watch)?;
+        Ok(LagWatch { _ends: ended.drop_guard() })
+    }
+}
+
+/// A watch that goes on until this is dropped.
+#[derive(Debug)]
+pub struct LagWatch {
+    _ends: DropGuard,
+}
+
+fn look(log: &dyn Log, group: &str, topic: &str) -> Result<u64, Error> {
+    let committed = log.committed(group, topic)?;
+    let bounds = log.describe(topic)?.partitions;
+    let of_partition = bounds.iter().enumerate().map(|(partition, bounds)| {
+        let position = committed.get(partition).copied().flatten().unwrap_or(bounds.first);
+        bounds.next.saturating_sub(position.max(bounds.first))
+    });
+    Ok(of_partition.sum())
+}

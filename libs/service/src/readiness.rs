@@ -1,0 +1,83 @@
+//! Whether a process does its work, and if not, what for it waits.
+//!
+//! A stage gives each thing that it cannot work without a name, and takes it off the list once it is there. `/readyz` and
+//! the gauge `carstream_ready` tell what is left on the list. Nothing here asks the parts themselves: it is what the stage
+//! has noticed.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// What stands on the list of a stage that has only just begun.
+const START: &str = "the start";
+
+/// What a stage waits for; clones share it. Ready is a stage that waits for nothing.
+#[derive(Debug, Clone)]
+pub struct Readiness {
+    /// What, and why it is not there.
+    awaited: Arc<Mutex<BTreeMap<String, String>>>,
+}
+
+impl Default for Readiness {
+    /// Of a stage that has not started yet.
+    fn default() -> Self {
+        let awaited = BTreeMap::from([(START.to_owned(), "opening what it needs".to_owned())]);
+        Self { awaited: Arc::new(Mutex::new(awaited)) }
+    }
+}
+
+impl Readiness {
+    /// From now on it waits for `what`; `why` says what is wrong with it, as far as that is known.
+    pub fn waits_for(&self, what: impl Into<String>, why: impl Into<String>) {
+        self.awaited().insert(what.into(), why.into());
+    }
+
+    /// `what` is there.
+    pub fn has(&self, what: &str) {
+        self.awaited().remove(what);
+    }
+
+    /// The stage has started: what it waits for from now on, it has named.
+    pub fn started(&self) {
+        self.has(START);
+    }
+
+    /// Whether it waits for nothing.
+    pub fn is_ready(&self) -> bool {
+        self.awaited().is_empty()
+    }
+
+    /// What it waits for, in words: one for each thing. That it has not started says less than what keeps it from it.
+    pub fn reasons(&self) -> Vec<String> {
+        let awaited = self.awaited();
+        let only = awaited.len() == 1;
+        let told = awaited.iter().filter(|(what, _)| only || *what != START);
+        told.map(|(what, why)| format!("{what}: {why}")).collect()
+    }
+
+    fn awaited(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
+        // Each change is one insertion or one removal: there is nothing that a panic could leave half done.
+        self.awaited.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stage_is_ready_once_it_has_started_and_waits_for_nothing() {
+        let readiness = Readiness::default();
+        assert_eq!(readiness.reasons(), ["the start: opening what it needs"]);
+        let of_the_loop = readiness.clone();
+        of_the_loop.waits_for("a model", "none is announced");
+        assert_eq!(readiness.reasons(), ["a model: none is announced"]);
+        readiness.started();
+        assert!(!readiness.is_ready());
+        of_the_loop.waits_for("a model", "it cannot be read");
+        assert_eq!(readiness.reasons(), ["a model: it cannot be read"]);
+        of_the_loop.has("a model");
+        assert!(readiness.is_ready());
+        of_the_loop.waits_for("the log", "it went away");
+        assert!(!readiness.is_ready(), "it may wait again at any time");
+    }
+}
