@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod independent;
+mod monitoring;
 mod pipeline;
 mod signals;
 
@@ -77,9 +78,18 @@ fn a_stage_says_in_one_line_what_it_waits_for_and_stops_cleanly() {
         ("trainer", vec!["--from", "log", "--log", &log, "--lake", &lake]),
         ("scorer", vec!["--log", &log, "--lake", &lake]),
     ];
-    let mut running: Vec<_> = cases.iter().map(|(stage, args)| Process::start(stage, args)).collect();
+    let start =
+        |(stage, args): &(&str, Vec<&str>)| Process::start(stage, &[args, &["--admin", "127.0.0.1:0"][..]].concat());
+    let mut running: Vec<_> = cases.iter().map(start).collect();
     for process in &mut running {
         process.line_with(&["waiting for", &nobody]);
+        // Alive, and not ready: it says why.
+        let admin = monitoring::admin_of(process);
+        assert_eq!(monitoring::ask(&admin, "/livez"), (200, "ok\n".to_owned()));
+        let (status, said) = monitoring::ask(&admin, "/readyz");
+        assert_eq!(status, 503, "{said}");
+        assert!(said.starts_with("waiting for ") && said.contains(&nobody) && said.lines().count() == 1, "{said}");
+        assert!(monitoring::ask(&admin, "/metrics").1.contains("\ncarstream_ready 0\n"));
     }
     for process in &running {
         process.terminate();

@@ -12,6 +12,7 @@ use telemetry::avro::AvroDecoder;
 use telemetry::schema::Schemas;
 
 use crate::independent;
+use crate::monitoring::{self, Prometheus};
 use whole_pipeline_tests::process::Process;
 
 /// Until all readings have gone all the way, on a busy machine.
@@ -46,18 +47,43 @@ fn seven_processes_take_readings_from_cars_to_scores_on_kafka() {
     let (key, lake, cloud, ledger) = (path("site.key"), path("lake"), path("cloud-log"), path("ledger.csv"));
 
     // Everything waits for what it needs, so the order does not matter. The scorer has no model yet.
-    let mut scorer = Process::start("scorer", &["--log", &log_url, "--lake", &lake]);
-    let sink = Process::start("sink", &["--log", &log_url, "--lake", &lake, "--max-age", "1"]);
-    let replicator = Process::start("replicator", &["--source-log", &log_url, "--target-log", &cloud]);
-    let preprocessor = Process::start("preprocessor", &["--log", &log_url, "--pseudonym-key-file", &key]);
-    let mut bridge =
-        Process::start("mqtt-bridge", &["--log", &log_url, "--listen", "127.0.0.1:0", "--pseudonym-key-file", &key]);
+    let start = |stage: &str, args: &[&str]| {
+        let mut process = Process::start(stage, &[args, &["--admin", "127.0.0.1:0"]].concat());
+        let admin = monitoring::admin_of(&mut process);
+        (process, admin)
+    };
+    let (mut scorer, scorer_admin) = start("scorer", &["--log", &log_url, "--lake", &lake]);
+    let (sink, sink_admin) = start("sink", &["--log", &log_url, "--lake", &lake, "--max-age", "1"]);
+    let (replicator, replicator_admin) = start("replicator", &["--source-log", &log_url, "--target-log", &cloud]);
+    let (preprocessor, preprocessor_admin) = start("preprocessor", &["--log", &log_url, "--pseudonym-key-file", &key]);
+    let (mut bridge, bridge_admin) =
+        start("mqtt-bridge", &["--log", &log_url, "--listen", "127.0.0.1:0", "--pseudonym-key-file", &key]);
     scorer.line_with(&["waiting for a model"]);
+    let (status, said) = monitoring::ask(&scorer_admin, "/readyz");
+    assert!(status == 503 && said.starts_with("waiting for a model"), "{status} {said}");
+    let mut prometheus = Prometheus::start(directory.path());
+    let mut watch = |stage: &str, admin: &str| {
+        if let Some(prometheus) = &mut prometheus {
+            prometheus.watch(stage, admin.to_owned());
+        }
+    };
+    for (stage, admin) in [
+        ("mqtt-bridge", &bridge_admin),
+        ("preprocessor", &preprocessor_admin),
+        ("replicator", &replicator_admin),
+        ("sink", &sink_admin),
+    ] {
+        monitoring::wait_until_ready(admin);
+        watch(stage, admin);
+    }
+    watch("scorer", &scorer_admin);
     let line = bridge.line_with(&["MQTT at 127.0.0.1:"]);
     let mqtt = line.split("MQTT at ").nth(1).unwrap().trim().to_owned();
 
     let fleet = ["--cars", "60", "--seed", "5", "--speedup", "4800", "--duration", "15s"];
-    Process::start("simulator", &[&fleet[..], &["--mqtt", &mqtt, "--ledger", &ledger]].concat()).succeed();
+    let (fleet, fleet_admin) = start("simulator", &[&fleet[..], &["--mqtt", &mqtt, "--ledger", &ledger]].concat());
+    watch("simulator", &fleet_admin);
+    fleet.succeed();
     let (acknowledged, others) = outcomes(Path::new(&ledger));
     assert_eq!(others, 0, "the fleet waits for its last acknowledgements");
     assert!(acknowledged > 5000, "{acknowledged} readings are too few to show anything");
@@ -66,12 +92,21 @@ fn seven_processes_take_readings_from_cars_to_scores_on_kafka() {
     until("all acknowledged readings to be clean", || clean().len() == acknowledged);
     until("the lake to hold them", || parquet_rows(&Path::new(&lake).join("telemetry")) == acknowledged);
 
-    Process::start("trainer", &["--log", &log_url, "--lake", &lake, "--min-rows", "5000"]).succeed();
+    let train = ["--log", &log_url, "--lake", &lake, "--min-rows", "5000", "--every", "1h"];
+    let (trainer, trainer_admin) = start("trainer", &train);
+    watch("trainer", &trainer_admin);
     scorer.line_with(&["scoring with model"]);
     until("all to be scored", || identities(&kafka, "scores", "score.avsc").len() == acknowledged);
     assert_eq!(identities(&kafka, "scores", "score.avsc"), clean(), "one score for each reading");
 
-    let stages = [bridge, preprocessor, replicator, sink, scorer];
+    for admin in [&trainer_admin, &scorer_admin] {
+        monitoring::wait_until_ready(admin);
+    }
+    if let Some(prometheus) = prometheus {
+        prometheus.dashboards_have_data();
+    }
+
+    let stages = [bridge, preprocessor, replicator, sink, scorer, trainer];
     for stage in &stages {
         stage.terminate();
     }
