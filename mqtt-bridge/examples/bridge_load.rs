@@ -1,8 +1,9 @@
 //! How fast the bridge is, and what a connection costs: QoS 1 publishes acknowledged per second, CPU time of the bridge
-//! per message, memory per idle connection. Linux only (it reads /proc).
+//! per message, memory and CPU time per idle connection. Linux only (it reads /proc).
 //!
 //! ```text
 //! cargo run --release -p mqtt-bridge --example bridge_load -- --connections 50 --seconds 5 --idle 10000
+//! cargo run --release -p mqtt-bridge --example bridge_load -- --connections 50 --seconds 5 --idle 5000 --tls
 //! ```
 //!
 //! The bridge runs in a process of its own, on an embedded log in a temporary directory, or (`--no-log`) on one that
@@ -11,19 +12,24 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use certificates::{Authority, CarKey, KeyPem};
 use clap::Parser;
 use event_log::{
     AppendError, Appender, Completion, Consumer, Error, Log, LogArgs, LogUrl, OnCompletion, ProcessorOptions, Range,
     Reader, Record, TopicDescription, TopicSpec, Transactor,
 };
 use mqtt_bridge::{Args, Bridge, Metrics};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use tokio_util::sync::CancellationToken;
 
 #[global_allocator]
@@ -49,10 +55,23 @@ struct Load {
     /// Keep nothing.
     #[arg(long)]
     no_log: bool,
+    /// With TLS and a certificate for each connection.
+    #[arg(long)]
+    tls: bool,
     /// (For the bridge's own process.)
     #[arg(long, hide = true)]
     serve: bool,
+    /// (For the bridge's own process.)
+    #[arg(long, hide = true)]
+    secrets: Option<PathBuf>,
 }
+
+/// A connection of either kind.
+type Connection = Box<dyn Stream>;
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
@@ -60,9 +79,13 @@ async fn main() -> anyhow::Result<()> {
     if load.serve {
         return serve(&load).await;
     }
+    let secrets = tempfile::tempdir()?;
+    let factory = load.tls.then(|| Factory::new(secrets.path())).transpose()?.map(Arc::new);
     let mut bridge = Command::new(std::env::current_exe()?)
         .args(std::env::args().skip(1))
         .arg("--serve")
+        .arg("--secrets")
+        .arg(secrets.path())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()?;
@@ -71,21 +94,22 @@ async fn main() -> anyhow::Result<()> {
     let address: SocketAddr = line.trim().parse().context("the bridge did not start")?;
     let pid = bridge.id();
 
-    let before = resident_bytes(pid)?;
+    let (before, cpu_before) = (resident_bytes(pid)?, cpu_seconds(pid)?);
     let mut idle = Vec::new();
     for i in 0..load.idle {
-        idle.push(connect(address, &format!("idle{i:013}")).await?);
+        idle.push(connect(address, &format!("idle{i:013}"), factory.as_deref()).await?);
     }
-    let after = resident_bytes(pid)?;
+    let (after, cpu) = (resident_bytes(pid)?, cpu_seconds(pid)? - cpu_before);
     if load.idle > 0 {
         println!("memory    {} bytes per idle connection ({} of them)", (after - before) / load.idle as u64, load.idle);
+        println!("CPU       {:.0} µs of the bridge's process per connect", cpu * 1e6 / load.idle as f64);
     }
 
     let cpu_before = cpu_seconds(pid)?;
     let started = Instant::now();
     let until = started + Duration::from_secs(load.seconds);
-    let publishers: Vec<_> =
-        (0..load.connections).map(|i| tokio::spawn(publish(address, i, load.clone(), until))).collect();
+    let publish = |i| tokio::spawn(publish(address, i, load.clone(), factory.clone(), until));
+    let publishers: Vec<_> = (0..load.connections).map(publish).collect();
     let mut acknowledged = 0;
     for publisher in publishers {
         acknowledged += publisher.await??;
@@ -102,11 +126,17 @@ async fn main() -> anyhow::Result<()> {
 async fn serve(load: &Load) -> anyhow::Result<()> {
     let directory = tempfile::tempdir()?;
     let log_args = LogArgs::new(LogUrl::Directory(directory.path().join("log")));
-    let args = Args::new("127.0.0.1:0".parse()?, log_args.clone(), None);
+    let mut args = Args::new("127.0.0.1:0".parse()?, log_args.clone(), None);
+    if let (true, Some(secrets)) = (load.tls, &load.secrets) {
+        args.tls.tls_listen = Some("127.0.0.1:0".parse()?);
+        args.tls.tls_cert = Some(secrets.join("mqtt-bridge.crt"));
+        args.tls.tls_key = Some(secrets.join("mqtt-bridge.key"));
+        args.tls.tls_client_ca = Some(secrets.join("ca.crt"));
+    }
     let log: Arc<dyn Log> = if load.no_log { Arc::new(Nowhere(log_args.log)) } else { log_args.open()? };
     let metrics = Metrics::new(&mut prometheus_client::registry::Registry::default());
     let bridge = Bridge::bind_on(log, args, metrics).await?;
-    println!("{}", bridge.local_addr());
+    println!("{}", bridge.tls_local_addr().unwrap_or(bridge.local_addr()));
     let shutdown = CancellationToken::new();
     let stop = shutdown.clone();
     std::thread::spawn(move || {
@@ -116,13 +146,47 @@ async fn serve(load: &Load) -> anyhow::Result<()> {
     bridge.serve(shutdown).await
 }
 
-async fn connect(address: SocketAddr, client_id: &str) -> anyhow::Result<TcpStream> {
-    let mut stream = TcpStream::connect(address).await?;
-    stream.set_nodelay(true)?;
+/// Makes a site's certificates, and then each client's.
+struct Factory {
+    ca: String,
+    authority: Authority,
+    key: CarKey,
+}
+
+impl Factory {
+    fn new(directory: &Path) -> anyhow::Result<Self> {
+        let (ca_key, key) = (KeyPem::generate(), KeyPem::generate());
+        let ca = Authority::create(&ca_key)?;
+        let authority = Authority::from_pem(ca.as_bytes(), &ca_key)?;
+        std::fs::write(directory.join("ca.crt"), &ca)?;
+        std::fs::write(directory.join("mqtt-bridge.crt"), authority.server(&["localhost".to_owned()], &key)?)?;
+        std::fs::write(directory.join("mqtt-bridge.key"), key.0)?;
+        Ok(Self { ca, authority, key: CarKey::generate() })
+    }
+
+    fn connector(&self, vin: &str) -> anyhow::Result<TlsConnector> {
+        let mut roots = RootCertStore::empty();
+        roots.add(certificates::from_pem(self.ca.as_bytes())?.remove(0))?;
+        let config = ClientConfig::builder_with_provider(ring::default_provider().into())
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots)
+            .with_client_auth_cert(vec![self.authority.car_with_key(vin, &self.key)?], self.key.private())?;
+        Ok(Arc::new(config).into())
+    }
+}
+
+async fn connect(address: SocketAddr, client_id: &str, factory: Option<&Factory>) -> anyhow::Result<Connection> {
+    let socket = TcpStream::connect(address).await?;
+    socket.set_nodelay(true)?;
+    let mut stream: Connection = match factory {
+        None => Box::new(socket),
+        Some(factory) => Box::new(factory.connector(client_id)?.connect("localhost".try_into()?, socket).await?),
+    };
     let mut packet = vec![0x10, 12 + client_id.len() as u8, 0, 4, b'M', b'Q', b'T', b'T', 4, 2, 0, 0];
     packet.extend((client_id.len() as u16).to_be_bytes());
     packet.extend(client_id.as_bytes());
     stream.write_all(&packet).await?;
+    stream.flush().await?;
     let mut connack = [0; 4];
     stream.read_exact(&mut connack).await?;
     anyhow::ensure!(connack == [0x20, 2, 0, 0], "refused: {connack:02x?}");
@@ -130,9 +194,15 @@ async fn connect(address: SocketAddr, client_id: &str) -> anyhow::Result<TcpStre
 }
 
 /// Publishes until the end. Returns how many publishes were acknowledged.
-async fn publish(address: SocketAddr, number: usize, load: Load, until: Instant) -> anyhow::Result<u64> {
+async fn publish(
+    address: SocketAddr,
+    number: usize,
+    load: Load,
+    factory: Option<Arc<Factory>>,
+    until: Instant,
+) -> anyhow::Result<u64> {
     let vin = format!("WVWZZZ1JZX{number:07}");
-    let mut stream = connect(address, &vin).await?;
+    let mut stream = connect(address, &vin, factory.as_deref()).await?;
     let topic = format!("vehicles/{vin}/telemetry");
     let mut burst = Vec::new();
     for packet_id in 1..=load.window {
@@ -148,6 +218,7 @@ async fn publish(address: SocketAddr, number: usize, load: Load, until: Instant)
     let mut acknowledged = 0;
     while Instant::now() < until {
         stream.write_all(&burst).await?;
+        stream.flush().await?;
         stream.read_exact(&mut pubacks).await?;
         acknowledged += u64::from(load.window);
     }

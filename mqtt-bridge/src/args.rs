@@ -1,7 +1,10 @@
 //! The settings of the bridge.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::fmt;
+use std::net::{AddrParseError, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
 
 use event_log::LogArgs;
 use service::{ConfigError, ServiceArgs};
@@ -14,18 +17,22 @@ use crate::input::READ_BYTES;
 /// acknowledged when the log has committed it, never before. A car subscribed to vehicles/{vin}/alerts is sent its
 /// alerts. Try it with: mosquitto_pub -q 1 -t vehicles/WVWZZZ1JZXW000001/telemetry -m '{}'
 #[derive(Debug, Clone, clap::Parser)]
-#[command(name = "mqtt-bridge", version)]
+#[command(name = "mqtt-bridge", version, after_help = TLS_HELP)]
 pub struct Args {
     /// Logging and the admin port.
     #[command(flatten)]
     pub service: ServiceArgs,
-    /// Where to listen for MQTT connections. 0.0.0.0 takes them from everywhere: put TLS in front.
-    #[arg(long, env = "CARSTREAM_MQTT_LISTEN", value_name = "HOST:PORT", default_value_t = DEFAULT_LISTEN)]
-    pub listen: SocketAddr,
+    /// Where to listen for MQTT connections without TLS, for this machine and trusted networks; or none, which leaves
+    /// --tls-listen.
+    #[arg(long, env = "CARSTREAM_MQTT_LISTEN", value_name = "HOST:PORT|none", default_value_t)]
+    pub listen: Listen,
+    /// TLS.
+    #[command(flatten)]
+    pub tls: TlsArgs,
     /// Where the readings go.
     #[command(flatten)]
     pub log: LogArgs,
-    /// Which cars a client may publish for.
+    /// Which cars a client without a certificate may publish for.
     #[arg(long, env = "CARSTREAM_MQTT_CLIENT_ID", value_enum, default_value_t)]
     pub client_id: ClientIdRule,
     /// The file with the site's secret key for pseudonyms (at least 16 bytes); finds the car that an alert is for.
@@ -39,14 +46,109 @@ pub struct Args {
     pub limits: Limits,
 }
 
-const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 1883);
+const TLS_HELP: &str = "TLS with certificates of this site's own, made by `carstream secrets`:
+  carstream secrets --dir secrets --server-name bridge.example --car WVWZZZ1JZXW000001
+  mqtt-bridge --listen none --tls-listen 0.0.0.0:8883 --tls-cert secrets/mqtt-bridge.crt \\
+      --tls-key secrets/mqtt-bridge.key --tls-client-ca secrets/ca.crt …
+  mosquitto_pub -h bridge.example -p 8883 --cafile secrets/ca.crt --cert secrets/WVWZZZ1JZXW000001.crt \\
+      --key secrets/WVWZZZ1JZXW000001.key -q 1 -t vehicles/WVWZZZ1JZXW000001/telemetry -m '{}'
+
+TLS with a CA that the site has: let it sign a server certificate for the name that cars connect to, and for each car a
+client certificate whose subject has one CN, the VIN. --tls-cert is the server's certificate with its intermediates,
+--tls-client-ca the CA that signs for cars, and for nobody else: whoever has a certificate of it is the car it names.";
+
+/// Where to listen, or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listen {
+    /// At this address.
+    At(SocketAddr),
+    /// Not at all.
+    Nowhere,
+}
+
+impl Default for Listen {
+    fn default() -> Self {
+        Self::At((Ipv4Addr::LOCALHOST, 1883).into())
+    }
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::At(address) => address.fmt(f),
+            Self::Nowhere => f.write_str("none"),
+        }
+    }
+}
+
+impl FromStr for Listen {
+    type Err = AddrParseError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "none" { Ok(Self::Nowhere) } else { text.parse().map(Self::At) }
+    }
+}
+
+/// MQTT with TLS, on a port of its own.
+#[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
+pub struct TlsArgs {
+    /// Where to listen for MQTT connections with TLS (1.2 and 1.3), usually at port 8883. Every client needs a
+    /// certificate of --tls-client-ca, and is the car whose VIN is the common name (CN) of its subject: it publishes and
+    /// subscribes for this car only, whatever its client identifier.
+    #[arg(long, env = "CARSTREAM_MQTT_TLS_LISTEN", value_name = "HOST:PORT")]
+    pub tls_listen: Option<SocketAddr>,
+    /// The bridge's certificate, and its intermediates, in PEM. It is read again when it changes, as are the next two:
+    /// new connections get the new ones, and others stay.
+    #[arg(long, env = "CARSTREAM_MQTT_TLS_CERT", value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// Its private key, in PEM.
+    #[arg(long, env = "CARSTREAM_MQTT_TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+    /// Who signs for cars: one certificate or more, in PEM. Two of them while one is being replaced.
+    #[arg(long, env = "CARSTREAM_MQTT_TLS_CLIENT_CA", value_name = "FILE")]
+    pub tls_client_ca: Option<PathBuf>,
+    /// How often to look whether these files have changed.
+    #[arg(long, env = "CARSTREAM_MQTT_TLS_CHECK", value_name = "SECONDS", default_value = "5", value_parser = service::seconds)]
+    pub tls_check: Duration,
+}
+
+impl Default for TlsArgs {
+    fn default() -> Self {
+        Self { tls_listen: None, tls_cert: None, tls_key: None, tls_client_ca: None, tls_check: Duration::from_secs(5) }
+    }
+}
+
+impl TlsArgs {
+    fn problems(&self, listen: Listen) -> Vec<String> {
+        let files =
+            [("--tls-cert", &self.tls_cert), ("--tls-key", &self.tls_key), ("--tls-client-ca", &self.tls_client_ca)];
+        let mut problems = Vec::new();
+        for (name, file) in files {
+            match (self.tls_listen, file) {
+                (Some(_), None) => problems.push(format!(
+                    "{name} FILE is missing: --tls-listen needs it (`carstream secrets --dir DIR` makes one)"
+                )),
+                (None, Some(_)) => problems.push(format!("{name} has no effect without --tls-listen HOST:PORT")),
+                _ => {}
+            }
+        }
+        if listen == Listen::Nowhere && self.tls_listen.is_none() {
+            problems.push("--listen none leaves nothing to listen at without --tls-listen HOST:PORT".to_owned());
+        }
+        if self.tls_check.is_zero() {
+            problems.push("--tls-check 0: must be above 0".to_owned());
+        }
+        problems
+    }
+}
 
 impl Args {
     /// Settings with defaults for everything else. Without a key file no alerts are sent.
     pub fn new(listen: SocketAddr, log: LogArgs, pseudonym_key_file: Option<PathBuf>) -> Self {
         Self {
             service: ServiceArgs::default(),
-            listen,
+            listen: Listen::At(listen),
+            tls: TlsArgs::default(),
             log,
             client_id: ClientIdRule::default(),
             no_alerts: pseudonym_key_file.is_none(),
@@ -58,6 +160,7 @@ impl Args {
     /// All that cannot work, together.
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
         let mut problems = self.limits.problems();
+        problems.extend(self.tls.problems(self.listen));
         if self.pseudonym_key_file.is_none() && !self.no_alerts {
             problems.push(
                 "--pseudonym-key-file is missing: alerts can't find their cars without the key \
@@ -88,7 +191,8 @@ pub enum ClientIdRule {
 /// The bounds of the bridge, and what happens there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::Args)]
 pub struct Limits {
-    /// Connections at a time; more are answered "server busy". Each needs an open file (ulimit -n).
+    /// Connections at a time, TLS handshakes included; more are answered "server busy". Each needs an open file
+    /// (ulimit -n).
     #[arg(long, env = "CARSTREAM_MQTT_MAX_CONNECTIONS", value_name = "N", default_value_t = Limits::default().max_connections)]
     pub max_connections: usize,
     /// The largest MQTT packet; a client that sends a larger one is disconnected (MQTT 5: reason 0x95).
@@ -97,13 +201,14 @@ pub struct Limits {
     /// Unacknowledged publishes of one connection (MQTT 5's Receive Maximum); then its socket is not read.
     #[arg(long, env = "CARSTREAM_MQTT_MAX_IN_FLIGHT", value_name = "N", default_value_t = Limits::default().max_in_flight)]
     pub max_in_flight: u16,
-    /// Bytes of unacknowledged publishes and incomplete packets of all connections; then no socket is read.
+    /// Bytes of unacknowledged publishes and incomplete packets of all connections; then no socket is read. Beside it
+    /// each TLS connection may hold an incomplete record, of 18 KB at most (64 KB during its handshake).
     #[arg(long, env = "CARSTREAM_MQTT_MAX_UNACKNOWLEDGED_BYTES", value_name = "BYTES", default_value_t = Limits::default().max_unacknowledged_bytes)]
     pub max_unacknowledged_bytes: u32,
     /// Alerts that wait for one car; then the oldest one is dropped.
     #[arg(long, env = "CARSTREAM_MQTT_MAX_ALERTS", value_name = "N", default_value_t = Limits::default().max_alerts)]
     pub max_alerts: usize,
-    /// Seconds from the TCP connection to the CONNECT packet.
+    /// Seconds from the TCP connection to the CONNECT packet, with the TLS handshake.
     #[arg(long, env = "CARSTREAM_MQTT_CONNECT_TIMEOUT_S", value_name = "S", default_value_t = Limits::default().connect_timeout_s)]
     pub connect_timeout_s: u16,
     /// The longest keep-alive; also of a client that wants none. One that is silent for 1.5 times as long is closed.
@@ -193,7 +298,20 @@ mod tests {
         Args::command().debug_assert();
         let args = Args::try_parse_from(["mqtt-bridge", "--no-alerts"]).expect("valid");
         assert!(args.check().is_ok());
-        assert_eq!(args.limits, Limits::default());
+        assert_eq!((args.limits, args.tls, args.listen), (Limits::default(), TlsArgs::default(), Listen::default()));
+    }
+
+    #[test]
+    fn tls_needs_its_files_and_somebody_has_to_listen() {
+        let problems = |settings: &[&str]| {
+            let args = [&["mqtt-bridge", "--no-alerts"], settings].concat();
+            Args::try_parse_from(args).expect("valid for clap").check().err().map_or(0, |error| error.0.len())
+        };
+        let files = ["--tls-cert=c", "--tls-key=k", "--tls-client-ca=a"];
+        assert_eq!(problems(&["--listen=none"]), 1);
+        assert_eq!(problems(&["--tls-listen=[::]:8883"]), 3);
+        assert_eq!(problems(&files), 3);
+        assert_eq!(problems(&[&files[..], &["--tls-listen=[::]:8883", "--listen=none"]].concat()), 0);
     }
 
     #[test]

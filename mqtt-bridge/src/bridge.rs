@@ -1,4 +1,4 @@
-//! The listener: accepts connections, and at shutdown lets them finish.
+//! The listeners: they accept connections, and at shutdown let them finish.
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
@@ -12,15 +12,19 @@ use service::{ConfigError, Waiting, retry_until};
 use telemetry::pseudonym::PseudonymKey;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Notify, Semaphore};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::Metrics;
 use crate::alerts::Follower;
-use crate::args::Args;
+use crate::args::{Args, Listen};
 use crate::clients::{Directory, Slots};
-use crate::connection;
+use crate::close::Refusal;
+use crate::connection::{self, Arrival};
 use crate::session::Rules;
+use crate::tls::{self, Tls};
 use crate::topics::{self, Kind};
 
 /// A fleet that comes back after a tunnel (or after our restart) comes at once.
@@ -114,15 +118,23 @@ impl Room {
 
 /// A bridge that listens, and has its log.
 pub struct Bridge {
-    listener: TcpListener,
-    address: SocketAddr,
+    /// Without TLS, with TLS, or both, in this order.
+    doors: Vec<Door>,
     shared: Arc<Shared>,
     follower: Option<Follower>,
 }
 
+/// Where clients come in.
+#[derive(Debug)]
+struct Door {
+    listener: TcpListener,
+    address: SocketAddr,
+    tls: Option<Arc<Tls>>,
+}
+
 impl std::fmt::Debug for Bridge {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Bridge").field("address", &self.address).finish_non_exhaustive()
+        f.debug_struct("Bridge").field("doors", &self.doors).finish_non_exhaustive()
     }
 }
 
@@ -150,6 +162,7 @@ impl Bridge {
     pub async fn bind_on(log: Arc<dyn Log>, args: Args, metrics: Metrics) -> anyhow::Result<Self> {
         args.check()?;
         let key = read_key(&args)?;
+        let tls = Tls::new(&args.tls, metrics.clone())?;
         let slots = Arc::new(Slots::default());
         let directory = Arc::new(Directory::default());
         let room = Arc::new(Room::default());
@@ -164,8 +177,13 @@ impl Bridge {
             drop(stop_with_us);
             prepared
         };
-        let listener = listen(args.listen)?;
-        let address = listener.local_addr()?;
+        let mut doors = Vec::new();
+        if let Listen::At(address) = args.listen {
+            doors.push(Door::open(address, "--listen", "CARSTREAM_MQTT_LISTEN", None)?);
+        }
+        if let (Some(address), Some(tls)) = (args.tls.tls_listen, tls) {
+            doors.push(Door::open(address, "--tls-listen", "CARSTREAM_MQTT_TLS_LISTEN", Some(tls.into()))?);
+        }
         let shared = Arc::new(Shared {
             rules: Rules { client_id: args.client_id, limits: args.limits, alerts: key.is_some() },
             topics: Kind::ALL.map(|kind| kind.log_topic().into()),
@@ -180,41 +198,39 @@ impl Bridge {
             open: AtomicUsize::new(0),
             log_trouble: Mutex::new(Waiting::new(format!("the log {} to take records", log.url()))),
             assigned: AtomicU64::new(0),
-            process: RandomState::new().hash_one(address),
+            process: RandomState::new().hash_one(std::process::id()),
         });
-        Ok(Self { listener, address, shared, follower })
+        Ok(Self { doors, shared, follower })
     }
 
-    /// Where it listens; the port is known also if any was asked for.
+    /// Where it listens, without TLS if it does; the port is known also if any was asked for.
     pub fn local_addr(&self) -> SocketAddr {
-        self.address
+        self.doors[0].address
+    }
+
+    /// Where it listens with TLS.
+    pub fn tls_local_addr(&self) -> Option<SocketAddr> {
+        self.doors.iter().find(|door| door.tls.is_some()).map(|door| door.address)
     }
 
     /// Serves until `shutdown`; then acknowledges what was accepted, as far as the log commits it within
     /// `--drain-timeout-s`, and closes all connections.
     pub async fn serve(self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let Self { listener, address, shared, follower } = self;
-        tracing::info!("MQTT at {address}");
+        let Self { doors, shared, follower } = self;
         shared.metrics.readiness.started();
         let follower = follower.map(|follower| {
             let shutdown = shutdown.clone();
             tokio::task::spawn_blocking(move || follower.run(&shutdown))
         });
         let tasks = TaskTracker::new();
-        loop {
-            tokio::select! {
-                biased;
-                () = shutdown.cancelled() => break,
-                accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) => admit(&shared, &tasks, stream),
-                    Err(error) => {
-                        tracing::warn!("cannot accept a connection: {error} (too many open files? raise ulimit -n)");
-                        tokio::time::sleep(Duration::from_millis(ACCEPT_RETRY_MS)).await;
-                    }
-                },
+        let mut watching = JoinSet::new();
+        for door in doors {
+            if let Some(tls) = &door.tls {
+                watching.spawn(tls.clone().follow(shutdown.clone()));
             }
+            watching.spawn(door.watch(shared.clone(), tasks.clone(), shutdown.clone()));
         }
-        drop(listener);
+        watching.join_all().await;
         drain(&shared, &tasks).await;
         if let Some(follower) = follower {
             follower.await.context("the thread that follows alerts")?;
@@ -223,19 +239,61 @@ impl Bridge {
     }
 }
 
-/// Takes a connection, if there is room.
-fn admit(shared: &Arc<Shared>, tasks: &TaskTracker, stream: TcpStream) {
-    let open = shared.open.fetch_add(1, Ordering::Relaxed);
-    let max = shared.rules.limits.max_connections;
-    if open >= max.saturating_add(MAX_REFUSALS_AT_A_TIME) {
-        shared.closed_one();
-        shared.metrics.refused_connect("flood");
-        return;
+impl Door {
+    fn open(address: SocketAddr, setting: &str, variable: &str, tls: Option<Arc<Tls>>) -> anyhow::Result<Self> {
+        let listen = || -> std::io::Result<_> {
+            let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+            socket.set_reuseaddr(true)?; // a restart needs no pause
+            socket.bind(address)?;
+            let listener = socket.listen(BACKLOG)?;
+            Ok((listener.local_addr()?, listener))
+        };
+        let (address, listener) = listen().with_context(|| {
+            format!(
+                "cannot listen at {address}: stop what uses the port, or choose another one with {setting} ({variable})"
+            )
+        })?;
+        Ok(Self { listener, address, tls })
     }
-    // Answers are small, and waited for. If the socket has gone by now, the connection's task finds out.
-    let _ = stream.set_nodelay(true);
-    let slot = shared.slots.take();
-    tasks.spawn(connection::serve(shared.clone(), slot, stream, open >= max));
+
+    /// Takes connections until shutdown.
+    async fn watch(self, shared: Arc<Shared>, tasks: TaskTracker, shutdown: CancellationToken) {
+        let with = if self.tls.is_some() { " with TLS" } else { "" };
+        tracing::info!("MQTT{with} at {}", self.address);
+        loop {
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return,
+                accepted = self.listener.accept() => match accepted {
+                    Ok((stream, _)) => self.admit(&shared, &tasks, stream),
+                    Err(error) => {
+                        tracing::warn!("cannot accept a connection: {error} (too many open files? raise ulimit -n)");
+                        tokio::time::sleep(Duration::from_millis(ACCEPT_RETRY_MS)).await;
+                    }
+                },
+            }
+        }
+    }
+
+    /// Takes a connection, if there is room.
+    fn admit(&self, shared: &Arc<Shared>, tasks: &TaskTracker, stream: TcpStream) {
+        let open = shared.open.fetch_add(1, Ordering::Relaxed);
+        let max = shared.rules.limits.max_connections;
+        if open >= max.saturating_add(MAX_REFUSALS_AT_A_TIME) {
+            shared.closed_one();
+            shared.metrics.refused_connect("flood");
+            return;
+        }
+        // Answers are small, and waited for. If the socket has gone by now, the connection's task finds out.
+        let _ = stream.set_nodelay(true);
+        let slot = shared.slots.take();
+        let refusal = (open >= max).then_some(Refusal::Busy);
+        let arrival = Arrival { opened: Instant::now(), refusal, car: None };
+        match &self.tls {
+            None => tasks.spawn(connection::serve(shared.clone(), slot, stream, arrival)),
+            Some(tls) => tasks.spawn(tls::serve(shared.clone(), slot, stream, tls.clone(), arrival)),
+        };
+    }
 }
 
 /// Lets all connections finish, but not longer than the deadline.
@@ -300,19 +358,4 @@ fn read_key(args: &Args) -> anyhow::Result<Option<PseudonymKey>> {
     let problem = |problem: String| ConfigError(vec![format!("--pseudonym-key-file {}: {problem}", path.display())]);
     let bytes = std::fs::read(path).map_err(|error| problem(error.to_string()))?;
     Ok(Some(PseudonymKey::from_bytes(&bytes).map_err(|error| problem(error.to_string()))?))
-}
-
-fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    let open = || {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        socket.set_reuseaddr(true)?; // a restart needs no pause
-        socket.bind(address)?;
-        socket.listen(BACKLOG)
-    };
-    open().with_context(|| {
-        format!(
-            "cannot listen at {address}: stop what uses the port, or choose another one with --listen \
-             (CARSTREAM_MQTT_LISTEN)"
-        )
-    })
 }

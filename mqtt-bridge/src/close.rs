@@ -101,7 +101,9 @@ impl Close {
     pub(crate) fn explanation(self) -> &'static str {
         match self {
             Close::TopicInvalid => "publish to vehicles/{vin}/telemetry, faults, drivers or status",
-            Close::NotAuthorized => "this bridge takes publishes for the car whose VIN is the client identifier only",
+            Close::NotAuthorized => {
+                "a client publishes for the car whose VIN its certificate has, or is its identifier"
+            }
             Close::QosNotSupported => "this bridge takes QoS 0 and 1",
             Close::RetainNotSupported => "this bridge retains nothing",
             Close::PacketTooLarge => "larger than the Maximum Packet Size of CONNACK",
@@ -146,6 +148,8 @@ pub(crate) enum Refusal {
     WillTooLarge,
     /// As many connections as are allowed are open.
     Busy,
+    /// The client's certificate names no car.
+    NoVin,
 }
 
 impl Refusal {
@@ -162,6 +166,7 @@ impl Refusal {
             Refusal::WillRetain => "will-retain",
             Refusal::WillTooLarge => "will-too-large",
             Refusal::Busy => "busy",
+            Refusal::NoVin => "no-vin",
         }
     }
 
@@ -174,6 +179,7 @@ impl Refusal {
             Refusal::ClientId => Some(V3Reason::IdentifierRejected),
             Refusal::Busy => Some(V3Reason::ServiceUnavailable),
             Refusal::Authentication
+            | Refusal::NoVin
             | Refusal::WillTopic
             | Refusal::WillNotAuthorized
             | Refusal::WillQos
@@ -195,6 +201,7 @@ impl Refusal {
             Refusal::WillRetain => V5Reason::RetainNotSupported,
             Refusal::WillTooLarge => V5Reason::PacketTooLarge,
             Refusal::Busy => V5Reason::ServerBusy,
+            Refusal::NoVin => V5Reason::NotAuthorized,
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!         ┌── gate: open? ──┐ bytes ≤ 16 KiB a read, paid from the byte budget
-//! socket ─┤ window, budget, ├──► frames ─► Session ─► Appender ─► (log) ─► Mailbox ─► Session ─► PUBACK ─► socket
+//! stream ─┤ window, budget, ├──► frames ─► Session ─► Appender ─► (log) ─► Mailbox ─► Session ─► PUBACK ─► stream
 //!         │ log, client     │       └ what is left over waits in `input`
 //!         └─ closed: TCP pushes back; keep-alive rests; at most --max-pause-s
 //! ```
@@ -14,32 +14,44 @@ mod ending;
 mod reading;
 
 use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use event_log::{AppendError, Record};
-use tokio::net::TcpStream;
-use tokio::net::tcp::WriteHalf;
 use tokio::time::Instant;
 
 use crate::alerts::parse_pseudonym;
 use crate::bridge::Shared;
 use crate::clients::{Mail, Mailbox, Slot};
-use crate::close::Close;
+use crate::close::{Close, Refusal};
 use crate::input::READ_BYTES;
 use crate::session::{ConnAck, MAX_OUT_BYTES, Message, Session};
 use crate::stamp::Stamp;
+use crate::transport::Transport;
 use crate::window::Fate;
 use crate::wire;
+pub(crate) use ending::farewell;
 
 /// How soon a connection that waits for room in the append queue looks again, should it not be told.
 const ROOM_CHECK_MS: u64 = 50;
 
+/// What is known of a client before it says CONNECT.
+#[derive(Debug)]
+pub(crate) struct Arrival {
+    /// When it came: the connect timeout runs from here, a TLS handshake included.
+    pub(crate) opened: Instant,
+    /// Whether it is to be told no, and why.
+    pub(crate) refusal: Option<Refusal>,
+    /// The car that it has proved to be, by a certificate. Then it speaks for this car and no other.
+    pub(crate) car: Option<Box<str>>,
+}
+
 /// Serves one client until it has gone and everything it sent is decided.
-pub(crate) async fn serve(shared: Arc<Shared>, slot: Slot, mut stream: TcpStream, over_limit: bool) {
-    let mut connection = Connection::new(shared, slot, over_limit);
+pub(crate) async fn serve<T: Transport>(shared: Arc<Shared>, slot: Slot, mut stream: T, arrival: Arrival) {
+    let mut connection = Connection::new(shared, slot, arrival);
     let close = connection.talk(&mut stream).await;
     connection.end(stream, close).await;
 }
@@ -76,20 +88,18 @@ struct Connection {
     /// What a read may take of the byte budget, if that had to be waited for.
     allowance: u32,
     starved: bool,
-    over_limit: bool,
+    arrival: Arrival,
     /// Set while the bridge stops: by when this connection has to end.
     drain_by: Option<Instant>,
     successor: Option<Arc<Mailbox>>,
     /// The pseudonym of the car, while it wants its alerts.
     car: Option<u128>,
-    opened: Instant,
     last_read: Instant,
     paused_since: Option<Instant>,
 }
 
 impl Connection {
-    fn new(shared: Arc<Shared>, slot: Slot, over_limit: bool) -> Self {
-        let now = Instant::now();
+    fn new(shared: Arc<Shared>, slot: Slot, arrival: Arrival) -> Self {
         shared.metrics.connections.inc();
         Self {
             shared,
@@ -104,24 +114,26 @@ impl Connection {
             charged: 0,
             allowance: 0,
             starved: false,
-            over_limit,
+            arrival,
             drain_by: None,
             successor: None,
             car: None,
-            opened: now,
-            last_read: now,
+            last_read: Instant::now(),
             paused_since: None,
         }
     }
 
     /// Until the client goes or has to go.
-    async fn talk(&mut self, stream: &mut TcpStream) -> Close {
+    async fn talk<T: Transport>(&mut self, stream: &mut T) -> Close {
         let shared = self.shared.clone();
         let mailbox = self.slot.mailbox.clone();
-        let (mut reader, writer) = stream.split();
         let mut timer = pin!(tokio::time::sleep_until(self.deadline(Gate::Open)));
         loop {
-            if let Err(close) = self.advance().and_then(|()| self.flush(&writer)) {
+            if let Err(close) = self.advance() {
+                return close;
+            }
+            // Waits for nothing: what the socket does not take now is written below, when it does.
+            if let Poll::Ready(Err(close)) = poll_fn(|cx| Poll::Ready(self.poll_flush(cx, stream))).await {
                 return close;
             }
             let gate = self.gate();
@@ -137,8 +149,8 @@ impl Connection {
             tokio::select! {
                 biased;
                 () = mailbox.arrived() => {}
-                read = poll_fn(|cx| self.poll_read(cx, &mut reader)), if gate == Gate::Open => {
-                    if let Err(close) = read {
+                moved = poll_fn(|cx| self.poll_move(cx, stream, gate)) => {
+                    if let Err(close) = moved {
                         return close;
                     }
                 }
@@ -148,7 +160,6 @@ impl Connection {
                     self.starved = false;
                 }
                 () = shared.room.wait(), if gate == Gate::Room => {}
-                _ = writer.writable(), if !self.out.is_empty() => {}
                 () = &mut timer => {
                     if let Some(close) = self.expired(gate) {
                         return close;
@@ -230,17 +241,31 @@ impl Connection {
         self.session.as_mut().map_or(0, |session| session.window().len())
     }
 
-    /// Writes what the socket takes.
-    fn flush(&mut self, writer: &WriteHalf<'_>) -> Result<(), Close> {
-        while !self.out.is_empty() {
-            match writer.try_write(&self.out) {
-                Ok(written) => self.out.advance(written),
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(()),
-                Err(_) => return Err(Close::Lost),
+    /// Moves bytes, in or out, as soon as the socket and the gate allow.
+    fn poll_move<T: Transport>(&mut self, cx: &mut Context<'_>, stream: &mut T, gate: Gate) -> Poll<Result<(), Close>> {
+        if (!self.out.is_empty() || stream.has_unsent())
+            && let Poll::Ready(flushed) = self.poll_flush(cx, stream)
+        {
+            return Poll::Ready(flushed);
+        }
+        if gate == Gate::Open { self.poll_read(cx, stream) } else { Poll::Pending }
+    }
+
+    /// Writes what the socket takes. Ready when that is everything.
+    fn poll_flush<T: Transport>(&mut self, cx: &mut Context<'_>, stream: &mut T) -> Poll<Result<(), Close>> {
+        loop {
+            // First what is encrypted already, so that no more than one write of it ever waits.
+            if stream.has_unsent() {
+                ready!(Pin::new(&mut *stream).poll_flush(cx)).map_err(|_| Close::Lost)?;
             }
+            if self.out.is_empty() {
+                break;
+            }
+            let written = ready!(Pin::new(&mut *stream).poll_write(cx, &self.out)).map_err(|_| Close::Lost)?;
+            self.out.advance(written);
         }
         self.out = BytesMut::new(); // an idle connection holds no buffers
-        Ok(())
+        Poll::Ready(Ok(()))
     }
 
     /// Whether a bound of this connection is reached.
@@ -283,8 +308,8 @@ impl Connection {
         let limits = &self.shared.rules.limits;
         let seconds = |s: u16| Duration::from_secs(s.into());
         let mut deadline = match (&self.session, self.paused_since) {
-            (None, _) => self.opened + seconds(limits.connect_timeout_s),
-            (Some(_), _) if self.claiming.is_some() => self.opened + seconds(limits.connect_timeout_s),
+            (None, _) => self.arrival.opened + seconds(limits.connect_timeout_s),
+            (Some(_), _) if self.claiming.is_some() => self.arrival.opened + seconds(limits.connect_timeout_s),
             (Some(_), Some(since)) => since + seconds(limits.max_pause_s),
             (Some(session), None) => self.last_read + seconds(session.keep_alive_s()) * 3 / 2,
         };
@@ -357,7 +382,7 @@ impl Connection {
 
     fn subscribed(&mut self) {
         let (Some(key), Some(session)) = (&self.shared.key, &self.session) else { return };
-        let Some(car) = parse_pseudonym(key.pseudonym(session.client_id()).as_bytes()) else { return };
+        let Some(car) = parse_pseudonym(key.pseudonym(session.car()).as_bytes()) else { return };
         self.shared.directory.subscribe(car, &self.slot.mailbox);
         self.car = Some(car);
     }
@@ -377,9 +402,15 @@ mod tests {
         size_of::<F>()
     }
 
+    fn tls_future_bytes<A, B, C, D, E, F: Future>(_: impl Fn(A, B, C, D, E) -> F) -> usize {
+        size_of::<F>()
+    }
+
     #[test]
     fn a_connection_stays_lean() {
-        let bytes = future_bytes(serve);
+        let bytes = future_bytes(serve::<tokio::net::TcpStream>);
         assert!(bytes <= 1_536, "{bytes} bytes per connection, before what it allocates");
+        let bytes = tls_future_bytes(crate::tls::serve);
+        assert!(bytes <= 1_536, "{bytes} bytes per connection with TLS, before what it allocates");
     }
 }

@@ -13,7 +13,8 @@
 //! Payloads are neither read nor changed.
 //!
 //! What it deliberately does not do: QoS 2, retained messages, sessions that outlive a connection, subscriptions to
-//! anything but a car's own alerts, TLS and passwords (terminate TLS in front of it, and use `--client-id vin`).
+//! anything but a car's own alerts, and passwords: on the TLS port a car proves itself by its certificate, and the other
+//! port is for trusted networks.
 //!
 //! At its bounds ([`Limits`]) it stops reading sockets, so that TCP pushes back to the cars. A QoS 0 message waits there
 //! like any other; it is lost only with its connection.
@@ -40,16 +41,19 @@ mod input;
 mod metrics;
 mod session;
 mod stamp;
+mod tls;
 mod topics;
+mod transport;
 mod window;
 mod wire;
 
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
-pub use args::{Args, ClientIdRule, Limits};
+pub use args::{Args, ClientIdRule, Limits, Listen, TlsArgs};
 pub use bridge::Bridge;
 pub use metrics::Metrics;
+pub use topics::is_vin;
 
 /// What the binary runs: the bridge, and the admin port if one is asked for.
 pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {

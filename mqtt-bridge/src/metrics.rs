@@ -31,8 +31,18 @@ pub struct Metrics {
     pub(crate) alerts_read: Counter,
     pub(crate) alerts_delivered: Counter,
     pub(crate) alerts_dropped: Counter,
+    pub(crate) handshakes: Gauge,
+    pub(crate) certificate_expiry: Family<CertificateLabel, Gauge>,
+    pub(crate) tls_reloads: Counter,
+    pub(crate) tls_files_unusable: Gauge,
     /// What the bridge waits for before it listens.
     pub readiness: Readiness,
+}
+
+/// Whose certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct CertificateLabel {
+    pub(crate) certificate: &'static str,
 }
 
 /// Why.
@@ -77,6 +87,10 @@ impl Metrics {
             alerts_read: Counter::default(),
             alerts_delivered: Counter::default(),
             alerts_dropped: Counter::default(),
+            handshakes: Gauge::default(),
+            certificate_expiry: Family::default(),
+            tls_reloads: Counter::default(),
+            tls_files_unusable: Gauge::default(),
             readiness: Readiness::default(),
         };
         let m = &metrics;
@@ -108,6 +122,19 @@ impl Metrics {
             "alerts_dropped",
             "Alerts dropped: too many waited, too large for the client, or not acknowledged when the car left",
             m.alerts_dropped.clone(),
+        );
+        registry.register("tls_handshakes", "TLS handshakes under way", m.handshakes.clone());
+        registry.register_with_unit(
+            "certificate_expiry_timestamp",
+            "When a certificate in use expires, since 1970: the bridge's own, and the first of the clients' authorities",
+            Unit::Seconds,
+            m.certificate_expiry.clone(),
+        );
+        registry.register("tls_reloads", "Times that changed TLS files were taken into use", m.tls_reloads.clone());
+        registry.register(
+            "tls_files_unusable",
+            "1 while the TLS files have changed and cannot be used: the earlier ones are",
+            m.tls_files_unusable.clone(),
         );
         metrics.show_zeros();
         metrics

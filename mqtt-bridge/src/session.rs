@@ -10,6 +10,7 @@
 //! client that comes back (CONNACK says so: session present 0), because nothing has to be: what was acknowledged is in
 //! the log, and what was not is repeated by the car, as MQTT has it for a new session as well as for an old one.
 
+use std::borrow::Cow;
 use std::num::NonZeroU16;
 use std::time::Instant;
 
@@ -126,6 +127,8 @@ pub(crate) struct SentAlerts {
 pub(crate) struct Session {
     version: Version,
     client_id: Box<str>,
+    /// The VIN of its certificate, if it has one.
+    certified: Option<Box<str>>,
     keep_alive_s: u16,
     max_packet_bytes: u32,
     receive_maximum: u16,
@@ -137,10 +140,12 @@ pub(crate) struct Session {
 impl Session {
     /// Takes a CONNECT packet, and says what CONNACK has to.
     ///
+    /// `certified`: the VIN of the client's certificate; then that is the car it speaks for, whatever it is called.
     /// `assigned`: makes the client identifier of a client that has none.
     pub(crate) fn open(
         connect: Connect,
         rules: &Rules,
+        certified: Option<Box<str>>,
         assigned: impl FnOnce() -> String,
     ) -> Result<(Self, ConnAck), Refusal> {
         if connect.authenticates {
@@ -154,7 +159,10 @@ impl Session {
             id => (id, false),
         };
         let will = match connect.will {
-            Some(will) => Some(Box::new(check_will(connect.version, will, &client_id, rules)?)),
+            Some(will) => {
+                let only = only_car(certified.as_deref(), &client_id, rules);
+                Some(Box::new(check_will(connect.version, will, only)?))
+            }
             None => None,
         };
         let keep_alive_s = match connect.keep_alive_s {
@@ -169,6 +177,7 @@ impl Session {
         let session = Self {
             version: connect.version,
             client_id: client_id.into_boxed_str(),
+            certified,
             keep_alive_s,
             max_packet_bytes: connect.max_packet_bytes,
             receive_maximum: connect.receive_maximum,
@@ -193,9 +202,18 @@ impl Session {
         }
     }
 
-    /// What the client is called.
-    pub(crate) fn client_id(&self) -> &str {
-        &self.client_id
+    /// The VIN of the car whose alerts the client may have: that of its certificate, else its identifier.
+    pub(crate) fn car(&self) -> &str {
+        self.certified.as_deref().unwrap_or(&self.client_id)
+    }
+
+    /// Under which a later connection replaces this one. With a certificate that takes the same car: no identifier
+    /// lets one car end another one's connection. NUL: no client that is asked for no certificate can have such a name.
+    pub(crate) fn directory_key(&self) -> Cow<'_, str> {
+        match &self.certified {
+            Some(vin) => format!("{vin}\0{}", self.client_id).into(),
+            None => (&*self.client_id).into(),
+        }
     }
 
     /// The protocol it speaks.
@@ -275,7 +293,7 @@ impl Session {
         }
         let refused = match topics::parse(&publish.topic) {
             None => Close::TopicInvalid,
-            Some((vin, _)) if !self.may_publish_for(vin, rules) => Close::NotAuthorized,
+            Some((vin, _)) if self.only_car(rules).is_some_and(|only| only != vin) => Close::NotAuthorized,
             Some((_, kind)) => {
                 return Ok(Step::Append(Message {
                     kind,
@@ -296,8 +314,8 @@ impl Session {
         }
     }
 
-    fn may_publish_for(&self, vin: &str, rules: &Rules) -> bool {
-        rules.client_id == ClientIdRule::Any || *self.client_id == *vin
+    fn only_car(&self, rules: &Rules) -> Option<&str> {
+        only_car(self.certified.as_deref(), &self.client_id, rules)
     }
 
     /// Writes the PUBACKs of the publishes at the front of the window that are decided.
@@ -346,7 +364,7 @@ impl Session {
                 Reason::ImplementationSpecificError
             } else {
                 match topics::parse_alerts(filter) {
-                    Some(vin) if *vin == *self.client_id => {
+                    Some(vin) if vin == self.car() => {
                         let qos = wanted.less_value(QoS::AtLeastOnce);
                         self.alerts.get_or_insert_default().qos = qos;
                         subscribed = true;
@@ -377,7 +395,7 @@ impl Session {
         let mut unsubscribed = false;
         let mut status = Vec::with_capacity(filters.len());
         for filter in filters {
-            let own = topics::parse_alerts(filter).is_some_and(|vin| *vin == *self.client_id);
+            let own = topics::parse_alerts(filter).is_some_and(|vin| vin == self.car());
             let had = own && self.alerts.take().is_some();
             unsubscribed |= had;
             status.push(if had { Reason::Success } else { Reason::NoSubscriptionExisted });
@@ -401,7 +419,7 @@ impl Session {
     pub(crate) fn send_alerts(&mut self, out: &mut BytesMut) -> SentAlerts {
         let mut sent = SentAlerts::default();
         let Some(queue) = self.alerts.as_mut().filter(|queue| queue.outstanding() > 0) else { return sent };
-        let topic = topics::alerts_topic(&self.client_id);
+        let topic = topics::alerts_topic(self.certified.as_deref().unwrap_or(&self.client_id));
         while out.len() < MAX_OUT_BYTES {
             let Some((packet_id, payload)) = queue.next(self.receive_maximum) else { break };
             match wire::put_publish(self.version, &topic, packet_id, payload, self.max_packet_bytes, out) {
@@ -445,9 +463,14 @@ fn v3_answer(answer: v5::SubscribeAckReason) -> v3::SubscribeReturnCode {
     }
 }
 
+/// The one car that a client may publish for; `None`: any.
+fn only_car<'a>(certified: Option<&'a str>, client_id: &'a str, rules: &Rules) -> Option<&'a str> {
+    certified.or((rules.client_id == ClientIdRule::Vin).then_some(client_id))
+}
+
 /// A will has to be a car's status, and short. MQTT 3.1.1 can't be told that QoS 2 and retaining are not offered, so
 /// there the one is lowered to QoS 1 and the other ignored.
-fn check_will(version: Version, will: wire::Will, client_id: &str, rules: &Rules) -> Result<Message, Refusal> {
+fn check_will(version: Version, will: wire::Will, only_car: Option<&str>) -> Result<Message, Refusal> {
     if version == Version::V5 && will.qos == QoS::ExactlyOnce {
         return Err(Refusal::WillQos);
     }
@@ -456,7 +479,7 @@ fn check_will(version: Version, will: wire::Will, client_id: &str, rules: &Rules
     }
     match topics::parse(&will.topic) {
         Some((vin, Kind::Status)) => {
-            if rules.client_id == ClientIdRule::Vin && vin != client_id {
+            if only_car.is_some_and(|only| only != vin) {
                 return Err(Refusal::WillNotAuthorized);
             }
         }

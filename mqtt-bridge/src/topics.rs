@@ -68,10 +68,15 @@ pub(crate) fn alerts_topic(vin: &str) -> String {
     format!("vehicles/{vin}/{ALERTS}")
 }
 
+/// Whether this may stand for a car in a topic: 1 to 32 letters, digits, `-` and `_`.
+pub fn is_vin(text: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+    (1..=MAX_VIN_CHARS).contains(&text.len()) && text.bytes().all(plain)
+}
+
 fn split(topic: &str) -> Option<(&str, &str)> {
     let (vin, last) = topic.strip_prefix("vehicles/")?.split_once('/')?;
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
-    (!vin.is_empty() && vin.len() <= MAX_VIN_CHARS && vin.bytes().all(plain)).then_some((vin, last))
+    is_vin(vin).then_some((vin, last))
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
+use support::tls::Site;
 use support::{CAR, KEY, PATIENCE, TestBridge, wait_until};
 use telemetry::pseudonym::PseudonymKey;
 
@@ -107,5 +108,39 @@ fn mosquitto_pub_publishes_with_its_random_client_id() {
             .unwrap();
         succeeds(child);
         has_the_reading(&bridge);
+    }
+}
+
+#[test]
+fn mosquitto_pub_publishes_over_tls_with_a_certificate() {
+    if Command::new("mosquitto_pub").arg("--help").output().is_err() {
+        return skip("mosquitto_pub");
+    }
+    let site = Site::new();
+    let (certificate, key) = site.car_files(CAR);
+    for (version, tls) in [("311", "tlsv1.2"), ("5", "tlsv1.3")] {
+        let bridge = TestBridge::start(|args| site.configure(args));
+        let publish = |topic: &str| {
+            Command::new("mosquitto_pub")
+                .args(["-h", "localhost", "-p", &bridge.tls_address.unwrap().port().to_string()])
+                .args(["--tls-version", tls, "--cafile"])
+                .arg(site.ca_file())
+                .arg("--cert")
+                .arg(&certificate)
+                .arg("--key")
+                .arg(&key)
+                .args(["-V", version, "-q", "1", "-t", topic, "-m", READING])
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap()
+        };
+        succeeds(publish(&format!("vehicles/{CAR}/telemetry")));
+        has_the_reading(&bridge);
+        let mut foreign = publish("vehicles/WVWZZZ1JZXW000002/telemetry");
+        let mut said = String::new();
+        foreign.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        let ended = foreign.wait().unwrap();
+        assert!(!ended.success() || said.contains("failed"), "{version}: {said}");
+        assert_eq!(bridge.metric("pubacks_total"), 1);
     }
 }

@@ -1,12 +1,11 @@
 //! The settings of the edge box: those of its stages that differ from site to site.
 
-use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use event_log::{KafkaOption, LogArgs, LogUrl};
 use lake::{LakeUrl, S3Args};
-use mqtt_bridge::{ClientIdRule, Limits};
+use mqtt_bridge::{ClientIdRule, Limits, Listen, TlsArgs};
 use service::{ConfigError, ServiceArgs};
 
 /// Settings of an edge site in one process. What is not here is as in the stages' own defaults.
@@ -18,10 +17,14 @@ pub struct Args {
     /// The file with the site's secret key for pseudonyms, at least 16 bytes: `openssl rand -hex 32 > site.key`.
     #[arg(long, env = "CARSTREAM_PSEUDONYM_KEY_FILE", value_name = "FILE")]
     pub pseudonym_key_file: PathBuf,
-    /// Where to listen for MQTT connections. 0.0.0.0 takes them from everywhere: put TLS in front.
-    #[arg(long, env = "CARSTREAM_MQTT_LISTEN", value_name = "HOST:PORT", default_value_t = DEFAULT_LISTEN)]
-    pub listen: SocketAddr,
-    /// Which cars a client may publish for.
+    /// Where to listen for MQTT connections without TLS, for this machine and trusted networks; or none, which leaves
+    /// --tls-listen.
+    #[arg(long, env = "CARSTREAM_MQTT_LISTEN", value_name = "HOST:PORT|none", default_value_t)]
+    pub listen: Listen,
+    /// TLS, as for the bridge.
+    #[command(flatten)]
+    pub tls: TlsArgs,
+    /// Which cars a client without a certificate may publish for.
     #[arg(long, env = "CARSTREAM_MQTT_CLIENT_ID", value_enum, default_value_t)]
     pub client_id: ClientIdRule,
     /// Stream definitions of your own, as for the preprocessor.
@@ -71,8 +74,6 @@ pub struct Args {
     pub service: ServiceArgs,
 }
 
-const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 1883);
-
 impl Args {
     /// What cannot work, as far as the stages themselves do not say it.
     pub(super) fn check(&self) -> Result<(), ConfigError> {
@@ -96,7 +97,10 @@ impl Args {
     }
 
     pub(super) fn bridge(&self) -> mqtt_bridge::Args {
-        let mut args = mqtt_bridge::Args::new(self.listen, self.log(), Some(self.pseudonym_key_file.clone()));
+        let any_port = (std::net::Ipv4Addr::LOCALHOST, 0).into();
+        let mut args = mqtt_bridge::Args::new(any_port, self.log(), Some(self.pseudonym_key_file.clone()));
+        args.listen = self.listen;
+        args.tls = self.tls.clone();
         args.client_id = self.client_id;
         args.limits = self.limits;
         args

@@ -4,19 +4,19 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 
 use super::{Connection, ROOM_CHECK_MS};
 use crate::close::Close;
 use crate::session::Message;
 use crate::stamp::Stamp;
+use crate::transport::Transport;
 
 /// How long a client that was told why it is disconnected may take to read that.
 const FAREWELL_MS: u64 = 1_000;
 
 impl Connection {
     /// After the talk: the will, the last words, and the wait for what the log has not decided on.
-    pub(super) async fn end(&mut self, stream: TcpStream, close: Close) {
+    pub(super) async fn end<T: Transport>(&mut self, stream: T, close: Close) {
         let shared = self.shared.clone();
         shared.metrics.closed(close.label());
         shared.metrics.connections.dec();
@@ -31,7 +31,7 @@ impl Connection {
         shared.give_back(std::mem::take(&mut self.charged) + std::mem::take(&mut self.allowance));
         let mut will = None;
         if let Some(session) = &mut self.session {
-            shared.directory.leave(session.client_id(), &self.slot.mailbox);
+            shared.directory.leave(&session.directory_key(), &self.slot.mailbox);
             shared.metrics.alerts_dropped.inc_by(session.outstanding_alerts() as u64);
             // A client that was never accepted leaves no will.
             will = session.take_will().filter(|_| self.claiming.is_none());
@@ -101,7 +101,7 @@ impl Connection {
 
 /// Sends the last bytes and closes. What the client is still sending is read and thrown away for a moment: otherwise
 /// the kernel answers it with a reset, and the client never reads why it was disconnected.
-async fn farewell(mut stream: TcpStream, close: Close, out: BytesMut) {
+pub(crate) async fn farewell<T: Transport>(mut stream: T, close: Close, out: BytesMut) {
     if matches!(close, Close::Lost | Close::Goodbye) && out.is_empty() {
         return;
     }
@@ -109,9 +109,10 @@ async fn farewell(mut stream: TcpStream, close: Close, out: BytesMut) {
         if stream.write_all(&out).await.is_err() || stream.shutdown().await.is_err() {
             return;
         }
-        while stream.readable().await.is_ok() {
+        let socket = stream.socket(); // with TLS as well: nobody wants to know what it is
+        while socket.readable().await.is_ok() {
             let mut sink = [0; 4_096]; // on the stack: not in the memory of every connection
-            match stream.try_read(&mut sink) {
+            match socket.try_read(&mut sink) {
                 Ok(1..) => {}
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
                 Ok(0) | Err(_) => return,

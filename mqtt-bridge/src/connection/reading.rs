@@ -1,23 +1,23 @@
-//! From the socket to the session: reads, paid from the byte budget, whole packets, and what each of them leads to.
+//! From the stream to the session: reads, paid from the byte budget, whole packets, and what each of them leads to.
 
 use std::pin::pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::BytesMut;
 use tokio::io::AsyncReadExt;
-use tokio::net::tcp::ReadHalf;
 
 use super::Connection;
 use crate::close::{Close, Refusal};
 use crate::input::{READ_BYTES, with_scratch};
 use crate::session::{self, Session, Step};
 use crate::stamp::Stamp;
+use crate::transport::Transport;
 use crate::wire::{self, Packet};
 
 impl Connection {
-    /// One read from the socket, and what follows from it.
-    pub(super) fn poll_read(&mut self, cx: &mut Context<'_>, reader: &mut ReadHalf<'_>) -> Poll<Result<(), Close>> {
-        match reader.as_ref().poll_read_ready(cx) {
+    /// One read from the stream, and what follows from it.
+    pub(super) fn poll_read<T: Transport>(&mut self, cx: &mut Context<'_>, stream: &mut T) -> Poll<Result<(), Close>> {
+        match stream.poll_readable(cx) {
             Poll::Ready(Ok(())) => {}
             Poll::Ready(Err(_)) => return Poll::Ready(Err(Close::Lost)),
             Poll::Pending => {
@@ -39,7 +39,7 @@ impl Connection {
         }
         let result = if self.input.is_empty() {
             with_scratch(|scratch| {
-                let read = self.read_into(cx, reader, scratch);
+                let read = self.read_into(cx, stream, scratch);
                 let result = read.map(|stamp| stamp.and_then(|stamp| self.parse(scratch, &stamp)));
                 if !scratch.is_empty() {
                     self.input = BytesMut::from(&scratch[..]);
@@ -48,7 +48,7 @@ impl Connection {
             })
         } else {
             let mut input = std::mem::take(&mut self.input);
-            let read = self.read_into(cx, reader, &mut input);
+            let read = self.read_into(cx, stream, &mut input);
             match read {
                 Poll::Ready(Ok(stamp)) => Poll::Ready(self.parse_input(input, &stamp)),
                 other => {
@@ -62,15 +62,15 @@ impl Connection {
     }
 
     /// Reads at most [`READ_BYTES`], and moves their cost from the allowance to `charged`.
-    fn read_into(
+    fn read_into<T: Transport>(
         &mut self,
         cx: &mut Context<'_>,
-        reader: &mut ReadHalf<'_>,
+        stream: &mut T,
         buffer: &mut BytesMut,
     ) -> Poll<Result<Stamp, Close>> {
         let before = buffer.len();
         let mut limited = bytes::BufMut::limit(&mut *buffer, READ_BYTES as usize);
-        match ready!(pin!(reader.read_buf(&mut limited)).poll(cx)) {
+        match ready!(pin!(stream.read_buf(&mut limited)).poll(cx)) {
             Ok(0) | Err(_) => Poll::Ready(Err(Close::Lost)),
             Ok(_) => {
                 let read = (buffer.len() - before) as u32;
@@ -153,10 +153,13 @@ impl Connection {
         let version = wire::version(&frame);
         let opened = match version {
             Ok(version) => match wire::decode(version, frame) {
-                Ok(Packet::Connect(connect)) if !self.over_limit => {
-                    Session::open(*connect, &self.shared.rules, || self.shared.assigned_client_id())
-                }
-                Ok(Packet::Connect(_)) => Err(Refusal::Busy),
+                Ok(Packet::Connect(connect)) => match self.arrival.refusal {
+                    Some(refusal) => Err(refusal),
+                    None => {
+                        let car = self.arrival.car.take();
+                        Session::open(*connect, &self.shared.rules, car, || self.shared.assigned_client_id())
+                    }
+                },
                 Ok(_) => Err(Refusal::Malformed),
                 Err(malformed) => Err(malformed.into()),
             },
@@ -167,7 +170,7 @@ impl Connection {
             session::refuse(version.ok(), refusal, &mut self.out);
             Close::Refused
         })?;
-        let takes_over = self.shared.directory.enter(session.client_id(), &self.slot.mailbox);
+        let takes_over = self.shared.directory.enter(&session.directory_key(), &self.slot.mailbox);
         self.session = Some(session);
         self.claiming = Some(answer);
         if takes_over {

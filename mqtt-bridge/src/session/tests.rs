@@ -26,7 +26,7 @@ impl Driven {
         let level = if version == Version::V3 { 4 } else { 5 };
         let frame = connect_frame(level, CAR);
         let Ok(Packet::Connect(connect)) = wire::decode(version, frame.as_slice().into()) else { panic!() };
-        let (session, answer) = Session::open(*connect, &rules, String::new).unwrap();
+        let (session, answer) = Session::open(*connect, &rules, None, String::new).unwrap();
         let mut out = BytesMut::new();
         session.accept(answer, &rules, &mut out).unwrap();
         assert_eq!(out[0], 0x20, "CONNACK");
@@ -254,7 +254,7 @@ fn connack_of_mqtt_5_says_what_is_offered() {
     frame[11] = 0; // keep-alive 0
     let Ok(Packet::Connect(connect)) = wire::decode(Version::V5, frame.as_slice().into()) else { panic!() };
     let rules = rules();
-    let (session, answer) = Session::open(*connect, &rules, || "assigned-1".to_owned()).unwrap();
+    let (session, answer) = Session::open(*connect, &rules, None, || "assigned-1".to_owned()).unwrap();
     let mut out = BytesMut::new();
     session.accept(answer, &rules, &mut out).unwrap();
     let Some((v5::Packet::ConnectAck(ack), _)) = v5::Codec::new(0, 0).decode(&mut out).unwrap() else { panic!() };
@@ -277,7 +277,7 @@ fn open_with(will: Option<wire::Will>, version: Version, rules: &Rules) -> Resul
         keeps_session: false,
         authenticates: false,
     };
-    Session::open(connect, rules, String::new).map(|(session, _)| session)
+    Session::open(connect, rules, None, String::new).map(|(session, _)| session)
 }
 
 #[test]

@@ -10,9 +10,9 @@ pub const V3: u8 = 4;
 /// MQTT 5.
 pub const V5: u8 = 5;
 
-/// A connection.
-pub struct Client {
-    pub stream: TcpStream,
+/// A connection, over TCP unless told otherwise.
+pub struct Client<S = TcpStream> {
+    pub stream: S,
     pub level: u8,
     received: Vec<u8>,
 }
@@ -32,7 +32,7 @@ impl Client {
         let stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
-        Self { stream, level, received: Vec::new() }
+        Self::over(stream, level)
     }
 
     /// Connected, and accepted.
@@ -47,6 +47,25 @@ impl Client {
         let answer = client.packet();
         assert_eq!((answer[0], answer[2], answer[3]), (0x20, 0, 0), "CONNACK: {answer:02x?}");
         client
+    }
+
+    /// Expects that nothing comes for a moment, and that the connection stays.
+    pub fn expect_silence(&mut self) {
+        assert!(self.received.is_empty(), "{:02x?}", self.received);
+        self.stream.set_read_timeout(Some(A_MOMENT)).unwrap();
+        let mut byte = [0];
+        match self.stream.read(&mut byte) {
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+            other => panic!("{other:?} {byte:02x?}"),
+        }
+        self.stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    }
+}
+
+impl<S: Read + Write> Client<S> {
+    /// A client that has said nothing.
+    pub fn over(stream: S, level: u8) -> Self {
+        Self { stream, level, received: Vec::new() }
     }
 
     /// Sends bytes.
@@ -74,7 +93,10 @@ impl Client {
                     return Vec::new();
                 }
                 Ok(read) => self.received.extend(&buffer[..read]),
-                Err(error) if error.kind() == ErrorKind::ConnectionReset => return Vec::new(),
+                // TLS: ended without a word of TLS.
+                Err(error) if matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof) => {
+                    return Vec::new();
+                }
                 Err(error) => panic!("nothing came: {error}"),
             }
         }
@@ -96,18 +118,6 @@ impl Client {
             assert_eq!((packet[0], packet[2]), (0xe0, reason), "DISCONNECT: {packet:02x?}");
         }
         assert!(self.packet().is_empty(), "the end");
-    }
-
-    /// Expects that nothing comes for a moment, and that the connection stays.
-    pub fn expect_silence(&mut self) {
-        assert!(self.received.is_empty(), "{:02x?}", self.received);
-        self.stream.set_read_timeout(Some(A_MOMENT)).unwrap();
-        let mut byte = [0];
-        match self.stream.read(&mut byte) {
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
-            other => panic!("{other:?} {byte:02x?}"),
-        }
-        self.stream.set_read_timeout(Some(PATIENCE)).unwrap();
     }
 
     /// Subscribes (packet identifier 3, QoS 1). Returns the answer for the filter.

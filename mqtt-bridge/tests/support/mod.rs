@@ -4,6 +4,7 @@
 
 pub mod client;
 pub mod gate;
+pub mod tls;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -35,6 +36,7 @@ pub const KEY: &[u8] = b"0123456789abcdef0123456789abcdef";
 /// A running bridge.
 pub struct TestBridge {
     pub address: SocketAddr,
+    pub tls_address: Option<SocketAddr>,
     pub log: Arc<dyn Log>,
     pub gate: Arc<Gate>,
     pub shutdown: CancellationToken,
@@ -69,10 +71,20 @@ impl TestBridge {
         let mut registry = Registry::default();
         let metrics = Metrics::new(&mut registry);
         let bridge = runtime.block_on(Bridge::bind_on(gated, args, metrics)).unwrap();
-        let address = bridge.local_addr();
+        let (address, tls_address) = (bridge.local_addr(), bridge.tls_local_addr());
         let shutdown = CancellationToken::new();
         let serving = Some(runtime.spawn(bridge.serve(shutdown.clone())));
-        Self { address, log, gate, shutdown, registry, serving, runtime: Some(runtime), _directory: directory }
+        Self {
+            address,
+            tls_address,
+            log,
+            gate,
+            shutdown,
+            registry,
+            serving,
+            runtime: Some(runtime),
+            _directory: directory,
+        }
     }
 
     /// What a topic holds, partition by partition.
