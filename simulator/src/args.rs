@@ -30,6 +30,8 @@ const IN_FLIGHT: usize = 16;
   simulator --cars 500 --speedup 1200 --duration 60           twenty hours in a minute
   simulator --cars 15000 --first-car 15000 --ramp 30s         the second part of a larger fleet
   simulator --cars 50 --duration 1h --ledger l.csv --resume   what became of each reading; goes on after kill -9
+  simulator --mqtt mqtts://localhost:8883 --tls-ca secrets/ca.crt --tls-ca-key secrets/ca.key
+                                                              over TLS, each car with a certificate of its own
   simulator generate --cars 10 --duration 20h > readings.json the same cars, without a network
 
 Exit codes: 0 everything was acknowledged, or the run was stopped by a signal; 1 the span is over and something was not
@@ -99,9 +101,17 @@ pub struct RunArgs {
     /// Which cars.
     #[command(flatten)]
     pub fleet: FleetArgs,
-    /// The MQTT bridge, or any MQTT 3.1.1 server.
-    #[arg(long, env = "CARSTREAM_MQTT", value_name = "HOST:PORT", default_value = "localhost:1883")]
+    /// The MQTT bridge, or any MQTT 3.1.1 server: HOST:PORT, or mqtts://HOST:PORT for TLS (1.2 and 1.3).
+    #[arg(long, env = "CARSTREAM_MQTT", value_name = "[mqtts://]HOST:PORT", default_value = "localhost:1883")]
     pub mqtt: String,
+    /// Who signs for the server, in PEM; TLS needs it.
+    #[arg(long, env = "CARSTREAM_MQTT_TLS_CA", value_name = "FILE")]
+    pub tls_ca: Option<PathBuf>,
+    /// The private key of an authority in --tls-ca. With it the simulator signs a certificate for each of its cars, as a
+    /// factory would; without it cars have none. Where your CA keeps its key to itself, make one for simulated cars
+    /// (carstream secrets), and name both in --tls-ca here and in the bridge's --tls-client-ca.
+    #[arg(long, env = "CARSTREAM_MQTT_TLS_CA_KEY", value_name = "FILE")]
+    pub tls_ca_key: Option<PathBuf>,
     /// Spread the first connects over this time.
     #[arg(long, value_parser = parse_duration, default_value = "1s")]
     pub ramp: Duration,
@@ -186,6 +196,8 @@ impl Default for RunArgs {
         Self {
             fleet: FleetArgs::default(),
             mqtt: "localhost:1883".to_owned(),
+            tls_ca: None,
+            tls_ca_key: None,
             ramp: Duration::from_secs(1),
             source_addresses: Vec::new(),
             buffer: BUFFER_READINGS,
@@ -265,8 +277,16 @@ impl RunArgs {
     /// All that is wrong with the settings.
     pub(crate) fn problems(&self) -> Vec<String> {
         let mut problems = self.fleet.problems();
-        if !self.mqtt.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()) {
-            problems.push(format!("--mqtt {:?}: must be HOST:PORT", self.mqtt));
+        match Server::parse(&self.mqtt) {
+            Ok(server) if server.tls && self.tls_ca.is_none() => problems.push(format!(
+                "--mqtt {}: TLS needs --tls-ca FILE, the certificate of who signs for the server",
+                self.mqtt
+            )),
+            Ok(server) if !server.tls && (self.tls_ca.is_some() || self.tls_ca_key.is_some()) => problems.push(
+                format!("--tls-ca and --tls-ca-key have no effect with --mqtt {}: TLS is mqtts://HOST:PORT", self.mqtt),
+            ),
+            Ok(_) => {}
+            Err(problem) => problems.push(problem),
         }
         if self.in_flight == 0 || self.in_flight > 1_000 {
             problems.push(format!("--in-flight {}: must be within 1 and 1000", self.in_flight));
@@ -279,6 +299,28 @@ impl RunArgs {
             problems.push("--resume needs --ledger: it says where to go on".to_owned());
         }
         problems
+    }
+}
+
+/// Where the server is, as `--mqtt` says it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Server<'a> {
+    pub(crate) host_and_port: &'a str,
+    pub(crate) host: &'a str,
+    pub(crate) tls: bool,
+}
+
+impl<'a> Server<'a> {
+    /// Takes HOST:PORT, mqtt://HOST:PORT or mqtts://HOST:PORT. The error says what is wrong.
+    pub(crate) fn parse(mqtt: &'a str) -> Result<Self, String> {
+        let (scheme, host_and_port) = mqtt.split_once("://").unwrap_or(("mqtt", mqtt));
+        let host = host_and_port.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok()).map(|(host, _)| host);
+        match (scheme, host) {
+            ("mqtt" | "mqtts", Some(host)) if !host.is_empty() => {
+                Ok(Self { host_and_port, host, tls: scheme == "mqtts" })
+            }
+            _ => Err(format!("--mqtt {mqtt:?}: must be HOST:PORT, or mqtts://HOST:PORT for TLS")),
+        }
     }
 }
 
@@ -321,6 +363,23 @@ mod tests {
         let Some(Command::Generate(parsed)) = Args::parse_from(["simulator", "generate"]).command else { panic!() };
         assert_eq!(format!("{parsed:?}"), format!("{:?}", GenerateArgs::default()));
         assert!(Args::parse_from(["simulator", "--cars", "5"]).command.is_none());
+    }
+
+    #[test]
+    fn servers_with_and_without_tls() {
+        let server = Server::parse("mqtts://[::1]:8883").unwrap();
+        assert_eq!((server.host_and_port, server.host, server.tls), ("[::1]:8883", "[::1]", true));
+        assert!(!Server::parse("mqtt://bridge:1883").unwrap().tls);
+        assert_eq!(Server::parse("bridge:1883"), Server::parse("mqtt://bridge:1883"));
+        for wrong in ["bridge", ":1883", "https://bridge:1883", "mqtts://bridge", "mqtts://:8883", "bridge:99999"] {
+            assert!(Server::parse(wrong).is_err(), "{wrong}");
+        }
+        let mut args = RunArgs { mqtt: "mqtts://bridge:8883".to_owned(), ..RunArgs::default() };
+        assert_eq!(args.problems().len(), 1, "--tls-ca is missing");
+        args.tls_ca = Some("ca.crt".into());
+        assert!(args.problems().is_empty());
+        args.mqtt = "bridge:1883".to_owned();
+        assert_eq!(args.problems().len(), 1, "--tls-ca has no effect");
     }
 
     #[test]

@@ -11,7 +11,7 @@
 //! and how often a reading is sent, never which readings there are. So a run that was killed can go on: what the
 //! ledger does not know the fate of is measured and sent again, to the same bytes.
 //!
-//! What it deliberately does not do: QoS 0 and 2, MQTT 5, TLS.
+//! What it deliberately does not do: QoS 0 and 2, MQTT 5.
 
 pub mod args;
 pub mod car;
@@ -38,7 +38,7 @@ pub use generate::generate;
 pub use metrics::Metrics;
 pub use payload::{Breakage, write_broken, write_driver, write_finding, write_reading};
 
-use client::{Link, Shared, Totals};
+use client::{Link, Shared, Tls, Totals};
 use ledger::{Earlier, End, Ledger, Rows};
 
 /// What a fleet did. Every reading is acknowledged, unacknowledged or dropped.
@@ -93,6 +93,7 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
 /// read or written. A server that is not there is waited for.
 pub async fn run_with(args: RunArgs, metrics: Metrics, shutdown: CancellationToken) -> anyhow::Result<Summary> {
     service::ConfigError::check(args.problems())?;
+    let tls = Tls::new(&args).map_err(|problem| service::ConfigError(vec![problem]))?;
     let stop = shutdown.child_token();
     let (rows, mut ledger, mut earlier) = match open_ledger(&args, stop.clone()).await? {
         Some((rows, ledger, earlier)) => (Some(rows), Some(ledger), earlier),
@@ -100,7 +101,7 @@ pub async fn run_with(args: RunArgs, metrics: Metrics, shutdown: CancellationTok
     };
     let fleet_args = args.fleet.clone();
     let cars = args.fleet.cars;
-    let shared = Arc::new(Shared::new(args, metrics, rows, earlier.as_ref(), stop));
+    let shared = Arc::new(Shared::new(args, tls, metrics, rows, earlier.as_ref(), stop));
     let tasks = TaskTracker::new();
     for (car, number) in fleet(&fleet_args).zip(0..) {
         let rows = earlier.as_mut().map(|earlier| earlier.cars.remove(&car.vin_bytes()).unwrap_or_default());

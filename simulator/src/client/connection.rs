@@ -21,6 +21,8 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_util::codec::{Decoder, Encoder};
 
+use crate::client::stream::Stream;
+
 /// The server closes a connection on which it heard nothing for 1.5 times this.
 pub(crate) const KEEP_ALIVE_S: u16 = 90;
 
@@ -55,7 +57,7 @@ pub(crate) enum Event {
 /// A connection. It is accepted once [`Event::Accepted`] came.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    stream: TcpStream,
+    stream: Stream,
     codec: Codec,
     /// Half a packet.
     unread: BytesMut,
@@ -69,7 +71,7 @@ pub(crate) struct Connection {
 
 impl Connection {
     /// Says CONNECT, with a will on the car's status topic.
-    pub(crate) fn open(stream: TcpStream, vin: &str) -> io::Result<Self> {
+    pub(crate) fn open(stream: Stream, vin: &str) -> io::Result<Self> {
         let now = Instant::now();
         let mut connection = Self {
             stream,
@@ -103,14 +105,13 @@ impl Connection {
 
     /// What there is to wait for: something to read, and room to write what is left over.
     pub(crate) fn readiness(&self) -> (&TcpStream, Interest) {
-        let interest =
-            if self.unwritten.is_empty() { Interest::READABLE } else { Interest::READABLE | Interest::WRITABLE };
-        (&self.stream, interest)
+        let interest = if self.is_flushed() { Interest::READABLE } else { Interest::READABLE | Interest::WRITABLE };
+        (self.stream.socket(), interest)
     }
 
     /// Whether the socket took everything so far; if not, nothing more should be written.
     pub(crate) fn is_flushed(&self) -> bool {
-        self.unwritten.is_empty()
+        self.unwritten.is_empty() && !self.stream.has_unsent()
     }
 
     /// Writes packets in one go.
@@ -130,6 +131,7 @@ impl Connection {
     }
 
     fn flush(&mut self, out: &mut BytesMut) -> io::Result<()> {
+        self.stream.flush()?;
         let mut written = 0;
         while written < out.len() {
             match self.stream.try_write(&out[written..]) {
@@ -148,7 +150,7 @@ impl Connection {
 
     /// Writes what is left over, and reads what is there. Calls `event` for each thing that the server said.
     pub(crate) fn receive(&mut self, mut event: impl FnMut(Event)) -> io::Result<()> {
-        if !self.unwritten.is_empty() {
+        if !self.is_flushed() {
             self.write(|_| Ok(()))?;
         }
         let mut received = 0_usize;
@@ -160,7 +162,7 @@ impl Connection {
             self.unread = BytesMut::new();
             loop {
                 buffer.reserve(READ_BYTES);
-                match self.stream.try_read_buf(buffer) {
+                match self.stream.try_read(buffer) {
                     Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                     Ok(n) => received += n,
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
@@ -194,17 +196,20 @@ impl Connection {
     /// The network is gone, from one moment to the next: nothing is said, nothing waits in the kernel.
     pub(crate) fn cut(self) {
         // If this fails, the connection is closed in order instead: nothing depends on it.
-        let _ = self.stream.set_zero_linger();
+        let _ = self.stream.socket().set_zero_linger();
     }
 
     /// Says DISCONNECT, and closes in order.
     pub(crate) async fn close(mut self) -> io::Result<()> {
         self.write(|writer| writer.packet(Packet::Disconnect))?;
-        while !self.is_flushed() {
-            self.stream.writable().await?;
+        self.stream.end();
+        loop {
             self.write(|_| Ok(()))?;
+            if self.is_flushed() {
+                return Ok(());
+            }
+            self.stream.socket().writable().await?;
         }
-        Ok(())
     }
 }
 

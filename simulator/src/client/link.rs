@@ -258,7 +258,7 @@ impl Link {
     }
 
     async fn connect(&mut self) {
-        let opened = match self.shared.connect(self.number).await {
+        let opened = match self.shared.connect(self.number, self.car.vin()).await {
             Ok(stream) => Connection::open(stream, self.car.vin()),
             Err(error) => Err(error),
         };

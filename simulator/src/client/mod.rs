@@ -4,6 +4,9 @@ mod connection;
 mod link;
 mod queue;
 mod shared;
+mod stream;
+mod tls;
 
 pub(crate) use link::Link;
 pub(crate) use shared::{Shared, Totals};
+pub(crate) use tls::Tls;

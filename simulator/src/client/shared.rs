@@ -6,12 +6,14 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use service::Waiting;
-use tokio::net::{TcpSocket, TcpStream, lookup_host};
+use tokio::net::{TcpSocket, lookup_host};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::args::RunArgs;
+use crate::args::{RunArgs, Server};
 use crate::car::Fault;
+use crate::client::stream::Stream;
+use crate::client::tls::Tls;
 use crate::fleet::Breaker;
 use crate::ledger::{Earlier, Rows};
 use crate::metrics::Metrics;
@@ -25,6 +27,7 @@ const RESOLVE_AGAIN_AFTER: Duration = Duration::from_secs(5);
 /// What the cars of a process share.
 pub(crate) struct Shared {
     pub(crate) args: RunArgs,
+    tls: Option<Tls>,
     pub(crate) breaker: Breaker,
     pub(crate) metrics: Metrics,
     pub(crate) ledger: Option<Rows>,
@@ -66,6 +69,7 @@ impl Shared {
     /// `earlier`: what the ledger says, if the run goes on.
     pub(crate) fn new(
         args: RunArgs,
+        tls: Option<Tls>,
         metrics: Metrics,
         ledger: Option<Rows>,
         earlier: Option<&Earlier>,
@@ -77,6 +81,7 @@ impl Shared {
             breaker: Breaker::new(&args.fleet),
             waiting: Mutex::new(Waiting::new(format!("MQTT at {}", args.mqtt)).telling(&metrics.readiness)),
             args,
+            tls,
             metrics,
             ledger,
             shutdown,
@@ -98,8 +103,8 @@ impl Shared {
         self.start + Duration::from_secs_f64(event_s / self.args.fleet.speedup)
     }
 
-    /// Connects car `number` of this process from its source address.
-    pub(crate) async fn connect(&self, number: u32) -> io::Result<TcpStream> {
+    /// Connects car `number` of this process, which has this VIN, from its source address.
+    pub(crate) async fn connect(&self, number: u32, vin: &str) -> io::Result<Stream> {
         let address = self.resolve().await?;
         let sources = &self.args.source_addresses;
         let source: Option<IpAddr> =
@@ -112,7 +117,10 @@ impl Shared {
             .await
             .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, format!("{address} does not answer")))??;
         stream.set_nodelay(true)?;
-        Ok(stream)
+        match &self.tls {
+            None => Ok(Stream::Plain(stream)),
+            Some(tls) => Ok(Stream::tls(stream, tls.session(vin)?)),
+        }
     }
 
     /// There is no server: says so, now and then, for all cars together.
@@ -162,7 +170,8 @@ impl Shared {
         if let Some((address, _)) = known {
             return Ok(address);
         }
-        let address = lookup_host(&self.args.mqtt)
+        let server = Server::parse(&self.args.mqtt).map_err(io::Error::other)?;
+        let address = lookup_host(server.host_and_port)
             .await?
             .min_by_key(|address| address.is_ipv6())
             .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("{} has no address", self.args.mqtt)))?;

@@ -19,8 +19,26 @@ pub struct Bridge {
 impl Bridge {
     /// Listens at `address`; its log is in the directory `log`.
     pub async fn start(address: &str, log: &Path) -> Self {
+        Self::start_with(Self::args(address, log)).await
+    }
+
+    /// Listens at `address` with TLS, and nowhere without; its files are in the directory `secrets`.
+    pub async fn start_tls(address: &str, log: &Path, secrets: &Path) -> Self {
+        let mut args = Self::args(address, log);
+        args.listen = mqtt_bridge::Listen::Nowhere;
+        args.tls.tls_listen = address.parse().ok();
+        args.tls.tls_cert = Some(secrets.join("mqtt-bridge.crt"));
+        args.tls.tls_key = Some(secrets.join("mqtt-bridge.key"));
+        args.tls.tls_client_ca = Some(secrets.join("ca.crt"));
+        Self::start_with(args).await
+    }
+
+    fn args(address: &str, log: &Path) -> mqtt_bridge::Args {
         let log = LogArgs::new(LogUrl::Directory(log.to_owned()));
-        let args = mqtt_bridge::Args::new(address.parse().unwrap(), log, None);
+        mqtt_bridge::Args::new(address.parse().unwrap(), log, None)
+    }
+
+    async fn start_with(args: mqtt_bridge::Args) -> Self {
         let metrics = mqtt_bridge::Metrics::new(&mut Registry::default());
         let bridge = mqtt_bridge::Bridge::bind(args, metrics).await.unwrap();
         let (address, stop) = (bridge.local_addr(), CancellationToken::new());
@@ -32,6 +50,20 @@ impl Bridge {
     pub async fn stop(self) {
         self.stop.cancel();
         self.task.await.unwrap().unwrap();
+    }
+}
+
+/// An authority and a certificate for `localhost`, as files.
+pub fn make_secrets(directory: &Path) {
+    use certificates::{Authority, KeyPem};
+    let (ca_key, key) = (KeyPem::generate(), KeyPem::generate());
+    let ca = Authority::create(&ca_key).unwrap();
+    let authority = Authority::from_pem(ca.as_bytes(), &ca_key).unwrap();
+    let certificate = authority.server(&["localhost".to_owned()], &key).unwrap();
+    for (name, text) in
+        [("ca.crt", ca), ("ca.key", ca_key.0), ("mqtt-bridge.crt", certificate), ("mqtt-bridge.key", key.0)]
+    {
+        std::fs::write(directory.join(name), text).unwrap();
     }
 }
 
