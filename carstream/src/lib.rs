@@ -7,6 +7,7 @@
 //!  carstream audit    ledgers of the cars against every hop, reading by reading
 //!  carstream dead-letter   what could not be used: list, show, replay
 //!  carstream health   one stage's admin port: is it ready?
+//!  carstream secrets  keys and certificates of a site, made where they are missing
 //! ```
 //!
 //! This crate starts stages and holds their results against each other. It processes no reading itself.
@@ -16,6 +17,7 @@ pub mod dead_letter;
 pub mod demo;
 pub mod edge;
 pub mod health;
+pub mod secrets;
 mod stage;
 
 use clap::{Parser, Subcommand};
@@ -57,15 +59,39 @@ enum Command {
     Edge(Box<edge::Args>),
     /// Whether a stage is ready: asks its admin port. For the health check of a container.
     Health(health::Args),
+    /// The keys and certificates of a site, as files: makes what is missing, keeps what is there.
+    ///
+    /// pseudonym.key, s3-access-key, s3-secret-key, ca.crt, ca.key, mqtt-bridge.crt, mqtt-bridge.key. Run it as often as
+    /// you like. Back up pseudonym.key and ca.key: without the one no car's past can be linked to it any more, without
+    /// the other no certificate can be renewed.
+    #[command(after_help = "Examples:
+  carstream secrets --dir secrets --server-name bridge.example
+      everything that a site needs
+  carstream secrets --dir secrets --rotate mqtt-bridge.crt
+      the bridge's certificate, again; the bridge takes it into use by itself
+  carstream secrets --dir secrets --car WVWZZZ1JZXW000001
+      a certificate to be a car with:
+  mosquitto_pub -h localhost -p 8883 --cafile secrets/ca.crt --cert secrets/WVWZZZ1JZXW000001.crt \\
+      --key secrets/WVWZZZ1JZXW000001.key -q 1 -t vehicles/WVWZZZ1JZXW000001/telemetry -m '{}'
+
+A site that has a CA of its own: put its certificate here as ca.crt, and a server certificate that it signed for the names
+that cars connect to as mqtt-bridge.crt, with mqtt-bridge.key. Then no certificate is made here; cars get theirs from your
+CA, with the VIN as the one common name (CN) of the subject. If it may sign here, put its key (PKCS #8) here as ca.key.")]
+    Secrets(secrets::Args),
 }
 
 impl AsRef<ServiceArgs> for Cli {
     fn as_ref(&self) -> &ServiceArgs {
         match &self.command {
             Some(Command::Edge(args)) => &args.service,
-            Some(Command::Demo(_) | Command::Audit(_) | Command::DeadLetter(_) | Command::Health(_)) | None => {
-                &self.service
-            }
+            Some(
+                Command::Demo(_)
+                | Command::Audit(_)
+                | Command::DeadLetter(_)
+                | Command::Health(_)
+                | Command::Secrets(_),
+            )
+            | None => &self.service,
         }
     }
 }
@@ -78,6 +104,7 @@ pub async fn run(cli: Cli, shutdown: CancellationToken) -> anyhow::Result<()> {
         Some(Command::Audit(args)) => return audit::run(*args, shutdown).await,
         Some(Command::DeadLetter(args)) => return dead_letter::run(args, shutdown).await,
         Some(Command::Health(args)) => return health::run(&args),
+        Some(Command::Secrets(args)) => return secrets::run(args).await,
         None => cli.demo,
     };
     if let Some(finished) = demo::finished(&args)? {

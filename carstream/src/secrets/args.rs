@@ -1,0 +1,58 @@
+//! What `carstream secrets` is asked for.
+
+use std::path::PathBuf;
+
+/// Settings of `carstream secrets`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// Where they are; made if it is not there.
+    #[arg(long, env = "CARSTREAM_SECRETS", value_name = "DIR")]
+    pub dir: PathBuf,
+    /// A DNS name or IP address that cars reach the bridge by, for its certificate; may be repeated, or comma-separated in
+    /// the environment. localhost, mqtt-bridge and 127.0.0.1 unless told otherwise; at --rotate, those that it has.
+    #[arg(long = "server-name", env = "CARSTREAM_SERVER_NAMES", value_name = "NAME", value_delimiter = ',')]
+    pub server_names: Vec<String>,
+    /// Issue the bridge's certificate again although it is there, for another 397 days.
+    #[arg(long, value_enum, value_name = "FILE")]
+    pub rotate: Option<Rotate>,
+    /// Make a key and a certificate for this car, VIN.key and VIN.crt, for a person to try things with; may be repeated.
+    #[arg(long = "car", value_name = "VIN")]
+    pub cars: Vec<String>,
+}
+
+/// What is made anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Rotate {
+    /// The certificate, for the key that is there.
+    #[value(name = "mqtt-bridge.crt")]
+    Certificate,
+    /// The key, and a certificate for it.
+    #[value(name = "mqtt-bridge.key")]
+    Key,
+}
+
+/// In the compose file, and for who tries it from the same machine.
+const DEFAULT_SERVER_NAMES: [&str; 3] = ["localhost", "mqtt-bridge", "127.0.0.1"];
+
+/// Certificates beside which no car's has room.
+const TAKEN: [&str; 2] = ["ca", "mqtt-bridge"];
+
+impl Args {
+    /// All that cannot work.
+    pub(super) fn problems(&self) -> Vec<String> {
+        let no_vin = |vin: &&String| !mqtt_bridge::is_vin(vin) || TAKEN.contains(&vin.to_ascii_lowercase().as_str());
+        self.cars
+            .iter()
+            .filter(no_vin)
+            .map(|vin| format!("--car {vin}: a VIN has 1 to 32 letters, digits, - and _, and is not ca or mqtt-bridge"))
+            .collect()
+    }
+
+    /// The names for the bridge's certificate. `present`: those that it has.
+    pub(super) fn names(&self, present: Option<Vec<String>>) -> Vec<String> {
+        if !self.server_names.is_empty() {
+            return self.server_names.clone();
+        }
+        present.unwrap_or_else(|| DEFAULT_SERVER_NAMES.map(str::to_owned).to_vec())
+    }
+}
