@@ -61,7 +61,7 @@ enum Command {
     Health(health::Args),
     /// The keys and certificates of a site, as files: makes what is missing, keeps what is there.
     ///
-    /// pseudonym.key, s3-access-key, s3-secret-key, ca.crt, ca.key, mqtt-bridge.crt, mqtt-bridge.key. Run it as often as
+    /// pseudonym.key, s3-secret-key, ca.crt, ca.key, mqtt-bridge.crt, mqtt-bridge.key. Run it as often as
     /// you like. Back up pseudonym.key and ca.key: without the one no car's past can be linked to it any more, without
     /// the other no certificate can be renewed.
     #[command(after_help = "Examples:

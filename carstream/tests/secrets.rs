@@ -9,8 +9,7 @@ use std::path::Path;
 use carstream::secrets::{Args, Rotate, make};
 use certificates::{Authority, KeyPem, common_name, from_pem, names};
 
-const FILES: [&str; 7] =
-    ["ca.crt", "ca.key", "mqtt-bridge.crt", "mqtt-bridge.key", "pseudonym.key", "s3-access-key", "s3-secret-key"];
+const FILES: [&str; 6] = ["ca.crt", "ca.key", "mqtt-bridge.crt", "mqtt-bridge.key", "pseudonym.key", "s3-secret-key"];
 
 fn args(directory: &Path) -> Args {
     Args { dir: directory.join("secrets"), server_names: Vec::new(), rotate: None, cars: Vec::new() }
@@ -33,10 +32,7 @@ fn a_second_run_changes_nothing_and_each_missing_file_comes_back() {
     assert_eq!(made(&args).len(), FILES.len());
     let first = contents(&args);
     assert_eq!(first.keys().collect::<Vec<_>>(), FILES.each_ref());
-    assert_eq!(
-        (first["pseudonym.key"].len(), first["s3-access-key"].len(), first["s3-secret-key"].len()),
-        (64, 20, 40)
-    );
+    assert_eq!((first["pseudonym.key"].len(), first["s3-secret-key"].len()), (64, 40));
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
     assert_eq!(mode(&args.dir), 0o755);
     for file in FILES {
@@ -45,7 +41,7 @@ fn a_second_run_changes_nothing_and_each_missing_file_comes_back() {
     }
     assert!(made(&args).is_empty());
     assert_eq!(contents(&args), first);
-    for file in ["pseudonym.key", "s3-access-key", "s3-secret-key", "mqtt-bridge.crt"] {
+    for file in ["pseudonym.key", "s3-secret-key", "mqtt-bridge.crt"] {
         fs::remove_file(args.dir.join(file)).unwrap();
         assert_eq!(made(&args), [file]);
         let mut now = contents(&args);

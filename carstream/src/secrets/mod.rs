@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  pseudonym.key                    for preprocessor and bridge: which pseudonym is which car
-//!  s3-access-key, s3-secret-key     for the object store and who uses it
+//!  s3-secret-key                    for the object store and who uses it
 //!  ca.key ──► ca.crt                signs for the bridge and for cars, simulated ones among them
 //!  mqtt-bridge.key ──► .crt         the bridge's TLS port
 //!  VIN.key ──► VIN.crt              one car, when asked for
@@ -55,7 +55,6 @@ pub fn make(args: &Args) -> anyhow::Result<Vec<PathBuf>> {
     ConfigError::check(args.problems())?;
     let mut vault = Vault::open(&args.dir)?;
     vault.ensure("pseudonym.key", || random_hex(32))?;
-    vault.ensure("s3-access-key", || random_hex(10))?;
     vault.ensure("s3-secret-key", || random_hex(20))?;
     let authority = authority(&mut vault)?;
     bridge(&mut vault, args, authority.as_ref())?;
