@@ -128,7 +128,7 @@ impl EncodedRows {
 #[derive(Debug)]
 pub struct AvroDecoder {
     columns: Columns,
-    schema: SchemaRef,
+    reader: Arc<Schema>,
     writers: HashMap<u32, Result<Plan, String>>,
 }
 
@@ -155,7 +155,18 @@ impl AvroDecoder {
     pub fn new(schemas: &Schemas, reader: &str) -> Result<Self, Error> {
         let reader = schemas.file(reader).ok_or_else(|| Error::NoSuchSchema(reader.to_owned()))?;
         let writers = schemas.with_ids().map(|(id, writer)| (id, Plan::new(writer, reader))).collect();
-        Ok(Self { columns: Columns::new(reader), schema: reader.arrow.clone(), writers })
+        Ok(Self { columns: Columns::new(reader), reader: reader.clone(), writers })
+    }
+
+    /// The schema id of this message, if nobody has told the decoder what is written with it.
+    pub fn unknown_id(&self, message: &[u8]) -> Option<u32> {
+        schema_id(message).filter(|id| !self.writers.contains_key(id))
+    }
+
+    /// From now on reads messages with this id as written by `writer`; with an error, refuses them for that reason.
+    pub fn add_writer(&mut self, id: u32, writer: Result<&Schema, &str>) {
+        let plan = writer.map_err(str::to_owned).and_then(|writer| Plan::new(writer, &self.reader));
+        self.writers.insert(id, plan);
     }
 
     /// Appends one message as a row, or says why not; then nothing of it is left.
@@ -187,7 +198,7 @@ impl AvroDecoder {
 
     /// The schema of the batches: the reader's.
     pub fn schema(&self) -> &SchemaRef {
-        &self.schema
+        &self.reader.arrow
     }
 
     /// The rows since the last time, in the order they were decoded.

@@ -15,6 +15,7 @@
 
 pub mod avro;
 mod columns;
+mod evolution;
 pub mod json;
 pub mod pseudonym;
 pub mod schema;

@@ -91,12 +91,31 @@ impl Schemas {
     pub fn with_ids(&self) -> impl Iterator<Item = (u32, &Arc<Schema>)> {
         self.by_id.iter().map(|(id, schema)| (*id, schema))
     }
+
+    /// The versions of the record that `file` is one of: those with an id, in the order of their ids.
+    pub fn versions_of(&self, file: &str) -> Vec<Arc<Schema>> {
+        let name = self.file(file).map(|schema| schema.name.as_str());
+        self.by_id.values().filter(|schema| Some(schema.name.as_str()) == name).cloned().collect()
+    }
+
+    /// The same files with the ids that a schema registry has given, in place of those that they had. `found` has an
+    /// id each: a file of this set, or a version that only the registry knows, whose records can be read as well. What is
+    /// not among them has no id any more.
+    pub fn with_ids_of(&self, found: impl IntoIterator<Item = Schema>) -> Self {
+        let found = found.into_iter().filter_map(|schema| Some((schema.id?, Arc::new(schema))));
+        let by_id: BTreeMap<u32, Arc<Schema>> = found.collect();
+        let renumbered = |(file, schema): (&String, &Arc<Schema>)| {
+            let found = by_id.values().find(|found| found.file == *file).cloned();
+            (file.clone(), found.unwrap_or_else(|| Arc::new(Schema { id: None, ..Schema::clone(schema) })))
+        };
+        Self { by_file: self.by_file.iter().map(renumbered).collect(), by_id }
+    }
 }
 
 /// One schema.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Schema {
-    /// The file it came from.
+    /// The file it came from; of one that came from elsewhere, where that is, for people.
     pub file: String,
     /// Its id in the Confluent header, if it goes over the wire.
     pub id: Option<u32>,
@@ -119,16 +138,26 @@ impl Schema {
             return Err(error(format!("is a {:?}, wanted a \"record\"", declared.kind)));
         }
         let fields = declared.fields.into_iter().map(Field::new).collect::<Result<Vec<_>, _>>().map_err(error)?;
-        for (i, field) in fields.iter().enumerate() {
-            if fields[..i].iter().any(|f| f.name == field.name) {
-                return Err(error(format!("has two fields {}", field.name)));
-            }
-        }
-        let arrow = Arc::new(arrow::datatypes::Schema::new(fields.iter().map(Field::arrow).collect::<Vec<_>>()));
         let name = match declared.namespace {
             Some(namespace) => format!("{namespace}.{}", declared.name),
             None => declared.name,
         };
+        Self::new(file, id, name, text, fields).map_err(error)
+    }
+
+    pub(crate) fn new(
+        file: &str,
+        id: Option<u32>,
+        name: String,
+        text: &str,
+        fields: Vec<Field>,
+    ) -> Result<Self, String> {
+        for (i, field) in fields.iter().enumerate() {
+            if fields[..i].iter().any(|f| f.name == field.name) {
+                return Err(format!("has two fields {}", field.name));
+            }
+        }
+        let arrow = Arc::new(arrow::datatypes::Schema::new(fields.iter().map(Field::arrow).collect::<Vec<_>>()));
         Ok(Self { file: file.to_owned(), id, name, json: text.to_owned(), fields, arrow })
     }
 
@@ -152,6 +181,8 @@ pub struct Field {
     pub kind: Kind,
     /// Whether it may be null, and then may also be left out.
     pub nullable: bool,
+    /// Whether a reader gets on without it in what was written: it has a default.
+    pub has_default: bool,
     /// What it says about a person.
     pub pii: Option<Pii>,
     /// What values are possible; `None`: all of the type.
@@ -194,7 +225,7 @@ impl Field {
                 ));
             }
         };
-        Ok(Self { name, kind, nullable, pii: declared.pii, bounds, unit: declared.unit })
+        Ok(Self { name, kind, nullable, has_default: nullable, pii: declared.pii, bounds, unit: declared.unit })
     }
 
     fn arrow(&self) -> arrow::datatypes::Field {
@@ -299,7 +330,7 @@ pub struct SchemaError {
 }
 
 impl SchemaError {
-    fn new(file: &str, what: impl Into<String>) -> Self {
+    pub(crate) fn new(file: &str, what: impl Into<String>) -> Self {
         Self { file: file.to_owned(), what: what.into() }
     }
 }

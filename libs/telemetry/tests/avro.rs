@@ -201,3 +201,48 @@ proptest! {
         prop_assert_eq!(format!("{batch:?}"), format!("{expected:?}"));
     }
 }
+
+#[test]
+fn a_registry_gives_other_ids_and_more_versions() {
+    let own = |file: &str, id| Schema { id: Some(id), ..Schema::clone(Schemas::builtin().file(file).unwrap()) };
+    let newer = Schemas::builtin().file("telemetry.v2.avsc").unwrap().json.replace(
+        r#""ambient_temp", "type""#,
+        r#""humidity", "type": ["null", "float"], "default": null}, {"name": "ambient_temp", "type""#,
+    );
+    let newer = Schema::of_writer("version 3 of telemetry-value", &newer, 70).unwrap();
+    let schemas = Schemas::builtin().with_ids_of([own("telemetry.v2.avsc", 12), newer.clone()]);
+    assert_eq!(schemas.file("telemetry.v2.avsc").unwrap().id, Some(12));
+    assert_eq!(schemas.file("telemetry.v1.avsc").unwrap().id, None, "the registry did not name it");
+    let row = batch_of("telemetry.v2.avsc", &[5]);
+    let mut columns = row.columns().to_vec();
+    let humidity: ArrayRef = Arc::new(Float32Array::from(vec![Some(0.4)]));
+    columns.insert(columns.len() - 1, humidity);
+    let newer_row = RecordBatch::try_new(newer.arrow.clone(), columns).unwrap();
+    let encode = |id: u32, batch: &RecordBatch| {
+        let rows = AvroEncoder::new(&schemas, id).unwrap().encode(batch).unwrap();
+        rows.iter().map(<[u8]>::to_vec).next().unwrap()
+    };
+    let (ours, theirs) = (encode(12, &row), encode(70, &newer_row));
+    assert_eq!((schema_id(&ours), schema_id(&theirs)), (Some(12), Some(70)));
+    let mut decoder = AvroDecoder::new(&schemas, "telemetry.v2.avsc").unwrap();
+    decoder.decode(&ours).unwrap();
+    decoder.decode(&theirs).unwrap();
+    assert_eq!(decoder.finish(), concat_batches(row.schema_ref(), [&row, &row]).unwrap());
+}
+
+#[test]
+fn a_writer_can_be_made_known_later() {
+    let message = &messages(1, &batch_of("telemetry.v1.avsc", &[1]))[0];
+    let known = Schema { id: Some(2), ..Schema::clone(Schemas::builtin().file("telemetry.v2.avsc").unwrap()) };
+    let schemas = Schemas::builtin().with_ids_of([known]);
+    let mut decoder = AvroDecoder::new(&schemas, "telemetry.v2.avsc").unwrap();
+    assert_eq!(decoder.unknown_id(message), Some(1));
+    assert_eq!(decoder.decode(message).unwrap_err().reason, "unknown-schema");
+    decoder.add_writer(1, Err("it holds bytes"));
+    let reject = decoder.decode(message).unwrap_err();
+    assert_eq!((reject.reason, reject.detail.contains("it holds bytes")), ("incompatible-schema", true));
+    decoder.add_writer(1, Ok(Schemas::builtin().id(1).unwrap()));
+    assert_eq!(decoder.unknown_id(message), None);
+    decoder.decode(message).unwrap();
+    assert_eq!((decoder.rows(), decoder.unknown_id(b"not Avro")), (1, None));
+}
