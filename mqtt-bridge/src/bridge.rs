@@ -332,7 +332,7 @@ fn prepare(
             stop,
             waiting,
             |error: &Error| !error.is_retriable(),
-            || log.ensure_topic(&catalogue::topic(topic)),
+            || catalogue::ensure(log.as_ref(), topic),
         )?;
         if ensured.is_none() {
             return Ok(None);

@@ -90,7 +90,11 @@ impl Log for KafkaLog {
     }
 
     fn ensure_topic(&self, spec: &TopicSpec) -> Result<(), Error> {
-        topics::ensure(self, spec)
+        topics::ensure(self, spec, None)
+    }
+
+    fn ensure_topic_replicated(&self, spec: &TopicSpec, replicas: u16) -> Result<(), Error> {
+        topics::ensure(self, spec, Some(replicas))
     }
 
     fn describe(&self, topic: &str) -> Result<TopicDescription, Error> {

@@ -56,6 +56,12 @@ pub trait Log: Send + Sync + Debug {
     /// is [`Error::TopicDiffers`]; other differences are left as they are.
     fn ensure_topic(&self, spec: &TopicSpec) -> Result<(), Error>;
 
+    /// Like [`ensure_topic`](Self::ensure_topic), with so many replicas of each partition of a topic that has to be
+    /// created, where the log has replicas. Otherwise a Kafka cluster makes as many as its administrator chose.
+    fn ensure_topic_replicated(&self, spec: &TopicSpec, _replicas: u16) -> Result<(), Error> {
+        self.ensure_topic(spec)
+    }
+
     /// The topic as it is now. [`Error::UnknownTopic`] if there is none.
     fn describe(&self, topic: &str) -> Result<TopicDescription, Error>;
 
@@ -247,6 +253,8 @@ pub struct TopicDescription {
     pub compacted: bool,
     /// The log removes records that are older than this, some time after; `None`: age removes nothing.
     pub retention: Option<Duration>,
+    /// How many replicas each partition has, at least; `None` where there is no such thing.
+    pub replicas: Option<u16>,
 }
 
 /// The bounds of a partition.

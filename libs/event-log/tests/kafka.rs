@@ -161,6 +161,17 @@ fn a_topic_that_was_created_again_is_another() {
 }
 
 #[test]
+fn as_many_replicas_are_made_as_were_asked_for() {
+    let Some(backend) = kafka() else { return };
+    let log = backend.open();
+    let name = unique("replicated");
+    log.ensure_topic_replicated(&plain(&name, 2), 1).unwrap();
+    assert_eq!(log.describe(&name).unwrap().replicas, Some(1));
+    let refused = log.ensure_topic_replicated(&plain(&unique("replicated"), 1), 2).unwrap_err();
+    assert!(matches!(&refused, Error::Refused { .. }), "there is one broker only: {refused:?}");
+}
+
+#[test]
 fn the_newest_instance_of_a_name_fences_the_others() {
     let Some(backend) = kafka() else { return };
     let log = backend.open();

@@ -79,6 +79,7 @@ impl Topic {
             compacted: self.stored.compacted,
             // What is compacted does not age here.
             retention: self.stored.retention().filter(|_| !self.stored.compacted),
+            replicas: None,
         }
     }
 }

@@ -29,13 +29,13 @@ const BROKER_DEFAULT: i32 = -1;
 const COMPACTED: [(&str, &str); 3] =
     [("segment.bytes", "33554432"), ("segment.ms", "3600000"), ("min.cleanable.dirty.ratio", "0.2")];
 
-pub(super) fn ensure(log: &KafkaLog, spec: &TopicSpec) -> Result<(), Error> {
+pub(super) fn ensure(log: &KafkaLog, spec: &TopicSpec, replicas: Option<u16>) -> Result<(), Error> {
     match describe(log, &spec.name) {
         Ok(found) => return same(log, spec, &found),
         Err(Error::UnknownTopic { .. }) => {}
         Err(e) => return Err(e),
     }
-    create(log, spec)?;
+    create(log, spec, replicas.map_or(BROKER_DEFAULT, i32::from))?;
     let deadline = Instant::now() + CREATION_TIMEOUT;
     loop {
         match describe(log, &spec.name) {
@@ -47,7 +47,7 @@ pub(super) fn ensure(log: &KafkaLog, spec: &TopicSpec) -> Result<(), Error> {
     }
 }
 
-fn create(log: &KafkaLog, spec: &TopicSpec) -> Result<(), Error> {
+fn create(log: &KafkaLog, spec: &TopicSpec, replicas: i32) -> Result<(), Error> {
     let operation = "creating a topic";
     let retention_ms = spec.retention.map_or("-1".to_owned(), |r| r.as_millis().to_string());
     let policy = match (spec.compacted, spec.retention) {
@@ -55,7 +55,7 @@ fn create(log: &KafkaLog, spec: &TopicSpec) -> Result<(), Error> {
         (true, Some(_)) => "compact,delete",
         (false, _) => "delete",
     };
-    let mut topic = NewTopic::new(&spec.name, spec.partitions as i32, TopicReplication::Fixed(BROKER_DEFAULT))
+    let mut topic = NewTopic::new(&spec.name, spec.partitions as i32, TopicReplication::Fixed(replicas))
         .set("cleanup.policy", policy)
         .set("retention.ms", &retention_ms);
     if spec.compacted {
@@ -73,6 +73,7 @@ fn create(log: &KafkaLog, spec: &TopicSpec) -> Result<(), Error> {
                     RDKafkaErrorCode::InvalidPartitions
                     | RDKafkaErrorCode::InvalidTopic
                     | RDKafkaErrorCode::InvalidConfig
+                    | RDKafkaErrorCode::InvalidReplicationFactor
                     | RDKafkaErrorCode::PolicyViolation
                     | RDKafkaErrorCode::TopicAuthorizationFailed
                     | RDKafkaErrorCode::ClusterAuthorizationFailed => log.refused(operation, &error),
@@ -99,8 +100,9 @@ fn same(log: &KafkaLog, spec: &TopicSpec, found: &TopicDescription) -> Result<()
 }
 
 pub(super) fn describe(log: &KafkaLog, topic: &str) -> Result<TopicDescription, Error> {
-    let mut partitions = Vec::new();
-    for partition in partition_ids(log, topic)? {
+    let Layout { ids, replicas } = layout(log, topic)?;
+    let mut partitions = Vec::with_capacity(ids.len());
+    for partition in ids {
         let (first, next) = log.bounds(topic, partition)?;
         partitions.push(PartitionDescription { first, next });
     }
@@ -109,11 +111,22 @@ pub(super) fn describe(log: &KafkaLog, topic: &str) -> Result<TopicDescription, 
         _ => log.unavailable("asking for the id of a topic", &e),
     })?;
     let Cleanup { compacted, retention } = cleanup(log, topic)?;
-    Ok(TopicDescription { id, partitions, compacted, retention })
+    Ok(TopicDescription { id, partitions, compacted, retention, replicas: Some(replicas) })
 }
 
 /// The partitions of a topic, all of which have a leader: 0, 1, …
 pub(super) fn partition_ids(log: &KafkaLog, topic: &str) -> Result<Vec<u32>, Error> {
+    Ok(layout(log, topic)?.ids)
+}
+
+struct Layout {
+    /// 0, 1, …
+    ids: Vec<u32>,
+    /// Of the partition with the fewest.
+    replicas: u16,
+}
+
+fn layout(log: &KafkaLog, topic: &str) -> Result<Layout, Error> {
     let operation = "asking for the partitions of a topic";
     let failed = |code: RDKafkaRespErr| match code {
         RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART | RDKafkaRespErr::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC => {
@@ -142,7 +155,8 @@ pub(super) fn partition_ids(log: &KafkaLog, topic: &str) -> Result<Vec<u32>, Err
     log.know(topic);
     let mut ids: Vec<_> = found.partitions().iter().map(|p| p.id() as u32).collect();
     ids.sort_unstable();
-    Ok(ids)
+    let replicas = found.partitions().iter().map(|p| p.replicas().len()).min().unwrap_or_default();
+    Ok(Layout { ids, replicas: u16::try_from(replicas).unwrap_or(u16::MAX) })
 }
 
 /// What a topic keeps.

@@ -135,8 +135,9 @@ impl Log for MortalLog {
         Ok(Arc::new(MortalAppender(life)))
     }
 
-    fn describe(&self, _: &str) -> Result<TopicDescription, Error> {
-        Err(unavailable("describe"))
+    fn describe(&self, topic: &str) -> Result<TopicDescription, Error> {
+        let World { inner, namespace, .. } = &*self.life.world;
+        inner.describe(&format!("{namespace}{topic}"))
     }
 
     fn committed(&self, _: &str, _: &str) -> Result<Vec<Option<u64>>, Error> {
