@@ -19,6 +19,10 @@ verify:
 kafka ACTION="start":
     scripts/kafka {{ ACTION }} --port 9092 --data kafka-data
 
+# A schema registry without Docker on port 8081, data in ./schema-registry-data; prints its URL.
+schema-registry ACTION="start":
+    scripts/schema-registry {{ ACTION }} --port 8081 --data schema-registry-data
+
 # An S3 server without Docker on port 9000, data in ./s3-data; prints how to reach it.
 s3 ACTION="start":
     scripts/s3 {{ ACTION }} --port 9000 --data s3-data

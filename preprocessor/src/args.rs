@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use event_log::{LogArgs, LogUrl};
+use schema_registry::SchemaRegistryArgs;
 use service::ServiceArgs;
 use telemetry::pseudonym::PseudonymKey;
 
@@ -38,6 +39,10 @@ pub struct Args {
     /// files. They replace the platform's.
     #[arg(long, env = "CARSTREAM_STREAMS", value_name = "DIR")]
     pub streams: Option<PathBuf>,
+
+    /// Where schema ids come from.
+    #[command(flatten)]
+    pub schema_registry: SchemaRegistryArgs,
 
     /// Check the stream definitions, print what each lets out and where it comes from, and exit.
     #[arg(long)]
@@ -85,6 +90,7 @@ impl Args {
             log: LogArgs::new(log),
             pseudonym_key_file: Some(pseudonym_key_file),
             streams: None,
+            schema_registry: SchemaRegistryArgs::default(),
             check: false,
             instance: DEFAULT_INSTANCE.to_owned(),
             max_records: DEFAULT_MAX_RECORDS,
@@ -100,7 +106,7 @@ impl Args {
 
     /// What is wrong with the plain settings.
     pub(crate) fn problems(&self) -> Vec<String> {
-        let mut problems = Vec::new();
+        let mut problems = self.schema_registry.problems();
         if self.max_records == 0 {
             problems.push("--max-records must be at least 1".to_owned());
         }

@@ -46,7 +46,7 @@ pub struct Definition {
     pub tables: Vec<ReferenceTable>,
     /// Where clean records go.
     pub output_topic: Arc<str>,
-    /// What clean records are; its id goes into their header.
+    /// What clean records are; its id, as `ids.json` or a schema registry has it, goes into their header.
     pub output: Arc<Schema>,
     /// Where the others go.
     pub dead_letter: Arc<str>,

@@ -29,8 +29,10 @@ use std::sync::Arc;
 use anyhow::Context;
 use event_log::{Error, Log, catalogue};
 use prometheus_client::registry::Registry;
+use schema_registry::SchemaSource;
 use service::{ConfigError, Waiting};
 use telemetry::pseudonym::PseudonymKey;
+use telemetry::schema::Schemas;
 use tokio_util::sync::CancellationToken;
 
 pub use args::Args;
@@ -56,9 +58,9 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
 
 /// Runs all streams until `shutdown`, and returns once the open transactions are committed.
 pub async fn run_with(args: Args, metrics: Metrics, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let streams = prepare(&args, &metrics)?;
+    let prepared = prepare(&args, &metrics)?;
     let log = args.log.open()?;
-    run_prepared(args, streams, log, metrics, shutdown).await
+    run_prepared(args, prepared, log, metrics, shutdown).await
 }
 
 /// Like [`run_with`], on a log that is open already: for tests and to inject faults.
@@ -68,17 +70,26 @@ pub async fn run_on(
     metrics: Metrics,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let streams = prepare(args, &metrics)?;
-    run_prepared(args.clone(), streams, log, metrics, shutdown).await
+    let prepared = prepare(args, &metrics)?;
+    run_prepared(args.clone(), prepared, log, metrics, shutdown).await
 }
 
 async fn run_prepared(
     args: Args,
-    streams: Vec<(Definition, Preprocess)>,
+    prepared: Prepared,
     log: Arc<dyn Log>,
     metrics: Metrics,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
+    let Prepared { schemas, mut streams } = prepared;
+    let uses: Vec<_> = streams.iter().map(|(d, _)| (&*d.output_topic, &*d.output.file)).collect();
+    let Some(schemas) = args.schema_registry.open(&schemas, &uses, &metrics.pipeline.readiness, &shutdown).await?
+    else {
+        return Ok(());
+    };
+    for (_, transform) in &mut streams {
+        transform.use_ids_of(&schemas)?;
+    }
     tokio::task::spawn_blocking(move || run_streams(&args, streams, &log, &metrics, &shutdown))
         .await
         .context("the preprocessor's thread panicked")?
@@ -87,39 +98,47 @@ async fn run_prepared(
 /// Checks the definitions, and says for each stream what it lets out. Needs no key.
 pub fn check(args: &Args) -> Result<String, ConfigError> {
     let key = PseudonymKey::from_bytes(&[0; 32]).expect("32 bytes are enough");
-    let streams = plan(args, &key, &Metrics::new(&mut Registry::default())).map_err(ConfigError)?;
-    let described: Vec<_> = streams.iter().map(|(definition, p)| check::describe(definition, p.query())).collect();
+    let prepared = plan(args, &key, &Metrics::new(&mut Registry::default())).map_err(ConfigError)?;
+    let described: Vec<_> =
+        prepared.streams.iter().map(|(definition, p)| check::describe(definition, p.query())).collect();
     Ok(described.join("\n"))
 }
 
+/// What is run: it needs a log and, perhaps, the ids of a schema registry.
+struct Prepared {
+    /// With the ids of ids.json.
+    schemas: Schemas,
+    streams: Vec<(Definition, Preprocess)>,
+}
+
 /// Everything that can be wrong before a log is opened, told together.
-fn prepare(args: &Args, metrics: &Metrics) -> Result<Vec<(Definition, Preprocess)>, ConfigError> {
+fn prepare(args: &Args, metrics: &Metrics) -> Result<Prepared, ConfigError> {
     let mut problems = args.problems();
     let key = args.pseudonym_key().map_err(|problem| problems.push(problem));
     // Definitions are checked even if there is no key.
     let placeholder = || PseudonymKey::from_bytes(&[0; 32]).expect("32 bytes are enough");
-    let streams = plan(args, &key.unwrap_or_else(|()| placeholder()), metrics).unwrap_or_else(|more| {
-        problems.extend(more);
-        Vec::new()
-    });
-    ConfigError::check(problems)?;
-    Ok(streams)
+    let planned = plan(args, &key.unwrap_or_else(|()| placeholder()), metrics).map_err(|more| problems.extend(more));
+    match planned {
+        Ok(prepared) if problems.is_empty() => Ok(prepared),
+        _ => Err(ConfigError(problems)),
+    }
 }
 
-fn plan(args: &Args, key: &PseudonymKey, metrics: &Metrics) -> Result<Vec<(Definition, Preprocess)>, Vec<String>> {
+fn plan(args: &Args, key: &PseudonymKey, metrics: &Metrics) -> Result<Prepared, Vec<String>> {
     let definitions = match &args.streams {
         Some(directory) => Definitions::load(directory)?,
         None => Definitions::builtin()?,
     };
     let mut problems = Vec::new();
     let mut streams = Vec::new();
+    let schemas = SchemaSource::of(definitions.schemas.clone());
     for definition in definitions.streams {
-        match Preprocess::new(&definition, &definitions.schemas, key, metrics) {
+        match Preprocess::new(&definition, &schemas, key, metrics) {
             Ok(transform) => streams.push((definition, transform)),
             Err(more) => problems.extend(more.into_iter().map(|p| format!("stream {}: {p}", definition.name))),
         }
     }
-    if problems.is_empty() { Ok(streams) } else { Err(problems) }
+    if problems.is_empty() { Ok(Prepared { schemas: definitions.schemas, streams }) } else { Err(problems) }
 }
 
 /// One thread per stream. If one fails the others are stopped, and the first failure is returned.
@@ -204,13 +223,10 @@ fn run_stream(
 
 /// Creates the topics of the catalogue that are not there. Others, of definitions of one's own, are waited for.
 fn ensure_topics(log: &dyn Log, streams: &[(Definition, Preprocess)]) -> Result<(), Error> {
-    let mut topics = BTreeSet::from([Arc::from(STATE)]);
+    let mut topics: BTreeSet<Arc<str>> = BTreeSet::from([STATE.into()]);
     for (definition, transform) in streams {
         topics.extend([&definition.input.topic, &definition.output_topic, &definition.dead_letter].map(Arc::clone));
         topics.extend(transform.table_topics());
     }
-    for spec in topics.iter().filter_map(|topic| catalogue::find(topic)) {
-        log.ensure_topic(&spec)?;
-    }
-    Ok(())
+    topics.iter().filter(|topic| catalogue::find(topic).is_some()).try_for_each(|topic| catalogue::ensure(log, topic))
 }

@@ -24,10 +24,10 @@ use event_log::{Batch, Record, RecordRef};
 use pipeline::{Emit, Transform};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
+use schema_registry::SchemaSource;
 use telemetry::avro::AvroEncoder;
 use telemetry::json::JsonDecoder;
 use telemetry::pseudonym::PseudonymKey;
-use telemetry::schema::Schemas;
 
 use crate::definition::Definition;
 use crate::duplicates::{Duplicates, Seen, stored};
@@ -111,13 +111,12 @@ impl Preprocess {
     /// Plans the statement; everything that is wrong with it is returned.
     pub fn new(
         definition: &Definition,
-        schemas: &Schemas,
+        schemas: &SchemaSource,
         key: &PseudonymKey,
         metrics: &Metrics,
     ) -> Result<Self, Vec<String>> {
         let query = Query::plan(definition, key)?;
-        let id = definition.output.id.unwrap_or_default();
-        let encoder = AvroEncoder::new(schemas, id).map_err(|e| vec![e.to_string()])?;
+        let encoder = schemas.encoder(&definition.output.file).map_err(|e| vec![e.to_string()])?;
         let mut tables: Vec<TableInput> = Vec::new();
         for (lookup, table) in query.looked_up().enumerate() {
             let table = &definition.tables[table];
@@ -143,6 +142,12 @@ impl Preprocess {
             query,
             definition: definition.clone(),
         })
+    }
+
+    /// From now on writes with the ids of `schemas`.
+    pub fn use_ids_of(&mut self, schemas: &SchemaSource) -> Result<(), telemetry::avro::Error> {
+        self.encoder = schemas.encoder(&self.definition.output.file)?;
+        Ok(())
     }
 
     /// The planned statement.

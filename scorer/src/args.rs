@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::Parser;
 use event_log::{LogArgs, LogUrl};
 use lake::{LakeArgs, LakeUrl};
+use schema_registry::SchemaRegistryArgs;
 use service::{ConfigError, ServiceArgs};
 
 /// Gives each clean reading a score, and opens and closes alerts.
@@ -40,6 +41,10 @@ pub struct Args {
     /// The lake with the announced models.
     #[command(flatten)]
     pub lake: LakeArgs,
+
+    /// Where schema ids come from.
+    #[command(flatten)]
+    pub schema_registry: SchemaRegistryArgs,
 
     /// The consumer group. Instances of one group share the partitions; another group scores everything again.
     #[arg(long, env = "CARSTREAM_SCORER_GROUP", default_value = DEFAULT_GROUP, value_name = "NAME")]
@@ -93,6 +98,7 @@ impl Args {
             model: None,
             models_log: None,
             lake: LakeArgs::new(lake),
+            schema_registry: SchemaRegistryArgs::default(),
             group: DEFAULT_GROUP.to_owned(),
             instance: DEFAULT_INSTANCE.to_owned(),
             batch: DEFAULT_BATCH,
@@ -121,6 +127,7 @@ impl Args {
             problems.extend(crate::models::missing_files(directory));
         }
         problems.extend(self.lake.problems());
+        problems.extend(self.schema_registry.problems());
         ConfigError::check(problems)
     }
 }

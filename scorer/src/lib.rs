@@ -36,7 +36,9 @@ use event_log::{Log, catalogue};
 use lake::Lake;
 use model::Model;
 use prometheus_client::registry::Registry;
+use schema_registry::SchemaSource;
 use service::Waiting;
+use telemetry::schema::Schemas;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
@@ -45,7 +47,7 @@ use tokio_util::sync::CancellationToken;
 pub use args::Args;
 pub use metrics::{Metrics, ModelInForce};
 use models::Follower;
-use transform::Scoring;
+use transform::{READING_SCHEMA, SCORE_SCHEMA, Scoring};
 
 /// The model that this program scores with: the key of its announcements.
 pub const MODEL_NAME: &str = "telemetry-anomaly";
@@ -110,6 +112,12 @@ pub async fn run_on(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     args.check()?;
+    let uses = [(READINGS, READING_SCHEMA), (SCORES, SCORE_SCHEMA)];
+    let Some(schemas) =
+        args.schema_registry.open(Schemas::builtin(), &uses, &metrics.pipeline.readiness, &shutdown).await?
+    else {
+        return Ok(());
+    };
     let (latest, newest) = watch::channel(None);
     match models {
         ModelSource::Fixed(model) => {
@@ -118,13 +126,13 @@ pub async fn run_on(
                 return Ok(());
             }
             // The sender is kept until here, so that the channel stays open.
-            let scored = score(args, log, newest, metrics, shutdown).await;
+            let scored = score(args, log, schemas, newest, metrics, shutdown).await;
             drop(latest);
             scored
         }
         ModelSource::Announced { log: announcing, lake } => {
             let follower = Follower::new(announcing, lake, latest, metrics.clone(), Handle::current());
-            follow_and_score(args, log, follower, newest, metrics, shutdown).await
+            follow_and_score(args, log, schemas, follower, newest, metrics, shutdown).await
         }
     }
 }
@@ -133,6 +141,7 @@ pub async fn run_on(
 async fn follow_and_score(
     args: &Args,
     log: Arc<dyn Log>,
+    schemas: SchemaSource,
     follower: Follower,
     models: watch::Receiver<Option<Arc<Model>>>,
     metrics: Metrics,
@@ -152,7 +161,7 @@ async fn follow_and_score(
         let stop = stop.clone();
         spawn_blocking(move || follower.run(&stop))
     };
-    let scored = score(args, log, models, metrics, shutdown).await;
+    let scored = score(args, log, schemas, models, metrics, shutdown).await;
     stop.cancel();
     following.await.context("the follower of models panicked")??;
     scored
@@ -162,6 +171,7 @@ async fn follow_and_score(
 async fn score(
     args: &Args,
     log: Arc<dyn Log>,
+    schemas: SchemaSource,
     mut models: watch::Receiver<Option<Arc<Model>>>,
     metrics: Metrics,
     shutdown: CancellationToken,
@@ -200,11 +210,11 @@ async fn score(
         readiness.has(A_MODEL);
         let until = CancellationToken::new();
         let mut scoring = {
-            let (options, metrics, until) = (options.clone(), metrics.clone(), until.clone());
+            let (options, schemas, metrics, until) = (options.clone(), schemas.clone(), metrics.clone(), until.clone());
             spawn_blocking(move || {
                 // Whoever waits for the end of the log must not wait for what has failed.
                 let _ended = until.clone().drop_guard();
-                let mut transform = Scoring::new(model, metrics.clone())?;
+                let mut transform = Scoring::new(model, schemas, metrics.clone())?;
                 pipeline::run(options, &mut transform, &metrics.pipeline, &until)
             })
         };
@@ -242,7 +252,7 @@ async fn ensure_topics(
             &shutdown,
             Waiting::new(format!("the log {}", log.url())).telling(&readiness),
             |e: &event_log::Error| !e.is_retriable(),
-            || names.iter().try_for_each(|name| log.ensure_topic(&catalogue::topic(name))),
+            || names.iter().try_for_each(|name| catalogue::ensure(log.as_ref(), name)),
         )
     });
     Ok(ensured.await.context("waiting for the log panicked")??.is_some())

@@ -20,19 +20,19 @@ use arrow::datatypes::{Int64Type, SchemaRef, TimestampMillisecondType};
 use event_log::{Batch, Record, RecordRef};
 use model::{FEATURES, Model, Verdict};
 use pipeline::{Emit, Transform};
+use schema_registry::SchemaSource;
 use sha2::{Digest, Sha256};
 use telemetry::Reject;
 use telemetry::avro::{AvroDecoder, AvroEncoder};
-use telemetry::schema::Schemas;
 
 use crate::alerts::{Alert, AlertStatus, Announced};
 use crate::cars::{self, Cars};
 use crate::metrics::{Metrics, now_ms};
 
 /// The columns that the model is given; older writers resolve into it.
-const READING_SCHEMA: &str = "telemetry.v2.avsc";
+pub(crate) const READING_SCHEMA: &str = "telemetry.v2.avsc";
 /// A score on the wire.
-const SCORE_SCHEMA: &str = "score.avsc";
+pub(crate) const SCORE_SCHEMA: &str = "score.avsc";
 /// What a score takes over from its reading.
 const IDENTITY: [&str; 4] = ["car", "boot_id", "seq", "event_time_ms"];
 
@@ -40,6 +40,7 @@ const IDENTITY: [&str; 4] = ["car", "boot_id", "seq", "event_time_ms"];
 pub(crate) struct Scoring {
     model: Arc<Model>,
     state_version: String,
+    schemas: SchemaSource,
     decoder: AvroDecoder,
     encoder: AvroEncoder,
     score_schema: SchemaRef,
@@ -61,18 +62,17 @@ struct Advanced {
 }
 
 impl Scoring {
-    pub(crate) fn new(model: Arc<Model>, metrics: Metrics) -> anyhow::Result<Self> {
-        let schemas = Schemas::builtin();
-        let score = schemas.file(SCORE_SCHEMA).context("schemas/ has no score.avsc")?;
-        let id = score.id.context("schemas/ids.json gives score.avsc no id")?;
+    pub(crate) fn new(model: Arc<Model>, schemas: SchemaSource, metrics: Metrics) -> anyhow::Result<Self> {
+        let score = schemas.schemas().file(SCORE_SCHEMA).context("schemas/ has no score.avsc")?;
         // All of the model: the manifest has the hash of the weights.
         let hash = hex::encode(Sha256::digest(model.manifest().to_json()));
         Ok(Self {
             state_version: format!("cars-{}-{}-{}", cars::FORMAT, model.manifest().version, &hash[..16]),
             model,
-            decoder: AvroDecoder::new(schemas, READING_SCHEMA)?,
-            encoder: AvroEncoder::new(schemas, id)?,
+            decoder: schemas.decoder(READING_SCHEMA)?,
+            encoder: schemas.encoder(SCORE_SCHEMA)?,
             score_schema: score.arrow.clone(),
+            schemas,
             partitions: HashMap::new(),
             announced: Announced::default(),
             scores: crate::SCORES.into(),
@@ -210,6 +210,17 @@ impl Transform for Scoring {
     fn restore(&mut self, _topic: &Arc<str>, partition: u32, snapshot: &[u8]) -> anyhow::Result<()> {
         self.partitions.insert(partition, Cars::from_bytes(snapshot)?);
         Ok(())
+    }
+
+    /// Writers of other releases: who they are is asked of the schema registry, if there is one.
+    fn prepare(&mut self, batch: &Batch) -> anyhow::Result<()> {
+        let values = batch.iter().filter_map(|record| record.value);
+        self.schemas.resolve(&mut self.decoder, values).map_err(|error| match error {
+            schema_registry::Error::Unavailable { operation: _, registry, source } => {
+                event_log::Error::Unavailable { operation: "asking for a schema", log: registry, source }.into()
+            }
+            error => anyhow::Error::new(error),
+        })
     }
 
     fn replay(&mut self, batch: &Batch) -> anyhow::Result<()> {

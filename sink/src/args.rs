@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use event_log::{LogArgs, LogUrl};
 use lake::{LakeArgs, LakeUrl};
+use schema_registry::SchemaRegistryArgs;
 use service::{ConfigError, ServiceArgs};
 
 /// Writes topics of the log to Parquet in object storage, each record exactly once.
@@ -23,6 +24,9 @@ pub struct Args {
     /// The lake to write.
     #[command(flatten)]
     pub lake: LakeArgs,
+    /// Where schema ids come from.
+    #[command(flatten)]
+    pub schema_registry: SchemaRegistryArgs,
     /// The topics to write, comma-separated: those that hold Avro.
     #[arg(long, env = "CARSTREAM_SINK_TOPICS", value_delimiter = ',', default_value = DEFAULT_TOPICS)]
     pub topics: Vec<String>,
@@ -67,6 +71,7 @@ impl Args {
             service: ServiceArgs::default(),
             log: LogArgs::new(log),
             lake: LakeArgs::new(lake),
+            schema_registry: SchemaRegistryArgs::default(),
             topics: DEFAULT_TOPICS.split(',').map(str::to_owned).collect(),
             max_rows: DEFAULT_MAX_ROWS,
             max_bytes: DEFAULT_MAX_BYTES,
@@ -85,7 +90,7 @@ impl Args {
             problems.push("--topics names no topic".to_owned());
         }
         for (i, topic) in self.topics.iter().enumerate() {
-            if crate::stream::Stream::of(topic).is_none() {
+            if crate::stream::schema_of(topic).is_none() {
                 let known = crate::stream::TOPICS.map(|(name, _)| name).join(", ");
                 problems.push(format!("--topics: {topic:?} has no Avro schema; those that have one: {known}"));
             }
@@ -97,6 +102,7 @@ impl Args {
             problems.push("--store-timeout must be more than 0".to_owned());
         }
         problems.extend(self.lake.problems());
+        problems.extend(self.schema_registry.problems());
         ConfigError::check(problems)
     }
 }

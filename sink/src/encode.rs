@@ -4,7 +4,6 @@ use event_log::RecordRef;
 use lake::{Object, ObjectName, ObjectWriter};
 use telemetry::Reject;
 use telemetry::avro::AvroDecoder;
-use telemetry::schema::Schemas;
 
 use crate::buffer::Segment;
 use crate::stream::Stream;
@@ -47,16 +46,17 @@ impl Undecodable {
     }
 }
 
-/// Turns a segment into an object. A record that cannot be decoded is put aside if `skip` says so, and otherwise ends
+/// Turns a segment into an object, by a decoder that is new and knows who wrote it. A record that cannot be decoded is put aside if `skip` says so, and otherwise ends
 /// the object before it.
 pub(crate) fn encode(
     stream: &Stream,
+    decoder: AvroDecoder,
     topic: &str,
     partition: u32,
     segment: &Segment,
     skip: bool,
 ) -> anyhow::Result<Encoded> {
-    let mut rows = Rows::new(stream, topic, partition, segment.start)?;
+    let mut rows = Rows::new(stream, decoder, topic, partition, segment.start);
     let mut encoded = Encoded { object: None, undecodable: Vec::new(), stopped_at: None };
     let mut end = segment.end;
     for record in segment.iter() {
@@ -95,10 +95,9 @@ struct Rows<'s> {
 }
 
 impl<'s> Rows<'s> {
-    fn new(stream: &'s Stream, topic: &'s str, partition: u32, start: u64) -> anyhow::Result<Self> {
-        let decoder = AvroDecoder::new(Schemas::builtin(), &stream.schema.file)?;
+    fn new(stream: &'s Stream, decoder: AvroDecoder, topic: &'s str, partition: u32, start: u64) -> Self {
         let (offsets, timestamps_ms) = (Vec::new(), Vec::new());
-        Ok(Self { stream, topic, partition, start, decoder, offsets, timestamps_ms, date_ms: None, writer: None })
+        Self { stream, topic, partition, start, decoder, offsets, timestamps_ms, date_ms: None, writer: None }
     }
 
     fn push(&mut self, record: &RecordRef<'_>) -> Result<(), Reject> {

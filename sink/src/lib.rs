@@ -29,6 +29,7 @@ use event_log::Log;
 use lake::{Error, Lake, LakeUrl};
 use prometheus_client::registry::Registry;
 use service::Waiting;
+use telemetry::schema::Schemas;
 use tokio_util::sync::CancellationToken;
 
 pub use args::Args;
@@ -73,6 +74,12 @@ pub async fn run_on(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     args.check()?;
+    let uses = args.topics.iter().filter_map(|topic| Some((topic.as_str(), stream::schema_of(topic)?)));
+    let uses: Vec<_> = uses.collect();
+    let Some(schemas) = args.schema_registry.open(Schemas::builtin(), &uses, &metrics.readiness, &shutdown).await?
+    else {
+        return Ok(());
+    };
     tracing::info!("writing {} of {} to {}", args.topics.join(", "), log.url(), lake.url());
     // Whatever ends this function, the loop and the uploads under way are not to go on without it.
     let (shutdown, give_up) = (shutdown.child_token(), CancellationToken::new());
@@ -86,7 +93,7 @@ pub async fn run_on(
             std::future::pending().await
         }
     };
-    let worker = worker::Worker::new(args, log, lake, metrics, shutdown, give_up);
+    let worker = worker::Worker::new(args, log, lake, &schemas, metrics, shutdown, give_up);
     tokio::select! {
         result = tokio::task::spawn_blocking(move || worker.run()) => result.context("the sink panicked")?,
         () = deadline => unreachable!("it never ends"),

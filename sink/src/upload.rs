@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use event_log::TopicPartition;
 use lake::{Error, Lake, Object};
 use service::Waiting;
+use telemetry::avro::AvroDecoder;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -97,9 +98,11 @@ impl Uploader {
     }
 
     async fn encode(&self, stream: Stream, at: &TopicPartition, segment: Segment) -> anyhow::Result<Encoded> {
+        let segment = Arc::new(segment);
+        let decoder = decoder(&stream, &segment).await?;
         let _permit = self.encoders.acquire().await?;
         let (at, skip) = (at.clone(), self.skip_undecodable);
-        tokio::task::spawn_blocking(move || encode(&stream, &at.topic, at.partition, &segment, skip)).await?
+        tokio::task::spawn_blocking(move || encode(&stream, decoder, &at.topic, at.partition, &segment, skip)).await?
     }
 
     /// Whether the object that is there holds the same rows: then an earlier attempt succeeded after all, or another
@@ -132,6 +135,23 @@ impl Uploader {
 
     fn waiting(&self) -> std::sync::MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// A decoder that knows who wrote the segment, as far as anybody does. A schema registry that is away is waited for.
+async fn decoder(stream: &Stream, segment: &Arc<Segment>) -> anyhow::Result<AvroDecoder> {
+    loop {
+        let (stream, segment) = (stream.clone(), segment.clone());
+        let resolved = tokio::task::spawn_blocking(move || {
+            let mut decoder = stream.schemas.decoder(&stream.schema.file)?;
+            let values = segment.iter().filter_map(|record| record.value);
+            anyhow::Ok(stream.schemas.resolve(&mut decoder, values).map(|()| decoder))
+        });
+        match resolved.await?? {
+            // It was waited for, and that was said.
+            Err(error) if error.is_retriable() => {}
+            resolved => return Ok(resolved?),
+        }
     }
 }
 

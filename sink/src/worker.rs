@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow, bail};
 use event_log::{Error, Log, Range, Read, Reader, TopicPartition};
 use lake::Lake;
+use schema_registry::SchemaSource;
 use service::{Waiting, retry_until};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
@@ -79,6 +80,7 @@ impl Worker {
         args: &Args,
         log: Arc<dyn Log>,
         lake: Lake,
+        schemas: &SchemaSource,
         metrics: Metrics,
         shutdown: CancellationToken,
         give_up: CancellationToken,
@@ -93,7 +95,7 @@ impl Worker {
             encoders: Arc::new(Semaphore::new(cores)),
             waiting: Arc::new(Mutex::new(Waiting::new(format!("the lake {}", lake.url())).telling(&metrics.readiness))),
         };
-        let streams = args.topics.iter().filter_map(|topic| Some((topic.as_str().into(), Stream::of(topic)?)));
+        let streams = args.topics.iter().filter_map(|topic| Some((topic.as_str().into(), Stream::of(topic, schemas)?)));
         Self {
             streams: streams.collect(),
             waiting: Waiting::new(format!("the log {}", log.url())).telling(&metrics.readiness),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use event_log::{LogArgs, LogUrl};
 use lake::{LakeArgs, LakeUrl, OffsetRange};
+use schema_registry::SchemaRegistryArgs;
 use service::{ConfigError, ServiceArgs};
 
 /// The model that the scorer looks for.
@@ -93,6 +94,10 @@ pub struct Args {
     #[command(flatten)]
     pub lake: LakeArgs,
 
+    /// Where schema ids come from, with --from log.
+    #[command(flatten)]
+    pub schema_registry: SchemaRegistryArgs,
+
     /// Logging and metrics.
     #[command(flatten)]
     pub service: ServiceArgs,
@@ -170,6 +175,7 @@ impl Args {
             json: false,
             log: LogArgs::new(log),
             lake: LakeArgs::new(lake),
+            schema_registry: SchemaRegistryArgs::default(),
             service: ServiceArgs::default(),
         }
     }
@@ -200,6 +206,7 @@ impl Args {
         };
         refuse(sorted.windows(2).any(overlap), "--range: two of them overlap, so readings would count twice");
         problems.extend(self.lake.problems());
+        problems.extend(self.schema_registry.problems());
         ConfigError::check(problems)
     }
 }

@@ -101,7 +101,7 @@ pub async fn train_once(
     shutdown: &CancellationToken,
 ) -> anyhow::Result<Option<TrainedModel>> {
     args.check()?;
-    let from = From::new(args)?;
+    let Some(from) = From::open(args, &metrics.readiness, shutdown).await? else { return Ok(None) };
     let lake = args.lake.open()?;
     let Some(ranges) = wait_for_ranges(args, &from, metrics, shutdown).await? else { return Ok(None) };
     let started = Instant::now();
@@ -218,7 +218,7 @@ fn announce(log: Arc<dyn Log>, announcement: &Announcement, shutdown: &Cancellat
         shutdown,
         format!("the log {}", log.url()),
         |e: &event_log::Error| !e.is_retriable(),
-        || log.ensure_topic(&topic),
+        || catalogue::ensure(log.as_ref(), MODELS),
     )?;
     if ensured.is_none() {
         bail!("stopped before model {} was announced; it is in the lake", announcement.version);

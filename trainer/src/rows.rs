@@ -13,7 +13,8 @@ use anyhow::{Context, bail};
 use arrow::array::RecordBatch;
 use event_log::{Log, Read};
 use lake::{Lake, OffsetRange, RowHash};
-use telemetry::avro::AvroDecoder;
+use schema_registry::SchemaSource;
+use service::Readiness;
 use telemetry::schema::Schemas;
 use tokio_util::sync::CancellationToken;
 
@@ -36,8 +37,8 @@ const READ_TIMEOUT_MS: u64 = 100;
 pub enum From {
     /// The lake.
     Lake(Lake),
-    /// The log.
-    Log(Arc<dyn Log>),
+    /// The log, with the schemas of its values.
+    Log(Arc<dyn Log>, SchemaSource),
 }
 
 /// The rows of a training set.
@@ -52,19 +53,26 @@ pub struct TrainingSet {
 }
 
 impl From {
-    /// As the settings say.
-    pub fn new(args: &Args) -> anyhow::Result<Self> {
-        Ok(match args.from {
-            Source::Lake => Self::Lake(args.lake.open()?),
-            Source::Log => Self::Log(args.log.open()?),
-        })
+    /// As the settings say. `None`: shut down while a schema registry was waited for.
+    pub async fn open(
+        args: &Args,
+        readiness: &Readiness,
+        shutdown: &CancellationToken,
+    ) -> anyhow::Result<Option<Self>> {
+        if args.from == Source::Lake {
+            return Ok(Some(Self::Lake(args.lake.open()?)));
+        }
+        let log = args.log.open()?;
+        let uses = [READINGS, FINDINGS].map(|topic| (topic, schema_of(topic)));
+        let schemas = args.schema_registry.open(Schemas::builtin(), &uses, readiness, shutdown).await?;
+        Ok(schemas.map(|schemas| Self::Log(log, schemas)))
     }
 
     /// What it is called in messages.
     pub fn name(&self) -> String {
         match self {
             Self::Lake(lake) => format!("the lake {}", lake.url()),
-            Self::Log(log) => format!("the log {}", log.url()),
+            Self::Log(log, _) => format!("the log {}", log.url()),
         }
     }
 
@@ -84,7 +92,7 @@ impl From {
     async fn all_of(&self, topic: &'static str) -> anyhow::Result<Vec<OffsetRange>> {
         let log = match self {
             Self::Lake(lake) => return Ok(lake.coverage(topic).await?),
-            Self::Log(log) => log.clone(),
+            Self::Log(log, _) => log.clone(),
         };
         let described = tokio::task::spawn_blocking(move || log.describe(topic)).await?;
         let partitions = match described {
@@ -123,7 +131,7 @@ impl From {
                 };
                 let whole = match self {
                     Self::Lake(lake) => read_lake(lake, range, shutdown, &mut take).await?,
-                    Self::Log(log) => read_log(log.clone(), range, shutdown, &mut take)?,
+                    Self::Log(log, schemas) => read_log(log.clone(), schemas, range, shutdown, &mut take)?,
                 };
                 if !whole {
                     return Ok(None);
@@ -162,11 +170,12 @@ async fn read_lake(
 
 fn read_log(
     log: Arc<dyn Log>,
+    schemas: &SchemaSource,
     range: &OffsetRange,
     shutdown: &CancellationToken,
     take: &mut impl FnMut(&RecordBatch) -> anyhow::Result<()>,
 ) -> anyhow::Result<bool> {
-    let mut decoder = AvroDecoder::new(Schemas::builtin(), schema_of(&range.topic))?;
+    let mut decoder = schemas.decoder(schema_of(&range.topic))?;
     let wanted = event_log::Range {
         topic: range.topic.as_str().into(),
         partition: range.partition,
@@ -188,6 +197,15 @@ fn read_log(
         }
         match reader.next(BATCH_RECORDS, Duration::from_millis(READ_TIMEOUT_MS)) {
             Ok(Read::Batch(batch)) => {
+                // A schema registry that is away has been waited for by then, and that was said.
+                while let Err(error) = schemas.resolve(&mut decoder, batch.iter().filter_map(|record| record.value)) {
+                    if !error.is_retriable() {
+                        return Err(error.into());
+                    }
+                    if shutdown.is_cancelled() {
+                        return Ok(false);
+                    }
+                }
                 for record in batch.iter() {
                     // What cannot be decoded is not a row: the sink keeps it aside as well.
                     if let Err(reject) = decoder.decode(record.value.unwrap_or_default()) {

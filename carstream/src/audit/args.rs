@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use event_log::{KafkaOption, LogUrl};
 use lake::{LakeArgs, LakeUrl, S3Args};
+use schema_registry::{SchemaRegistryArgs, SchemaSource};
 use service::ConfigError;
 use telemetry::pseudonym::PseudonymKey;
 
@@ -76,6 +77,9 @@ pub struct Args {
         value_delimiter = ','
     )]
     pub cloud_kafka_options: Vec<KafkaOption>,
+    /// Where the schema ids in the logs come from.
+    #[command(flatten)]
+    pub schema_registry: SchemaRegistryArgs,
     /// Print the result as one line of JSON.
     #[arg(long)]
     pub json: bool,
@@ -96,7 +100,7 @@ pub enum Scores {
 impl Args {
     /// Opens what is named. Everything that is wrong is told together, before anything is opened.
     pub(super) fn open(&self) -> anyhow::Result<(Sources, Option<PseudonymKey>)> {
-        let mut problems = Vec::new();
+        let mut problems = self.schema_registry.problems();
         if self.edge_log.is_none() && self.cloud_log.is_none() && self.lake.is_none() {
             problems.push("--edge-log, --cloud-log, --lake: name at least one place to look at".to_owned());
         }
@@ -131,6 +135,7 @@ impl Args {
             edge: open(&self.edge_log, &self.edge_kafka_options)?,
             cloud: open(&self.cloud_log, &self.cloud_kafka_options)?,
             lake: lake.as_ref().map(LakeArgs::open).transpose()?,
+            schemas: SchemaSource::builtin(),
             scores: self.scores,
             source_name: self.source_name.clone(),
             scorer_group: self.scorer_group.clone(),

@@ -63,7 +63,7 @@ pub(crate) fn locate(
     ];
     for (hop, log, cut) in topics {
         if let (Some(log), Some(cut)) = (log, cut) {
-            read::avro(hop, log, cut, stop, &mut look)?;
+            read::avro(hop, log, &sources.schemas, cut, stop, &mut look)?;
         }
     }
     if let (Some(lake), Some(cut)) = (&sources.lake, &cuts.lake) {

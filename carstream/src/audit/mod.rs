@@ -35,7 +35,10 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use event_log::Log;
 use lake::Lake;
+use schema_registry::SchemaSource;
+use service::Readiness;
 use telemetry::pseudonym::PseudonymKey;
+use telemetry::schema::Schemas;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
@@ -104,6 +107,8 @@ pub struct Sources {
     pub cloud: Option<Arc<dyn Log>>,
     /// The lake.
     pub lake: Option<Lake>,
+    /// Where the schema ids in the logs come from.
+    pub schemas: SchemaSource,
     /// Whether scores are a hop.
     pub scores: Scores,
     /// What the replicator calls the edge.
@@ -116,7 +121,8 @@ impl Sources {
     /// These three, with the names that the stages have unless told otherwise.
     pub fn new(edge: Option<Arc<dyn Log>>, cloud: Option<Arc<dyn Log>>, lake: Option<Lake>) -> Self {
         let (source_name, scorer_group) = (DEFAULT_SOURCE_NAME.to_owned(), DEFAULT_SCORER_GROUP.to_owned());
-        Self { edge, cloud, lake, scores: Scores::Auto, source_name, scorer_group }
+        let schemas = SchemaSource::builtin();
+        Self { edge, cloud, lake, schemas, scores: Scores::Auto, source_name, scorer_group }
     }
 }
 
@@ -131,7 +137,10 @@ pub struct Evidence {
 
 /// Runs `carstream audit`: prints the result. Findings are an error.
 pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let (sources, key) = args.open()?;
+    let (mut sources, key) = args.open()?;
+    let uses = [CLEAN, SCORES].map(|topic| (topic, read::schema_of(topic)));
+    let schemas = args.schema_registry.open(Schemas::builtin(), &uses, &Readiness::default(), &shutdown).await?;
+    sources.schemas = schemas.context("stopped while waiting for the schema registry")?;
     let evidence = Evidence { ledgers: args.ledger.clone(), key };
     let report = audit(sources, evidence, args.wait, shutdown).await?;
     if args.json {
@@ -179,7 +188,11 @@ pub async fn audit(
 
 /// Whether a log that is busy or away may answer the next time.
 fn may_pass(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| cause.downcast_ref().is_some_and(event_log::Error::is_retriable))
+    let is_retriable = |cause: &(dyn std::error::Error + 'static)| {
+        cause.downcast_ref().is_some_and(event_log::Error::is_retriable)
+            || cause.downcast_ref().is_some_and(schema_registry::Error::is_retriable)
+    };
+    error.chain().any(is_retriable)
 }
 
 /// Audits. Blocking; the lake is read on `runtime`.

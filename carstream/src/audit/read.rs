@@ -12,14 +12,14 @@ use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef};
 use event_log::{Batch, Log, Read};
 use lake::Lake;
 use pipeline::DeadLetterHeader;
-use telemetry::avro::AvroDecoder;
+use schema_registry::SchemaSource;
 use telemetry::json::JsonDecoder;
 use telemetry::schema::Schemas;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::cut::{Cut, LakeCut};
-use super::{DEAD_LETTERS, Hop, RAW};
+use super::{DEAD_LETTERS, Hop, RAW, SCORES};
 use crate::dead_letter::REPLAYED_FROM;
 
 /// Records a read.
@@ -135,17 +135,23 @@ pub(crate) fn raw(
     })
 }
 
+/// What a topic of Avro is read as.
+pub(crate) fn schema_of(topic: &str) -> &'static str {
+    if topic == SCORES { "score.avsc" } else { "telemetry.v2.avsc" }
+}
+
 /// Reads a topic of Avro with `car`, `boot_id` and `seq`.
 pub(crate) fn avro(
     hop: Hop,
     log: &Arc<dyn Log>,
+    schemas: &SchemaSource,
     cut: &Cut,
     shutdown: &CancellationToken,
     mut then: impl FnMut(&Seen<'_>) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let schema = if hop == Hop::Scores { "score.avsc" } else { "telemetry.v2.avsc" };
-    let mut decoder = AvroDecoder::new(Schemas::builtin(), schema)?;
+    let mut decoder = schemas.decoder(schema_of(cut.topic))?;
     each_batch(log, cut, shutdown, |batch| {
+        schemas.resolve(&mut decoder, batch.iter().filter_map(|record| record.value))?;
         let decoded: Vec<_> = batch.iter().map(|record| decoder.decode(record.value.unwrap_or_default())).collect();
         let rows = Identities::of(&decoder.finish(), "car")?;
         let mut row = 0;

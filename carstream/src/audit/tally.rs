@@ -204,7 +204,7 @@ impl Tally {
         ];
         for (hop, log, cut) in topics {
             let (Some(log), Some(cut)) = (log, cut) else { continue };
-            read::avro(hop, log, cut, stop, |seen| {
+            read::avro(hop, log, &sources.schemas, cut, stop, |seen| {
                 self.seen(seen, cuts);
                 Ok(())
             })?;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use event_log::{KafkaOption, LogArgs, LogUrl};
 use lake::{LakeUrl, S3Args};
 use mqtt_bridge::{ClientIdRule, Limits, Listen, TlsArgs};
+use schema_registry::SchemaRegistryArgs;
 use service::{ConfigError, ServiceArgs};
 
 /// Settings of an edge site in one process. What is not here is as in the stages' own defaults.
@@ -58,6 +59,9 @@ pub struct Args {
         requires = "cloud_log"
     )]
     pub cloud_kafka_options: Vec<KafkaOption>,
+    /// Where schema ids come from: a site that is replicated needs the registry of the cloud, if that has one.
+    #[command(flatten)]
+    pub schema_registry: SchemaRegistryArgs,
     /// What this site is called in the cloud. Each of several sites needs its own.
     #[arg(long, env = "CARSTREAM_SOURCE_NAME", value_name = "NAME", default_value = "edge")]
     pub site: String,
@@ -109,6 +113,7 @@ impl Args {
     pub(super) fn preprocessor(&self) -> preprocessor::Args {
         let mut args = preprocessor::Args::new(self.log().log, self.pseudonym_key_file.clone());
         args.streams = self.streams.clone();
+        args.schema_registry = self.schema_registry.clone();
         args
     }
 
@@ -121,6 +126,7 @@ impl Args {
         args.model = self.model.clone();
         args.models_log = self.models_log.clone().or_else(|| self.cloud_log.clone());
         args.drain_timeout = self.drain_timeout;
+        args.schema_registry = self.schema_registry.clone();
         args
     }
 

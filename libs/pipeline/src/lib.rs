@@ -1,6 +1,7 @@
 //! The loop of a stage: read, transform, commit.
 //!
 //! ```text
+//!               prepare: what is not in the log, and not known yet
 //!            ┌────────────────────── one transaction ──────────────────────┐
 //!  source ──►│ batches ─► Transform::apply ─► Emit (outputs, dead letters) │──► target
 //!            │                                 + positions                 │
@@ -52,6 +53,15 @@ pub trait Transform: Send {
     /// Whether what lies before the committed position is replayed after a reset.
     fn is_stateful(&self) -> bool {
         false
+    }
+
+    /// Fetches what these records need and is not in the log: the schema of a writer that was not met before. Called
+    /// before each [`replay`](Self::replay) and [`apply`](Self::apply), which then know everything they need.
+    ///
+    /// May block, for less than the log takes a silent member for dead. [`Error::Unavailable`] is as if the log were
+    /// away: the loop goes back to the last commit, and comes again.
+    fn prepare(&mut self, _batch: &Batch) -> anyhow::Result<()> {
+        Ok(())
     }
 
     /// Rebuilds state from records that were processed before. Emits nothing.
@@ -242,6 +252,7 @@ impl<'o> Stage<'o> {
                 table.read_to_end(transform)?;
             }
         }
+        transform.prepare(batch)?;
         let began = Instant::now();
         self.emit.begin(batch);
         transform.apply(batch, &mut self.emit).with_context(|| {

@@ -272,6 +272,7 @@ impl State {
             match reader.next(REPLAY_RECORDS, Duration::from_millis(POLL_MS))? {
                 Read::Batch(batch) => {
                     records += batch.len() as u64;
+                    transform.prepare(&batch)?;
                     transform.replay(&batch)?;
                 }
                 Read::Idle => {}
