@@ -5,6 +5,7 @@
 //!                     every stage the real one, on two embedded logs and a directory; ends with an account
 //!  carstream edge     cars ─► bridge ─► preprocessor ─► scorer ─► alerts, on one embedded log; ─► the cloud's log
 //!  carstream audit    ledgers of the cars against every hop, reading by reading
+//!  carstream deploy   the topics of both logs and the schemas of the registry, made or compared
 //!  carstream dead-letter   what could not be used: list, show, replay
 //!  carstream health   one stage's admin port: is it ready?
 //!  carstream secrets  keys and certificates of a site, made where they are missing
@@ -15,6 +16,7 @@
 pub mod audit;
 pub mod dead_letter;
 pub mod demo;
+pub mod deploy;
 pub mod edge;
 pub mod health;
 pub mod secrets;
@@ -47,6 +49,13 @@ enum Command {
     Demo(demo::Args),
     /// Where every reading went: what the cars say they sent against every hop. Exits with 1 if any is lost or doubled.
     Audit(Box<audit::Args>),
+    /// Makes the topics and registers the schemas; says what is there with other settings. Can run again.
+    #[command(after_help = "Examples:
+  carstream deploy --log kafka://edge:9092 --cloud-log kafka://cloud:9092 --schema-registry http://registry:8081
+      before the first start, and before each upgrade
+  carstream deploy --check --log kafka://localhost:9092
+      changes nothing: is all that this release needs there, and as it should be?")]
+    Deploy(Box<deploy::Args>),
     /// Records that could not be used: list them, look at one, put them back.
     DeadLetter(dead_letter::Args),
     /// An edge site in one process, without Docker or Java: MQTT in, clean readings and scores in an embedded log, and to
@@ -84,6 +93,7 @@ impl AsRef<ServiceArgs> for Cli {
     fn as_ref(&self) -> &ServiceArgs {
         match &self.command {
             Some(Command::Edge(args)) => &args.service,
+            Some(Command::Deploy(args)) => &args.service,
             Some(
                 Command::Demo(_)
                 | Command::Audit(_)
@@ -102,6 +112,7 @@ pub async fn run(cli: Cli, shutdown: CancellationToken) -> anyhow::Result<()> {
         Some(Command::Edge(args)) => return edge::run(*args, shutdown).await,
         Some(Command::Demo(args)) => args,
         Some(Command::Audit(args)) => return audit::run(*args, shutdown).await,
+        Some(Command::Deploy(args)) => return deploy::run(*args, shutdown).await,
         Some(Command::DeadLetter(args)) => return dead_letter::run(args, shutdown).await,
         Some(Command::Health(args)) => return health::run(&args),
         Some(Command::Secrets(args)) => return secrets::run(args).await,

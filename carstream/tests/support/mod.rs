@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use arrow::array::{ArrayRef, Float32Array, Float64Array, Int32Array, Int64Array, RecordBatch, StringArray};
 use arrow::array::{BooleanArray, TimestampMillisecondArray, new_null_array};
-use arrow::datatypes::DataType;
+use arrow::datatypes::{DataType, SchemaRef};
 use carstream::audit::{Evidence, Report, Sources, audit};
 use event_log::{Log, LogUrl, Outputs, Position, ProcessorOptions, Range, Read, Record, catalogue, partition_for_key};
 use lake::{Lake, LakeUrl, ObjectName, ObjectWriter};
@@ -202,7 +202,11 @@ impl Site {
     }
 
     fn rows(&self, schema: &str, readings: &[(u32, i64, i64)]) -> RecordBatch {
-        let schema = &Schemas::builtin().file(schema).unwrap().arrow;
+        self.rows_of(&Schemas::builtin().file(schema).unwrap().arrow, readings)
+    }
+
+    /// Readings as rows of this schema, with nulls where it has them.
+    pub fn rows_of(&self, schema: &SchemaRef, readings: &[(u32, i64, i64)]) -> RecordBatch {
         let rows = readings.len();
         let columns = schema.fields().iter().map(|field| -> ArrayRef {
             match (field.name().as_str(), field.data_type()) {

@@ -46,6 +46,15 @@ fn seven_processes_take_readings_from_cars_to_scores_on_kafka() {
     std::fs::write(path("site.key"), "a key of one test site, and no other").unwrap();
     let (key, lake, cloud, ledger) = (path("site.key"), path("lake"), path("cloud-log"), path("ledger.csv"));
 
+    // More partitions than schemas/topics.json has, for more instances of a stage: that is the deployment's to say.
+    let deploy = ["deploy", "--log", &log_url, "--replication-factor", "1"];
+    let six = [&deploy[..], &["--partitions", "6"]].concat();
+    Process::start("carstream", &six).succeed();
+    Process::start("carstream", &[&six[..], &["--check"]].concat()).succeed();
+    let (code, said) = Process::start("carstream", &deploy).end();
+    let difference = "topic telemetry.raw in kafka://";
+    assert!(code == Some(1) && said.contains(difference) && said.contains("are 6, should be 4"), "{said}");
+
     // Everything waits for what it needs, so the order does not matter. The scorer has no model yet.
     let start = |stage: &str, args: &[&str]| {
         let mut process = Process::start(stage, &[args, &["--admin", "127.0.0.1:0"]].concat());

@@ -1,0 +1,140 @@
+//! The deployment: everything that the stages expect to find, made once, before they start.
+//!
+//! ```text
+//!  schemas/topics.json ──► topics of the edge's log, topics of the cloud's log
+//!  schemas/*.avsc ───────► subjects of the schema registry, FULL_TRANSITIVE
+//!                             │
+//!                             └─► what is there with other settings: all of it, each with what to do; exit code 1
+//! ```
+//!
+//! It changes nothing that is there: a retention may be an administrator's wish, and partitions cannot be changed at all
+//! without moving cars away from their state. Stages make topics that are missing by themselves, as the demo and the
+//! embedded log need it; they never register a schema.
+
+mod args;
+mod topics;
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use event_log::catalogue::{self, Site};
+use event_log::{KafkaOption, Log, LogUrl};
+use preprocessor::definition::Definitions;
+use schema_registry::Registry;
+use service::ConfigError;
+use telemetry::schema::Schemas;
+use tokio_util::sync::CancellationToken;
+
+pub use args::Args;
+
+/// What a deployment came to.
+#[derive(Debug, Default)]
+struct Outcome {
+    /// What is there now.
+    lines: Vec<String>,
+    /// What is not as it should be.
+    problems: Vec<String>,
+}
+
+/// Runs `carstream deploy`: prints what is there, and ends with an error if anything is not as it should be.
+pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
+    args.check()?;
+    let definitions = args.streams.as_deref().map(Definitions::load).transpose().map_err(ConfigError)?;
+    let registry = args.schema_registry.connect()?;
+    let deployed = tokio::task::spawn_blocking(move || deploy(&args, definitions.as_ref(), registry, &shutdown));
+    let outcome = deployed.await.context("the deployment panicked")??;
+    for line in &outcome.lines {
+        println!("{line}");
+    }
+    for problem in &outcome.problems {
+        eprintln!("error: {problem}");
+    }
+    let count = outcome.problems.len();
+    anyhow::ensure!(count == 0, "not as it should be: {count} finding{} above", if count == 1 { "" } else { "s" });
+    Ok(())
+}
+
+fn deploy(
+    args: &Args,
+    definitions: Option<&Definitions>,
+    registry: Option<Registry>,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<Outcome> {
+    let mut outcome = Outcome::default();
+    let edge = if args.cloud_log.is_some() { Site::Edge } else { Site::All };
+    let sides: [(Site, &Option<LogUrl>, &[KafkaOption]); 2] =
+        [(edge, &args.log, &args.kafka_options), (Site::Cloud, &args.cloud_log, &args.cloud_kafka_options)];
+    for (site, url, options) in sides {
+        let Some(url) = url else { continue };
+        let log = event_log::open(url, options)?;
+        outcome.add(topics(args, site, &log, shutdown)?);
+    }
+    if let Some(registry) = registry {
+        outcome.add(schemas(args, definitions, &registry, shutdown)?);
+    }
+    Ok(outcome)
+}
+
+fn topics(args: &Args, site: Site, log: &Arc<dyn Log>, shutdown: &CancellationToken) -> anyhow::Result<Outcome> {
+    let mut outcome = Outcome::default();
+    let (mut made, specs) = (0, catalogue::topics_of(site));
+    for mut spec in specs.iter().cloned() {
+        if let Some(partitions) = args.partitions.filter(|_| spec.partitions > 1) {
+            spec.partitions = partitions;
+        }
+        let deployed = service::retry_until(
+            shutdown,
+            format!("the log {}", log.url()),
+            |e: &event_log::Error| !e.is_retriable(),
+            || topics::deploy(log.as_ref(), &spec, args.replication_factor, args.check),
+        )?;
+        let (is_new, problems) = deployed.context("stopped before all was deployed")?;
+        made += usize::from(is_new);
+        outcome.problems.extend(problems);
+    }
+    let of = match site {
+        Site::Edge => "of the edge",
+        Site::Cloud => "of the cloud",
+        Site::All => "of edge and cloud",
+    };
+    outcome.lines.push(format!("{}: {} topics {of}, {made} of them made now", log.url(), specs.len()));
+    Ok(outcome)
+}
+
+fn schemas(
+    args: &Args,
+    definitions: Option<&Definitions>,
+    registry: &Registry,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<Outcome> {
+    // One's own definitions replace the platform's; scores are the platform's in any case.
+    let of_streams = definitions.map(|definitions| {
+        let outputs = definitions.streams.iter().map(|stream| (&*stream.output_topic, &*stream.output.file));
+        (&definitions.schemas, outputs.collect::<Vec<_>>())
+    });
+    let is_defined = |topic: &str| of_streams.iter().any(|(_, uses)| uses.iter().any(|(other, _)| *other == topic));
+    let platform = catalogue::schemas().into_iter().filter(|(topic, _)| !is_defined(topic)).collect();
+    let mut outcome = Outcome::default();
+    for (own, uses) in of_streams.into_iter().chain([(Schemas::builtin(), platform)]) {
+        let deployed = service::retry_until(
+            shutdown,
+            format!("the schema registry {}", registry.url()),
+            |e: &schema_registry::Error| !e.is_retriable(),
+            || schema_registry::deploy(registry, own, &uses, args.check),
+        )?;
+        let deployed = deployed.context("stopped before all was deployed")?;
+        outcome.add(Outcome { lines: deployed.lines, problems: deployed.problems });
+    }
+    let at = format!("{}: ", registry.url());
+    for text in outcome.lines.iter_mut().chain(&mut outcome.problems) {
+        text.insert_str(0, &at);
+    }
+    Ok(outcome)
+}
+
+impl Outcome {
+    fn add(&mut self, other: Outcome) {
+        self.lines.extend(other.lines);
+        self.problems.extend(other.problems);
+    }
+}
