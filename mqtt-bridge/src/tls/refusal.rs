@@ -90,7 +90,8 @@ impl Complaints {
         }
         if let Some(untold) = self.count(failure.reason, Instant::now()) {
             let Failure { reason, sentence } = failure;
-            tracing::warn!(reason, "a client was refused: {sentence} ({untold} more since the last such line)");
+            let others = if untold > 0 { format!(" ({untold} more since the last such line)") } else { String::new() };
+            tracing::warn!(reason, "a client was refused: {sentence}{others}");
         }
     }
 
