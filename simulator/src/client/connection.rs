@@ -21,7 +21,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_util::codec::{Decoder, Encoder};
 
-use crate::client::stream::Stream;
+use super::stream::Stream;
 
 /// The server closes a connection on which it heard nothing for 1.5 times this.
 pub(crate) const KEEP_ALIVE_S: u16 = 90;

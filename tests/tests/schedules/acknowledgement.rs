@@ -17,6 +17,9 @@ mod car;
 mod connection;
 mod life;
 mod log;
+#[allow(dead_code)] // TLS is not in these schedules
+#[path = "../../../simulator/src/client/stream.rs"]
+mod stream;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

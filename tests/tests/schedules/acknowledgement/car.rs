@@ -13,6 +13,7 @@ use whole_pipeline_tests::faults::Random;
 use super::connection::{Connection, Event};
 use super::draw;
 use super::log::World;
+use super::stream::Stream;
 
 /// Where the bridge listens, if there is one. Who connects holds the lock: then no other process, or run, has the port by
 /// now.
@@ -88,7 +89,8 @@ impl Car {
                 drop(address);
                 tokio::time::sleep(Duration::from_millis(1)).await;
             };
-            let talked = async { self.talk(Connection::open(stream, &self.vin)?, cut_after, &world).await };
+            let talked =
+                async { self.talk(Connection::open(Stream::Plain(stream), &self.vin)?, cut_after, &world).await };
             match talked.await {
                 Ok(()) => return,
                 Err(error) => world.tell(&format!("{} has lost its connection: {error}", self.vin)),
