@@ -4,20 +4,18 @@
 //! that stands still is when its lag is worth knowing.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
 
 use event_log::{Error, Log};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::metrics::Topic;
 
 /// Twice in a scrape interval of ten seconds. On Kafka a look is about ten small requests.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// How late an end may be noticed.
-const POLL: Duration = Duration::from_millis(50);
 
 /// The metric `carstream_{stage}_lag_records`, by topic.
 ///
@@ -37,33 +35,32 @@ impl Lag {
 
     /// Keeps it up to date until the watch is dropped. Topic and positions are of one log.
     pub fn watch(&self, log: &Arc<dyn Log>, group: &str, topic: &Arc<str>) -> std::io::Result<LagWatch> {
-        let ended = CancellationToken::new();
+        let (ends, ended) = mpsc::channel();
         let gauge = self.0.get_or_create_owned(&Topic::new(topic));
         // The watch is not to keep open a log that nobody works on any more.
-        let (log, until, group, topic) = (Arc::downgrade(log), ended.clone(), group.to_owned(), topic.clone());
+        let (log, group, topic) = (Arc::downgrade(log), group.to_owned(), topic.clone());
         let watch = move || {
-            let mut looked: Option<Instant> = None;
-            while !until.is_cancelled() {
-                if looked.is_none_or(|at| at.elapsed() >= LOOK_EVERY) {
-                    let Some(log) = log.upgrade() else { return };
-                    // What a log does not say now it says at the next look; the loop says what is wrong with it.
-                    if let Ok(lag) = look(log.as_ref(), &group, &topic) {
-                        gauge.set(i64::try_from(lag).unwrap_or(i64::MAX));
-                    }
-                    looked = Some(Instant::now());
+            while let Some(log) = log.upgrade() {
+                // What a log does not say now it says at the next look; the loop says what is wrong with it.
+                if let Ok(lag) = look(log.as_ref(), &group, &topic) {
+                    gauge.set(i64::try_from(lag).unwrap_or(i64::MAX));
                 }
-                std::thread::sleep(POLL);
+                drop(log);
+                if ended.recv_timeout(LOOK_EVERY) != Err(RecvTimeoutError::Timeout) {
+                    return;
+                }
             }
         };
         std::thread::Builder::new().name("lag".into()).spawn(watch)?;
-        Ok(LagWatch { _ends: ended.drop_guard() })
+        Ok(LagWatch { _ends: ends })
     }
 }
 
 /// A watch that goes on until this is dropped.
 #[derive(Debug)]
 pub struct LagWatch {
-    _ends: DropGuard,
+    /// Its end is the message.
+    _ends: mpsc::Sender<()>,
 }
 
 fn look(log: &dyn Log, group: &str, topic: &str) -> Result<u64, Error> {
