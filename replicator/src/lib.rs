@@ -43,7 +43,8 @@ use tokio_util::sync::CancellationToken;
 
 pub use args::{Accept, Args, Command, DEFAULT_TOPICS, OffsetsArgs, ResumeArgs, group, group_of};
 pub use copy::{SOURCE_CLUSTER, SOURCE_OFFSET, SOURCE_PARTITION, SOURCE_TOPIC};
-pub use metrics::{Metrics, Seconds, Topic};
+pub use metrics::{Metrics, Seconds};
+pub use pipeline::Topic;
 pub use state::{Accepted, Gap, STATE_TOPIC};
 use topic::Replication;
 

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::AtomicU64;
 
-use prometheus_client::encoding::EncodeLabelSet;
+use pipeline::Topic;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -38,20 +38,6 @@ pub(crate) struct TopicMetrics {
     pub(crate) lag_records: Gauge,
     pub(crate) lag_seconds: Seconds,
     pub(crate) expires_in_seconds: Seconds,
-}
-
-/// One of the topics that the replicator was asked to copy.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct Topic {
-    /// Its name.
-    pub topic: String,
-}
-
-impl Topic {
-    /// The label of this topic.
-    pub fn new(topic: &str) -> Self {
-        Self { topic: topic.to_owned() }
-    }
 }
 
 impl Metrics {

@@ -39,8 +39,8 @@ impl SchemaRegistryArgs {
     /// The schemas of a stage that uses each of these files for the values of that topic, with the ids of the registry, or
     /// of `own` if there is no registry. `None`: shut down meanwhile.
     ///
-    /// A registry that is away is waited for, and the stage is not ready meanwhile, as later while it waits for a schema. One that holds something else than this program was built for is an
-    /// [`Error::Unfit`]: nothing is registered here.
+    /// A registry that is away is waited for, and the stage is not ready meanwhile, as later while it waits for a schema.
+    /// One that holds something else than this program was built for is an [`Error::Unfit`]: nothing is registered here.
     pub async fn open(
         &self,
         own: &Schemas,
