@@ -27,7 +27,7 @@ use support::{CARS, Site, carstream, commit, now_ms, records, vin};
 use telemetry::avro::{AvroDecoder, AvroEncoder, schema_id};
 use telemetry::schema::{Schema, Schemas};
 use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 const SUBJECT: &str = "telemetry-value";
 const V2: &str = "telemetry.v2.avsc";
@@ -129,7 +129,9 @@ fn args(url: &str) -> SchemaRegistryArgs {
 }
 
 async fn a_stage_waits_for_the_registry_and_refuses_an_empty_one(site: &Site, apicurio: &Apicurio) {
-    let scorer = scorer(site, &apicurio.url(), CancellationToken::new());
+    let stop = CancellationToken::new();
+    let _stop = stop.clone().drop_guard();
+    let scorer = scorer(site, &apicurio.url(), stop);
     tokio::time::sleep(Duration::from_millis(700)).await;
     assert!(!scorer.is_finished(), "there is nobody at the address yet");
     apicurio.start();
@@ -244,6 +246,8 @@ struct Platform<'s> {
     site: &'s Site,
     stages: Vec<JoinHandle<anyhow::Result<()>>>,
     stop: CancellationToken,
+    /// Also when the test fails: its runtime waits for the stages.
+    _stop: DropGuard,
     /// Ids of versions 1 and 2 of clean readings, and of scores.
     ids: [u32; 3],
 }
@@ -277,7 +281,7 @@ impl<'s> Platform<'s> {
             client.registered("scores-value", "score.avsc").await.id,
         ];
         assert_ne!(ids, [1, 2, 4], "they are as without a registry: nothing is shown");
-        Self { site, stages, stop, ids }
+        Self { site, stages, _stop: stop.clone().drop_guard(), stop, ids }
     }
 
     /// Readings as cars send them.

@@ -154,7 +154,8 @@ impl ClientContext for Diagnostics {
             return;
         }
         tracing::debug!(target: "librdkafka", %error, reason);
-        let report = reason.rsplit_once(": ").filter(|(_, end)| end.starts_with("after ")).map_or(reason, |(r, _)| r);
+        // "… (after 12ms in state CONNECT, 3 identical error(s) suppressed)"
+        let report = reason.split_once(" (after ").map_or(reason, |(report, _)| report);
         let report = (Instant::now(), report.to_owned());
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(report);
     }
