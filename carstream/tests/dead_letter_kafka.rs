@@ -7,6 +7,7 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use carstream::dead_letter::{Filter, REPLAYED_FROM, list, replay};
 use event_log::{Error, Log, Outputs, Record, TopicSpec};
@@ -14,6 +15,8 @@ use support::{commit, now_ms, records};
 use tokio_util::sync::CancellationToken;
 
 const LETTERS: u32 = 5000;
+
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn broker() -> Option<String> {
     match std::env::var("CARSTREAM_TEST_KAFKA") {
@@ -61,6 +64,12 @@ fn two_who_replay_at_once_replay_each_dead_letter_once() {
         outputs.push(&letters.as_str().into(), number % 2, &record);
     }
     commit(&log, &name, &outputs, &[]);
+    // A commit is answered before its markers are written everywhere; until then readers see nothing of it.
+    let deadline = Instant::now() + PATIENCE;
+    while records(&log, &letters).len() < LETTERS as usize {
+        assert!(Instant::now() < deadline, "the dead letters do not come");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 
     let filter = Filter { topic: vec![letters], ..Filter::default() };
     let ended: Vec<_> = std::thread::scope(|scope| {

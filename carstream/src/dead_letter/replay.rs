@@ -80,12 +80,13 @@ pub(super) fn replay(
     dry_run: bool,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<Replayed> {
-    // As far as they go now: what fails again is not replayed once more in the same run.
-    let topics = letters::topics(log, filter)?;
     let mut replay = match dry_run {
         true => Replay::dry(log)?,
         false => Replay::take_over(log)?,
     };
+    // As far as they go now: what fails again is not replayed once more in the same run. After the taking over: who
+    // stops another one has seen what that one was to replay.
+    let topics = letters::topics(log, filter)?;
     for topic in &topics {
         letters::each(log, topic, filter, BATCH, shutdown, |letters| replay.batch(topic, letters))?;
     }
