@@ -142,5 +142,12 @@ impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
+        let mut said = String::new();
+        if std::thread::panicking()
+            && let Some(stderr) = &mut self.0.stderr
+            && stderr.read_to_string(&mut said).is_ok()
+        {
+            eprintln!("process {} had said:\n{said}", self.0.id());
+        }
     }
 }
