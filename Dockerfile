@@ -1,10 +1,10 @@
-# All of carstream in one image; which stage it is, is the command:
+# All of carstream in one image; the command selects the stage:
 #
 #   docker build -t carstream .
 #   docker run carstream mqtt-bridge --help
 #
-# Dependencies have a layer of their own, which lasts until Cargo.lock or a Cargo.toml changes. The first build takes as long
-# as the first build outside (docs/benchmarks.md); after a change of the sources only they are compiled.
+# Dependencies have a separate layer, valid until Cargo.lock or a Cargo.toml changes. The first build takes as long as the
+# first build outside of Docker (docs/benchmarks.md); after a change of the sources only carstream's crates are compiled.
 
 FROM rust:1.95.0-bookworm AS tools
 RUN apt-get update \
@@ -13,13 +13,13 @@ RUN apt-get update \
     && cargo install cargo-chef --locked --version 0.1.78
 WORKDIR /src
 
-# What is to be compiled, without a line of our own sources.
+# The list of dependencies to compile, without carstream's own sources.
 FROM tools AS recipe
 COPY . .
 RUN cargo chef prepare --recipe-path recipe.json
 
 FROM tools AS build
-# Nobody builds on in an image. Kafka over TLS and SASL/SCRAM is in it: `kafka-tls`.
+# No incremental builds in an image. `kafka-tls` adds Kafka over TLS and SASL/SCRAM.
 ENV CARGO_INCREMENTAL=0 CARGO_PROFILE_RELEASE_STRIP=symbols
 COPY --from=recipe /src/recipe.json recipe.json
 RUN cargo chef cook --release --locked --workspace --bins --features event-log/kafka-tls --recipe-path recipe.json
@@ -34,12 +34,12 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates libssl3 \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --system --uid 10001 --user-group --no-create-home carstream \
-    # New volumes mounted here belong to the one who may write to them.
+    # New volumes mounted here are owned by the user that writes to them.
     && install -d -o carstream -g carstream /secrets /data /models
 COPY --from=build /binaries/ /usr/local/bin/
 USER carstream
 WORKDIR /data
-# Each stage has its metrics and its health there; nothing listens on it unless CARSTREAM_ADMIN says so.
+# Port for metrics and health of each stage; a stage listens on it only if CARSTREAM_ADMIN is set.
 EXPOSE 9100
 CMD ["carstream", "--help"]
 ARG VERSION=0.1.0
