@@ -2,10 +2,11 @@
 
 use burn::optim::{AdamConfig, GradientsParams};
 use burn::tensor::{Device, ElementConversion};
-use model::network::{Autoencoder, tensor};
 use model::random::SplitMix64;
 use model::{FEATURE_COUNT, Values, Weights};
 use tokio_util::sync::CancellationToken;
+
+use crate::network::{Autoencoder, tensor};
 
 /// How the network is trained.
 #[derive(Debug, Clone, Copy)]

@@ -6,8 +6,8 @@
 //!                   └ hash                                                 └──► announced on topic `models`
 //! ```
 //!
-//! The network and what is done with it are [`model`]'s, which the scorer uses as well; here is what only training
-//! needs: exact ranges, splits, Burn's optimiser, thresholds, metrics, plots.
+//! Features, forward pass and score are [`model`]'s, which the scorer uses as well; this crate has what only training
+//! needs: exact ranges, splits, the network in Burn and its optimiser, thresholds, metrics, plots.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -16,6 +16,7 @@ mod evaluate;
 mod fit;
 mod fleet;
 mod metrics;
+mod network;
 mod plots;
 mod report;
 mod rows;

@@ -15,7 +15,6 @@ pub mod artefact;
 pub mod car_state;
 mod error;
 pub mod features;
-pub mod network;
 pub mod random;
 pub mod scaling;
 mod score;

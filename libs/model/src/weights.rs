@@ -10,8 +10,8 @@
 //!
 //! The names are those of two `nn.Sequential(Linear, activation, Linear[, activation])`, so that
 //! `load_state_dict(safetensors.torch.load_file(...))` works. The forward pass is written out by hand: one row at a
-//! time, with sums in a fixed order, so that a reading's score does not depend on the batch it came in. A test holds
-//! it against Burn's.
+//! time, with sums in a fixed order, so that a reading's score does not depend on the batch it came in. A test of
+//! the trainer compares it with Burn's.
 
 use std::borrow::Cow;
 
@@ -31,17 +31,23 @@ pub const PARAMETERS: usize = 571;
 /// The parameters.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Weights {
-    pub(crate) encoder_0: Dense<FEATURE_COUNT, 14>,
-    pub(crate) encoder_2: Dense<14, 7>,
-    pub(crate) decoder_0: Dense<7, 7>,
-    pub(crate) decoder_2: Dense<7, FEATURE_COUNT>,
+    /// Inputs to 14.
+    pub encoder_0: Dense<FEATURE_COUNT, 14>,
+    /// To the code of 7.
+    pub encoder_2: Dense<14, 7>,
+    /// From the code.
+    pub decoder_0: Dense<7, 7>,
+    /// To the outputs.
+    pub decoder_2: Dense<7, FEATURE_COUNT>,
 }
 
-/// One affine map. Kept [in][out]: a loop over inputs then adds to all outputs at once.
+/// One affine map. Its weights are kept [in][out]: a loop over inputs then adds to all outputs at once.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Dense<const IN: usize, const OUT: usize> {
-    pub(crate) weight: [[f32; OUT]; IN],
-    pub(crate) bias: [f32; OUT],
+pub struct Dense<const IN: usize, const OUT: usize> {
+    /// [in][out].
+    pub weight: [[f32; OUT]; IN],
+    /// One per output.
+    pub bias: [f32; OUT],
 }
 
 impl<const IN: usize, const OUT: usize> Dense<IN, OUT> {

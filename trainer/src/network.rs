@@ -1,16 +1,16 @@
-//! The autoencoder in Burn: what is trained, and nothing else. Scores come from [`Weights::forward`].
+//! The autoencoder in Burn: used for training only. Scores come from [`Weights::forward`].
 
 use burn::module::{Module, Param};
 use burn::nn::Linear;
 use burn::tensor::{Device, Tensor, TensorData, activation};
 
-use crate::features::FEATURE_COUNT;
-use crate::random::SplitMix64;
-use crate::weights::{Dense, Weights};
+use model::random::SplitMix64;
+use model::weights::Dense;
+use model::{FEATURE_COUNT, Weights};
 
 /// 18-14-7-7-18; tanh, relu, tanh, linear.
 #[derive(Module, Debug)]
-pub struct Autoencoder {
+pub(crate) struct Autoencoder {
     encoder_0: Linear,
     encoder_2: Linear,
     decoder_0: Linear,
@@ -22,7 +22,7 @@ impl Autoencoder {
     ///
     /// Uniform in ±√(6 / (in + out)), biases 0. Source: Glorot and Bengio, "Understanding the difficulty of training
     /// deep feedforward neural networks", AISTATS 2010.
-    pub fn new(seed: u64, device: &Device) -> Self {
+    pub(crate) fn new(seed: u64, device: &Device) -> Self {
         let mut random = SplitMix64::new(seed);
         let weights = Weights {
             encoder_0: initial(&mut random),
@@ -34,7 +34,7 @@ impl Autoencoder {
     }
 
     /// The network with these parameters.
-    pub fn from_weights(weights: &Weights, device: &Device) -> Self {
+    pub(crate) fn from_weights(weights: &Weights, device: &Device) -> Self {
         Self {
             encoder_0: linear(&weights.encoder_0, device),
             encoder_2: linear(&weights.encoder_2, device),
@@ -44,7 +44,7 @@ impl Autoencoder {
     }
 
     /// Its parameters.
-    pub fn weights(&self) -> Weights {
+    pub(crate) fn weights(&self) -> Weights {
         Weights {
             encoder_0: dense(&self.encoder_0),
             encoder_2: dense(&self.encoder_2),
@@ -54,7 +54,7 @@ impl Autoencoder {
     }
 
     /// Rows of 18 in, rows of 18 out.
-    pub fn forward(&self, input: Tensor<2>) -> Tensor<2> {
+    pub(crate) fn forward(&self, input: Tensor<2>) -> Tensor<2> {
         let hidden = self.encoder_0.forward(input).tanh();
         let code = activation::relu(self.encoder_2.forward(hidden));
         let hidden = self.decoder_0.forward(code).tanh();
@@ -63,7 +63,7 @@ impl Autoencoder {
 }
 
 /// Rows as a tensor of shape [rows, 18].
-pub fn tensor(rows: Vec<f32>, device: &Device) -> Tensor<2> {
+pub(crate) fn tensor(rows: Vec<f32>, device: &Device) -> Tensor<2> {
     let shape = [rows.len() / FEATURE_COUNT, FEATURE_COUNT];
     Tensor::from_data(TensorData::new(rows, shape), device)
 }
@@ -92,9 +92,10 @@ fn dense<const IN: usize, const OUT: usize>(linear: &Linear) -> Dense<IN, OUT> {
 
 #[cfg(test)]
 mod tests {
+    use model::Row;
+    use model::weights::PARAMETERS;
+
     use super::*;
-    use crate::features::Row;
-    use crate::weights::PARAMETERS;
 
     #[test]
     fn the_network_has_571_parameters() {
