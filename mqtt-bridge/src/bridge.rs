@@ -1,8 +1,7 @@
 //! The listeners: they accept connections, and at shutdown let them finish.
 
-use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -11,7 +10,7 @@ use event_log::{Appender, Error, Log, catalogue};
 use service::{ConfigError, Waiting, retry_until};
 use telemetry::pseudonym::PseudonymKey;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -24,6 +23,7 @@ use crate::clients::{Directory, Slots};
 use crate::close::Refusal;
 use crate::connection::{self, Arrival};
 use crate::session::Rules;
+use crate::shared::{AssignedIds, Room, Shared};
 use crate::tls::{self, Tls};
 use crate::topics::{self, Kind};
 
@@ -38,83 +38,6 @@ const ACCEPT_RETRY_MS: u64 = 100;
 
 /// What remains to be done after the last connection's deadline: saying goodbye.
 const LAST_WORDS_S: u64 = 2;
-
-/// What all connections share.
-pub(crate) struct Shared {
-    pub(crate) rules: Rules,
-    /// The log topics, by kind.
-    pub(crate) topics: [Arc<str>; Kind::ALL.len()],
-    pub(crate) appender: Arc<dyn Appender>,
-    pub(crate) slots: Arc<Slots>,
-    pub(crate) directory: Arc<Directory>,
-    /// `--max-unacknowledged-bytes`, as permits.
-    pub(crate) budget: Semaphore,
-    pub(crate) room: Arc<Room>,
-    pub(crate) metrics: Metrics,
-    pub(crate) key: Option<PseudonymKey>,
-    /// Cancelled when the drain is over: nothing waits for the log any more.
-    pub(crate) abandon: CancellationToken,
-    open: AtomicUsize,
-    log_trouble: Mutex<Waiting>,
-    assigned: AtomicU64,
-    /// Makes assigned client identifiers differ between processes.
-    process: u64,
-}
-
-impl Shared {
-    /// Gives bytes back to the budget.
-    pub(crate) fn give_back(&self, bytes: u32) {
-        if bytes > 0 {
-            self.budget.add_permits(bytes as usize);
-        }
-    }
-
-    /// A connection has ended.
-    pub(crate) fn closed_one(&self) {
-        self.open.fetch_sub(1, Ordering::Relaxed);
-    }
-
-    /// Says that the log refuses records, but not for each of them.
-    pub(crate) fn note_log_trouble(&self, error: &Error) {
-        if let Ok(mut trouble) = self.log_trouble.lock() {
-            trouble.note(error);
-        }
-    }
-
-    /// A client identifier for a client that has none; never a VIN.
-    pub(crate) fn assigned_client_id(&self) -> String {
-        format!("assigned-{:016x}-{}", self.process, self.assigned.fetch_add(1, Ordering::Relaxed))
-    }
-}
-
-/// Where connections wait for room in the append queue.
-#[derive(Debug, Default)]
-pub(crate) struct Room {
-    waiting: AtomicUsize,
-    made: Notify,
-}
-
-impl Room {
-    /// Waits until there may be room.
-    pub(crate) async fn wait(&self) {
-        struct Leave<'a>(&'a AtomicUsize);
-        impl Drop for Leave<'_> {
-            fn drop(&mut self) {
-                self.0.fetch_sub(1, Ordering::Relaxed);
-            }
-        }
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-        let _leave = Leave(&self.waiting);
-        self.made.notified().await;
-    }
-
-    /// There is room for so many.
-    fn make(&self, records: usize) {
-        for _ in 0..records.min(self.waiting.load(Ordering::Relaxed)) {
-            self.made.notify_one();
-        }
-    }
-}
 
 /// A bridge that listens, and has its log.
 pub struct Bridge {
@@ -197,8 +120,7 @@ impl Bridge {
             abandon: CancellationToken::new(),
             open: AtomicUsize::new(0),
             log_trouble: Mutex::new(Waiting::new(format!("the log {} to take records", log.url()))),
-            assigned: AtomicU64::new(0),
-            process: RandomState::new().hash_one(std::process::id()),
+            assigned_ids: AssignedIds::default(),
         });
         Ok(Self { doors, shared, follower })
     }

@@ -24,11 +24,11 @@ use event_log::{AppendError, Record};
 use tokio::time::Instant;
 
 use crate::alerts::parse_pseudonym;
-use crate::bridge::Shared;
 use crate::clients::{Mail, Mailbox, Slot};
 use crate::close::{Close, Refusal};
 use crate::input::READ_BYTES;
 use crate::session::{ConnAck, MAX_OUT_BYTES, Message, Session};
+use crate::shared::Shared;
 use crate::stamp::Stamp;
 use crate::transport::Transport;
 use crate::window::Fate;

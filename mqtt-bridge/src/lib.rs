@@ -40,6 +40,7 @@ mod connection;
 mod input;
 mod metrics;
 mod session;
+mod shared;
 mod stamp;
 mod tls;
 mod topics;

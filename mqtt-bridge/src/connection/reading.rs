@@ -157,7 +157,7 @@ impl Connection {
                     Some(refusal) => Err(refusal),
                     None => {
                         let car = self.arrival.car.take();
-                        Session::open(*connect, &self.shared.rules, car, || self.shared.assigned_client_id())
+                        Session::open(*connect, &self.shared.rules, car, || self.shared.assigned_ids.assign())
                     }
                 },
                 Ok(_) => Err(Refusal::Malformed),

@@ -11,10 +11,10 @@ use tokio_rustls::server::TlsStream;
 
 use super::Tls;
 use super::refusal::Failure;
-use crate::bridge::Shared;
 use crate::clients::Slot;
 use crate::close::{Close, Refusal};
 use crate::connection::{self, Arrival};
+use crate::shared::Shared;
 use crate::topics;
 
 /// Shakes hands with a client, and serves it as any other, but as the car of its certificate.
