@@ -20,6 +20,7 @@ mod check;
 pub mod definition;
 pub mod duplicates;
 mod metrics;
+pub mod reason;
 pub mod sql;
 mod transform;
 
@@ -37,7 +38,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use args::Args;
 pub use metrics::{Metrics, Stream, Table};
-pub use transform::{Preprocess, reason};
+pub use transform::Preprocess;
 
 use definition::{Definition, Definitions};
 

@@ -8,7 +8,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use crate::transform::reason;
+use crate::reason;
 
 /// Handles to the preprocessor's metrics.
 #[derive(Debug, Clone)]

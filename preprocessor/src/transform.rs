@@ -32,22 +32,11 @@ use telemetry::pseudonym::PseudonymKey;
 use crate::definition::Definition;
 use crate::duplicates::{Duplicates, Seen, stored};
 use crate::metrics::{Metrics, Stream, Table};
+use crate::reason;
 use crate::sql::{LookupTable, Query};
 
 /// The header in which the bridge notes the MQTT topic.
 const MQTT_TOPIC: &str = "mqtt_topic";
-
-/// The reasons of dead letters besides those of [`telemetry::json::REASONS`].
-pub mod reason {
-    /// The record has no payload.
-    pub const NO_PAYLOAD: &str = "no-payload";
-    /// MQTT topic, key and payload are not of the same car.
-    pub const TOPIC_MISMATCH: &str = "topic-mismatch";
-    /// It can't be told any more whether it has been let through.
-    pub const SEQUENCE_TOO_OLD: &str = "sequence-too-old";
-    /// All of them.
-    pub(crate) const ALL: [&str; 3] = [NO_PAYLOAD, TOPIC_MISMATCH, SEQUENCE_TOO_OLD];
-}
 
 /// The transform of one stream.
 #[derive(Debug)]

@@ -1,0 +1,11 @@
+//! The reasons of dead letters besides those of [`telemetry::json::REASONS`].
+
+/// The record has no payload.
+pub const NO_PAYLOAD: &str = "no-payload";
+/// MQTT topic, key and payload are not of the same car.
+pub const TOPIC_MISMATCH: &str = "topic-mismatch";
+/// Whether it has been let through before is no longer known.
+pub const SEQUENCE_TOO_OLD: &str = "sequence-too-old";
+
+/// All of them.
+pub(crate) const ALL: [&str; 3] = [NO_PAYLOAD, TOPIC_MISMATCH, SEQUENCE_TOO_OLD];
