@@ -251,7 +251,7 @@ impl Replication {
         shutdown: &CancellationToken,
         ended: &CancellationToken,
     ) -> Option<Problem> {
-        let mut lag = Lag::new(self);
+        let mut lag = Lag::new(&self.topic, &self.source_name, &self.source, &self.target);
         let mut at: Option<Instant> = None;
         while !shutdown.is_cancelled() && !ended.is_cancelled() {
             if at.is_none_or(|at| at.elapsed() >= LOOK_EVERY) {
@@ -266,7 +266,7 @@ impl Replication {
         None
     }
 
-    fn watch_once(&self, origin: &Origin, lag: &mut Lag<'_>, metrics: &TopicMetrics) -> Result<Option<Problem>, Error> {
+    fn watch_once(&self, origin: &Origin, lag: &mut Lag, metrics: &TopicMetrics) -> Result<Option<Problem>, Error> {
         let positions = self.target.committed(&self.group, &self.topic)?;
         let source = self.source.describe(&self.topic)?;
         let target = self.target.describe(&self.topic)?;

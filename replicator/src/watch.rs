@@ -10,14 +10,14 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use event_log::{Error, PartitionDescription, Range};
+use event_log::{Error, Log, PartitionDescription, Range};
 
 use crate::copies::visit;
 use crate::metrics::TopicMetrics;
 use crate::state::{self, Empty};
-use crate::topic::Replication;
 
 /// Warn when less than this share of the retention is left.
 const WARN_BELOW_SHARE: f64 = 0.2;
@@ -28,8 +28,11 @@ const WARN_EVERY: Duration = Duration::from_secs(60);
 const NOTE_EMPTY_AFTER: Duration = Duration::from_secs(60);
 
 /// What was seen of one topic at the last look.
-pub(crate) struct Lag<'r> {
-    replication: &'r Replication,
+pub(crate) struct Lag {
+    topic: Arc<str>,
+    source_name: String,
+    source: Arc<dyn Log>,
+    target: Arc<dyn Log>,
     partitions: BTreeMap<u32, Front>,
     warned: Option<Instant>,
 }
@@ -54,9 +57,11 @@ impl Front {
     }
 }
 
-impl<'r> Lag<'r> {
-    pub(crate) fn new(replication: &'r Replication) -> Self {
-        Self { replication, partitions: BTreeMap::new(), warned: None }
+impl Lag {
+    pub(crate) fn new(topic: &Arc<str>, source_name: &str, source: &Arc<dyn Log>, target: &Arc<dyn Log>) -> Self {
+        let (topic, source_name) = (topic.clone(), source_name.to_owned());
+        let (source, target) = (source.clone(), target.clone());
+        Self { topic, source_name, source, target, partitions: BTreeMap::new(), warned: None }
     }
 
     /// Looks once: at offsets, and at one record at most.
@@ -87,12 +92,11 @@ impl<'r> Lag<'r> {
 
     /// Notes where offsets hold no record, for starts after retention has removed them.
     pub(crate) fn note_empty(&mut self, topic_id: &str) {
-        let Replication { topic, target, source_name, .. } = self.replication;
         for (&partition, front) in &mut self.partitions {
             let lasts = front.since.elapsed() >= NOTE_EMPTY_AFTER;
             if lasts && !front.is_noted && front.is_empty() && front.position < front.end {
                 let empty = Empty { topic_id: topic_id.to_owned(), from: front.position, to: front.end };
-                state::append_empty(target, source_name, topic, partition, &empty);
+                state::append_empty(&self.target, &self.source_name, &self.topic, partition, &empty);
                 front.is_noted = true;
             }
         }
@@ -117,15 +121,14 @@ impl<'r> Lag<'r> {
         let Some((&partition, front)) = unknown.min_by_key(|(_, front)| front.first_ms.unwrap_or(i64::MIN)) else {
             return Ok(());
         };
-        let topic = self.replication.topic.clone();
-        let range = Range { topic, partition, start: front.position, end: Some(front.end) };
-        front.first_ms = visit(&self.replication.source, range, 1, |record| Some(record.timestamp_ms))?;
+        let range = Range { topic: self.topic.clone(), partition, start: front.position, end: Some(front.end) };
+        front.first_ms = visit(&self.source, range, 1, |record| Some(record.timestamp_ms))?;
         front.is_known = true;
         Ok(())
     }
 
     fn warn(&mut self, left_s: f64, retention: Duration) {
-        let Replication { topic, source, .. } = self.replication;
+        let topic = &self.topic;
         let is_low = left_s < retention.as_secs_f64() * WARN_BELOW_SHARE;
         if is_low && self.warned.is_none_or(|warned| warned.elapsed() >= WARN_EVERY) {
             let (left_s, hours) = (left_s.max(0.0) as u64, retention.as_secs_f64() / 3600.0);
@@ -133,7 +136,7 @@ impl<'r> Lag<'r> {
                 %topic,
                 "{topic} is so far behind that in {left_s} s the retention of {hours:.1} h in {} begins to remove what is \
                  not copied: give it more retention, or find out what holds up the replicator",
-                source.url()
+                self.source.url()
             );
             self.warned = Some(Instant::now());
         }
@@ -143,13 +146,11 @@ impl<'r> Lag<'r> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::sync::Arc;
-
-    use event_log::{Log, LogUrl, Outputs, Processor, ProcessorOptions, Record, TopicSpec};
+    use event_log::{LogUrl, Outputs, Processor, ProcessorOptions, Record, TopicSpec};
     use prometheus_client::registry::Registry;
 
     use super::*;
-    use crate::{Args, Metrics};
+    use crate::Metrics;
 
     const HOUR_MS: i64 = 3_600_000;
 
@@ -175,10 +176,9 @@ mod tests {
         for (partition, age_h) in [(0, 2), (0, 1), (1, 3)] {
             write(&source, &topic, partition, age_h * HOUR_MS);
         }
-        let replication = Replication::new(&Args::new(url("edge"), url("cloud")), &topic, source.clone(), target);
         let metrics = Metrics::new(&mut Registry::default()).topic(&topic);
         assert_eq!(metrics.expires_in_seconds.get(), f64::INFINITY);
-        let mut lag = Lag::new(&replication);
+        let mut lag = Lag::new(&topic, "site", &source, &target);
         let mut look = |positions: [u64; 2]| {
             let found = source.describe(&topic).unwrap();
             // Each look reads one record, so that with two partitions two looks know everything.
