@@ -7,9 +7,7 @@
 //!
 //! Car by car, in order of time within each: a fleet of any size takes the memory of one car.
 
-use std::fs::File;
-use std::io::{self, BufWriter, Write};
-use std::path::Path;
+use std::io::{self, Write};
 
 use anyhow::{Context, bail};
 use tokio_util::sync::CancellationToken;
@@ -17,10 +15,9 @@ use tokio_util::sync::CancellationToken;
 use crate::args::{FleetArgs, Format, GenerateArgs};
 use crate::car::Fault;
 use crate::fleet::{Breaker, fleet};
+use crate::output::{Ndjson, Output, buffered, create};
+use crate::parquet_file::ParquetFile;
 use crate::payload::write_finding;
-
-/// Bytes gathered before they are written.
-const WRITE_BUFFER_BYTES: usize = 1 << 20;
 
 /// Writes what `args` ask for. Blocking; stops early, with a whole last car, once `shutdown` is cancelled.
 pub fn generate(args: &GenerateArgs, shutdown: &CancellationToken) -> anyhow::Result<()> {
@@ -32,20 +29,18 @@ pub fn generate(args: &GenerateArgs, shutdown: &CancellationToken) -> anyhow::Re
         problems.push("--format parquet needs --output FILE".to_owned());
     }
     service::ConfigError::check(problems)?;
-    let mut findings = args.faults.as_deref().map(create).transpose()?;
-    let mut sink: Box<dyn Sink> = match (args.format, args.output.as_deref()) {
-        (Format::Ndjson, None) => {
-            Box::new(Ndjson { to: BufWriter::with_capacity(WRITE_BUFFER_BYTES, io::stdout().lock()) })
-        }
-        (Format::Ndjson, Some(path)) => Box::new(Ndjson { to: create(path)? }),
-        (Format::Parquet, Some(path)) => Box::new(crate::parquet_file::ParquetFile::create(path)?),
+    let mut findings = args.faults.as_deref().map(|path| create(path).map(buffered)).transpose()?;
+    let mut output: Box<dyn Output> = match (args.format, args.output.as_deref()) {
+        (Format::Ndjson, None) => Box::new(Ndjson::new(io::stdout().lock())),
+        (Format::Ndjson, Some(path)) => Box::new(Ndjson::new(create(path)?)),
+        (Format::Parquet, Some(path)) => Box::new(ParquetFile::create(path)?),
         (Format::Parquet, None) => bail!("--format parquet needs --output FILE"),
     };
     let mut line = Vec::new();
     let written = readings(
         &args.fleet,
         shutdown,
-        |payload| sink.reading(payload),
+        |payload| output.reading(payload),
         |car, fault| {
             let Some(findings) = &mut findings else { return Ok(()) };
             line.clear();
@@ -54,7 +49,7 @@ pub fn generate(args: &GenerateArgs, shutdown: &CancellationToken) -> anyhow::Re
             findings.write_all(&line).context("cannot write the findings")
         },
     )
-    .and_then(|()| sink.finish());
+    .and_then(|()| output.finish());
     match written {
         // `simulator generate | head` is no failure.
         Err(error) if error.downcast_ref().is_some_and(|e: &io::Error| e.kind() == io::ErrorKind::BrokenPipe) => {}
@@ -91,32 +86,4 @@ fn readings(
         }
     }
     Ok(())
-}
-
-/// Where payloads go.
-pub(crate) trait Sink {
-    /// One payload.
-    fn reading(&mut self, payload: &[u8]) -> anyhow::Result<()>;
-    /// No more of them.
-    fn finish(&mut self) -> anyhow::Result<()>;
-}
-
-struct Ndjson<W: Write> {
-    to: W,
-}
-
-impl<W: Write> Sink for Ndjson<W> {
-    fn reading(&mut self, payload: &[u8]) -> anyhow::Result<()> {
-        self.to.write_all(payload)?;
-        Ok(self.to.write_all(b"\n")?)
-    }
-
-    fn finish(&mut self) -> anyhow::Result<()> {
-        Ok(self.to.flush()?)
-    }
-}
-
-fn create(path: &Path) -> anyhow::Result<BufWriter<File>> {
-    let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
-    Ok(BufWriter::with_capacity(WRITE_BUFFER_BYTES, file))
 }

@@ -20,6 +20,7 @@ mod fleet;
 mod generate;
 mod ledger;
 mod metrics;
+mod output;
 mod parquet_file;
 mod payload;
 mod random;

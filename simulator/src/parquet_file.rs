@@ -11,7 +11,7 @@ use parquet::file::properties::WriterProperties;
 use telemetry::json::JsonDecoder;
 use telemetry::schema::Schemas;
 
-use crate::generate::Sink;
+use crate::output::{Output, create};
 
 /// Rows decoded before they are handed to the writer.
 const BATCH_ROWS: usize = 8_192;
@@ -29,7 +29,7 @@ impl ParquetFile {
         let schema = Schemas::builtin().file("telemetry_raw.avsc").context("no schema telemetry_raw.avsc")?;
         let mut decoder = JsonDecoder::new(schema);
         let shown = path.display().to_string();
-        let file = File::create(path).with_context(|| format!("cannot create {shown}"))?;
+        let file = create(path)?;
         let properties = WriterProperties::builder().set_compression(Compression::ZSTD(ZstdLevel::default())).build();
         let writer = ArrowWriter::try_new(file, decoder.finish().schema(), Some(properties))
             .with_context(|| format!("cannot write {shown}"))?;
@@ -45,7 +45,7 @@ impl ParquetFile {
     }
 }
 
-impl Sink for ParquetFile {
+impl Output for ParquetFile {
     fn reading(&mut self, payload: &[u8]) -> anyhow::Result<()> {
         if self.decoder.decode(payload).is_err() {
             self.broken += 1;
