@@ -19,6 +19,7 @@ use lake::{Footer, Lake, ObjectName};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
+use super::readings::identity_schema;
 use super::{CLEAN, DEAD_LETTERS, RAW, SCORES, Scores, Sources};
 
 /// The consumer group of the preprocessor's stream of readings.
@@ -120,7 +121,7 @@ impl LakeCut {
         let first =
             |object: &&ObjectCut| cut.covered.get(&object.name.partition).map(|c| c.0) == Some(object.name.start);
         for object in cut.objects.iter().filter(first).filter(|object| object.name.start > 0) {
-            let mut reader = lake.read_object(object.name.clone(), super::read::identity_schema());
+            let mut reader = lake.read_object(object.name.clone(), identity_schema());
             let oldest = match runtime.block_on(reader.next()) {
                 Ok(rows) => rows.and_then(|rows| rows.timestamps_ms.values().first().copied()),
                 // It is found to be unusable when it is read.

@@ -3,12 +3,12 @@
 //! It judges nothing: the first pass counts what comes from here, the second one looks for single readings.
 
 use std::fmt;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use arrow::array::{AsArray, RecordBatch};
-use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef};
+use arrow::datatypes::Int64Type;
 use event_log::{Batch, Log, Read};
 use lake::Lake;
 use pipeline::DeadLetterHeader;
@@ -19,6 +19,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::cut::{Cut, LakeCut};
+use super::readings::identity_schema;
 use super::{DEAD_LETTERS, Hop, RAW, SCORES};
 use crate::dead_letter::REPLAYED_FROM;
 
@@ -277,15 +278,6 @@ impl Identities {
     fn get(&self, row: usize) -> What<'_> {
         What::Reading { car: self.cars.value(row), boot_id: self.boot_ids[row], seq: self.seqs[row] }
     }
-}
-
-/// What is read of an object: nothing but which reading each row is.
-pub(crate) fn identity_schema() -> SchemaRef {
-    static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
-        let number = |name: &str| Field::new(name, DataType::Int64, false);
-        Arc::new(Schema::new(vec![Field::new("car", DataType::Utf8, false), number("boot_id"), number("seq")]))
-    });
-    SCHEMA.clone()
 }
 
 #[cfg(test)]
