@@ -17,15 +17,18 @@
 //! | 64 Ki records or 64 MiB queued per appender | `AppendError::Full`: try again after a completion |
 //! | a record of 8 MiB (key, value and headers) | refused |
 //! | a batch of 16 MiB or `max_records` | the rest comes with the next batch |
-//! | memory, see `store`: some 100 MiB at most | writers wait for the disk |
+//! | memory, see `disk`: some 100 MiB at most | writers wait for the disk |
 
 mod appender;
 mod block;
 mod commit;
 mod consumer;
 mod cursor;
+mod disk;
 mod index;
 mod maintenance;
+mod partition;
+mod positions;
 mod reader;
 mod registry;
 mod store;
@@ -35,6 +38,7 @@ mod transactor;
 use std::path::Path;
 use std::sync::Arc;
 
+use self::maintenance::Maintenance;
 use self::store::Store;
 use crate::{
     Appender, Consumer, Error, Log, LogUrl, OnCompletion, ProcessorOptions, Range, Reader, TopicDescription, TopicSpec,
@@ -53,9 +57,9 @@ pub(crate) fn open(path: &Path) -> Result<Arc<dyn Log>, Error> {
 struct Embedded {
     url: LogUrl,
     store: Arc<Store>,
-    _maintenance: maintenance::Background,
+    maintenance: Maintenance,
     // Last: the directory is free when everything above is closed.
-    _place: registry::Place,
+    _claim: registry::Claim,
 }
 
 impl Log for Embedded {
@@ -64,7 +68,7 @@ impl Log for Embedded {
     }
 
     fn ensure_topic(&self, spec: &TopicSpec) -> Result<(), Error> {
-        self.store.ensure_topic(spec)
+        self.store.topics.ensure(&self.store.disk, spec)
     }
 
     fn describe(&self, topic: &str) -> Result<TopicDescription, Error> {
@@ -73,7 +77,7 @@ impl Log for Embedded {
 
     fn committed(&self, group: &str, topic: &str) -> Result<Vec<Option<u64>>, Error> {
         let partitions = self.store.topic(topic)?.partitions.len();
-        Ok(self.store.committed(group, topic, 0..partitions as u32))
+        Ok(self.store.positions.committed(group, topic, 0..partitions as u32))
     }
 
     fn appender(self: Arc<Self>, on_completion: OnCompletion) -> Result<Arc<dyn Appender>, Error> {
@@ -93,6 +97,6 @@ impl Log for Embedded {
     }
 
     fn maintain(&self) -> Result<(), Error> {
-        maintenance::run(&self.store, maintenance::now_ms(), maintenance::Effort::Everything)
+        self.maintenance.run()
     }
 }

@@ -14,8 +14,9 @@ use std::time::Duration;
 use super::Embedded;
 use super::block::pack_new;
 use super::commit::Request;
+use super::partition::Partition;
 use super::store::Store;
-use super::topics::{Partition, Topic};
+use super::topics::Topic;
 use crate::{AppendError, Appender, Batch, Completion, Error, OnCompletion, Record, partition_for_key};
 
 /// Queued and not completed; for one process that is more than the disk takes in a tenth of a second.
@@ -63,21 +64,21 @@ impl EmbeddedAppender {
         let thread = std::thread::Builder::new()
             .name("log-appender".to_owned())
             .spawn(move || write_queued(&store, &of_thread, &on_completion))
-            .map_err(|e| log.store.refused("starting an appender", format!("its thread cannot start: {e}")))?;
+            .map_err(|e| log.store.disk.refused("starting an appender", format!("its thread cannot start: {e}")))?;
         Ok(Self { shared, thread: Some(thread), log })
     }
 
     fn check(&self, topic: &Arc<str>, record: &Record<'_>) -> Result<usize, Error> {
-        let store = &self.log.store;
-        store.check_writable()?;
+        let disk = &self.log.store.disk;
+        disk.check_writable()?;
         let headers: usize = record.headers.iter().map(|(name, value)| 6 + name.len() + value.len()).sum();
         let bytes = record.key.len() + record.value.map_or(0, <[u8]>::len) + headers;
         if bytes > MAX_RECORD_BYTES {
             let what = format!("a record for {topic} has {bytes} bytes, more than {MAX_RECORD_BYTES}");
-            return Err(store.refused("an append", what));
+            return Err(disk.refused("an append", what));
         }
         if record.headers.iter().any(|(name, _)| name.len() > usize::from(u16::MAX)) {
-            return Err(store.refused("an append", format!("a header name of a record for {topic} is too long")));
+            return Err(disk.refused("an append", format!("a header name of a record for {topic} is too long")));
         }
         Ok(bytes)
     }

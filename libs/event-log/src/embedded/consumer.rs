@@ -51,7 +51,7 @@ impl Consumer for EmbeddedConsumer {
         loop {
             let seen = store.publications();
             let mut ready: Vec<_> = self.held.iter_mut().filter(|h| h.ready).map(|h| &mut h.cursor).collect();
-            if let Some(batch) = read_in_turn(ready.drain(..), &mut self.turn, store, max_records)? {
+            if let Some(batch) = read_in_turn(ready.drain(..), &mut self.turn, &store.disk, max_records)? {
                 return Ok(Event::Batch(batch));
             }
             if !store.wait_for_more(seen, deadline) {
@@ -68,7 +68,7 @@ impl Consumer for EmbeddedConsumer {
             });
             let Some(held) = held else {
                 let what = format!("{}/{} is not held by this instance", position.topic, position.partition);
-                return Err(self.membership.log.store.refused("seeking", what));
+                return Err(self.membership.log.store.disk.refused("seeking", what));
             };
             held.cursor.seek(position.offset);
             held.ready = true;

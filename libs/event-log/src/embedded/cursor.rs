@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::block;
-use super::store::Store;
-use super::topics::Partition;
+use super::disk::Disk;
+use super::partition::Partition;
 use crate::{Batch, Error};
 
 /// A batch ends when its records pass this, however many records were asked for.
@@ -41,7 +41,7 @@ impl Cursor {
     }
 
     /// The next records, if there are any by now.
-    pub(super) fn read(&mut self, store: &Store, max_records: usize) -> Result<Option<Batch>, Error> {
+    pub(super) fn read(&mut self, disk: &Disk, max_records: usize) -> Result<Option<Batch>, Error> {
         if self.is_done() {
             return Ok(None);
         }
@@ -57,7 +57,7 @@ impl Cursor {
         let mut batch = Batch::new(self.partition.topic.clone(), self.partition.index);
         self.take(&mut batch, limit, max_records);
         if !is_full(&batch, max_records) && self.position < limit {
-            self.read_blocks(store, &mut batch, limit, max_records)?;
+            self.read_blocks(disk, &mut batch, limit, max_records)?;
         }
         // Retention may have removed blocks while they were read; it moves the first offset before it does.
         if from < self.partition.first() {
@@ -66,22 +66,22 @@ impl Cursor {
         Ok(Some(batch).filter(|batch| !batch.is_empty()))
     }
 
-    fn read_blocks(&mut self, store: &Store, batch: &mut Batch, limit: u64, max_records: usize) -> Result<(), Error> {
+    fn read_blocks(&mut self, disk: &Disk, batch: &mut Batch, limit: u64, max_records: usize) -> Result<(), Error> {
         let partition = self.partition.clone();
         let mut start = self.position;
         if self.boundary != Some(start)
-            && let Some(before) = store.place_before(&partition, start)?
+            && let Some(before) = disk.place_before(&partition, start)?
         {
             // The block that holds the position begins at or before it.
             start = before.first;
         }
-        for place in store.places(&partition, start..limit) {
+        for place in disk.places(&partition, start..limit) {
             let place = place?;
-            let Some(bytes) = store.block(&partition, &place)? else { continue };
+            let Some(bytes) = disk.block(&partition, &place)? else { continue };
             self.index = 0;
             if let Err(what) = block::unpack(place.first, &bytes, &mut self.unpacked) {
                 self.unpacked.reset_columns();
-                return Err(store.corrupt(partition.place(place.first), what));
+                return Err(disk.corrupt(partition.place(place.first), what));
             }
             self.take(batch, limit, max_records);
             if is_full(batch, max_records) {
@@ -121,14 +121,14 @@ fn is_full(batch: &Batch, max_records: usize) -> bool {
 pub(super) fn read_in_turn<'c>(
     cursors: impl ExactSizeIterator<Item = &'c mut Cursor>,
     turn: &mut usize,
-    store: &Store,
+    disk: &Disk,
     max_records: usize,
 ) -> Result<Option<Batch>, Error> {
     let mut cursors: Vec<_> = cursors.collect();
     let len = cursors.len();
     for i in 0..len {
         let index = (*turn + i) % len;
-        if let Some(batch) = cursors[index].read(store, max_records.max(1))? {
+        if let Some(batch) = cursors[index].read(disk, max_records.max(1))? {
             *turn = index + 1;
             return Ok(Some(batch));
         }

@@ -15,8 +15,8 @@ use std::ops::Range;
 use fjall::{OwnedWriteBatch, UserValue};
 
 use super::block::Block;
-use super::store::Store;
-use super::topics::Partition;
+use super::disk::Disk;
+use super::partition::Partition;
 use crate::Error;
 
 /// Where a block is, and what can be known without reading it.
@@ -51,7 +51,7 @@ impl Place {
     }
 }
 
-impl Store {
+impl Disk {
     /// Adds a block, or replaces the one with this number.
     pub(super) fn put_block(
         &self,
@@ -93,7 +93,7 @@ impl Store {
     }
 
     fn place(&self, partition: &Partition, near: u64, entry: fjall::Guard) -> Result<Place, Error> {
-        let (key, value) = entry.into_inner().map_err(|e| self.unreadable(partition, near, &e))?;
+        let (key, value) = entry.into_inner().map_err(|e| self.unreadable(partition.place(near), &e))?;
         Place::decode(&key, &value)
             .ok_or_else(|| self.corrupt(partition.place(near), "the place of a block cannot be read"))
     }
@@ -101,7 +101,7 @@ impl Store {
     /// The bytes of a block; none if retention or compaction has just removed it.
     pub(super) fn block(&self, partition: &Partition, place: &Place) -> Result<Option<UserValue>, Error> {
         let found = partition.blocks.get(place.number.to_be_bytes());
-        let found = found.map_err(|e| self.unreadable(partition, place.first, &e))?;
+        let found = found.map_err(|e| self.unreadable(partition.place(place.first), &e))?;
         if found.is_none() && place.first >= partition.first() && !partition.compacted {
             return Err(self.corrupt(partition.place(place.first), "its block is missing"));
         }

@@ -18,9 +18,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use fjall::{AbstractTree, Keyspace};
 
 use super::block;
+use super::disk::Disk;
 use super::index::Place;
+use super::partition::Partition;
 use super::store::Store;
-use super::topics::{Partition, Topic, encode_bounds};
+use super::topics::encode_bounds;
 use crate::{Batch, Error};
 
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -33,7 +35,7 @@ const TOMBSTONE_MS: i64 = 24 * 3600 * 1000;
 
 /// How much a run does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Effort {
+enum Effort {
     /// What is worth its cost.
     Due,
     /// All that can be done.
@@ -42,29 +44,40 @@ pub(super) enum Effort {
 
 /// What a partition looked like after its last compaction.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Compacted {
+struct Compacted {
     next: u64,
     kept: u64,
 }
 
-/// The thread that runs maintenance until dropped.
+/// Maintenance of one log, and the thread that does it until dropped.
 #[derive(Debug)]
-pub(super) struct Background {
+pub(super) struct Maintenance {
+    upkeep: Arc<Upkeep>,
     stop: Arc<(Mutex<bool>, Condvar)>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Background {
+#[derive(Debug)]
+struct Upkeep {
+    store: Arc<Store>,
+    /// What compaction found last, by topic and partition; held during a run, so that one runs at a time.
+    compacted: Mutex<HashMap<(Arc<str>, u32), Compacted>>,
+}
+
+impl Maintenance {
     pub(super) fn start(store: Arc<Store>) -> io::Result<Self> {
+        let upkeep = Arc::new(Upkeep { store, compacted: Mutex::default() });
         let stop = Arc::new((Mutex::new(false), Condvar::new()));
-        let of_thread = stop.clone();
+        let of_thread = (upkeep.clone(), stop.clone());
         let run_until_stopped = move || {
+            let (upkeep, stop) = of_thread;
             loop {
-                if let Err(e) = run(&store, now_ms(), Effort::Due) {
+                if let Err(e) = upkeep.run(now_ms(), Effort::Due) {
                     let cause = std::error::Error::source(&e).map(ToString::to_string).unwrap_or_default();
-                    tracing::warn!(log = %store.url, "retention and compaction did not succeed: {e}: {cause}");
+                    let log = &upkeep.store.disk.url;
+                    tracing::warn!(%log, "retention and compaction did not succeed: {e}: {cause}");
                 }
-                let (stopped, wake) = &*of_thread;
+                let (stopped, wake) = &*stop;
                 let stopped = stopped.lock().unwrap_or_else(PoisonError::into_inner);
                 let waited = wake.wait_timeout_while(stopped, INTERVAL, |stopped| !*stopped);
                 if *waited.unwrap_or_else(PoisonError::into_inner).0 {
@@ -73,11 +86,16 @@ impl Background {
             }
         };
         let thread = std::thread::Builder::new().name("log-maintenance".to_owned()).spawn(run_until_stopped)?;
-        Ok(Self { stop, thread: Some(thread) })
+        Ok(Self { upkeep, stop, thread: Some(thread) })
+    }
+
+    /// Does now all that can be done.
+    pub(super) fn run(&self) -> Result<(), Error> {
+        self.upkeep.run(now_ms(), Effort::Everything)
     }
 }
 
-impl Drop for Background {
+impl Drop for Maintenance {
     fn drop(&mut self) {
         let (stopped, wake) = &*self.stop;
         *stopped.lock().unwrap_or_else(PoisonError::into_inner) = true;
@@ -90,59 +108,63 @@ impl Drop for Background {
 }
 
 /// Milliseconds since the epoch.
-pub(super) fn now_ms() -> i64 {
+fn now_ms() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// One run over all topics, as if it were `now_ms`.
-pub(super) fn run(store: &Store, now_ms: i64, effort: Effort) -> Result<(), Error> {
-    let mut compacted = store.compacted.lock().unwrap_or_else(PoisonError::into_inner);
-    let topics: Vec<Arc<Topic>> = store.topics().values().cloned().collect();
-    // By retention: those share a keyspace.
-    let mut aging: HashMap<Duration, Vec<Arc<Partition>>> = HashMap::new();
-    for (topic, partition) in topics.iter().flat_map(|topic| topic.partitions.iter().map(move |p| (topic, p))) {
-        if topic.stored.compacted {
-            let last = compacted.entry((topic.name.clone(), partition.index)).or_default();
-            let dirty = partition.next().saturating_sub(last.next);
-            if effort == Effort::Everything || dirty >= last.kept.max(MIN_DIRTY_RECORDS) {
-                *last = compact(store, partition, now_ms)?;
+impl Upkeep {
+    /// One run over all topics, as if it were `now_ms`.
+    fn run(&self, now_ms: i64, effort: Effort) -> Result<(), Error> {
+        let disk = &self.store.disk;
+        let mut compacted = self.compacted.lock().unwrap_or_else(PoisonError::into_inner);
+        let topics = self.store.topics.all();
+        // By retention: those share a keyspace.
+        let mut aging: HashMap<Duration, Vec<Arc<Partition>>> = HashMap::new();
+        for (topic, partition) in topics.iter().flat_map(|topic| topic.partitions.iter().map(move |p| (topic, p))) {
+            if topic.stored.compacted {
+                let last = compacted.entry((topic.name.clone(), partition.index)).or_default();
+                let dirty = partition.next().saturating_sub(last.next);
+                if effort == Effort::Everything || dirty >= last.kept.max(MIN_DIRTY_RECORDS) {
+                    *last = compact(disk, partition, now_ms)?;
+                }
+            } else if let Some(retention) = topic.stored.retention() {
+                let retention_ms = i64::try_from(retention.as_millis()).unwrap_or(i64::MAX);
+                expire(disk, partition, now_ms.saturating_sub(retention_ms))?;
+                aging.entry(retention).or_default().push(partition.clone());
             }
-        } else if let Some(retention) = topic.stored.retention() {
-            let retention_ms = i64::try_from(retention.as_millis()).unwrap_or(i64::MAX);
-            expire(store, partition, now_ms.saturating_sub(retention_ms))?;
-            aging.entry(retention).or_default().push(partition.clone());
         }
+        let mut dropped = false;
+        for partitions in aging.values() {
+            dropped |= drop_tables(disk, &partitions[0].blocks, partitions)?;
+        }
+        if dropped {
+            // fjall lets go of dropped files when, after a later write, some keyspace begins a new table: the smallest
+            // does.
+            let reclaimed =
+                disk.meta.insert("reclaimed", now_ms.to_le_bytes()).and_then(|()| disk.meta.rotate_memtable());
+            reclaimed.map_err(|e| disk.failed("retention", e))?;
+        }
+        Ok(())
     }
-    let mut dropped = false;
-    for partitions in aging.values() {
-        dropped |= drop_tables(store, &partitions[0].blocks, partitions)?;
-    }
-    if dropped {
-        // fjall lets go of dropped files when, after a later write, some keyspace begins a new table: the smallest does.
-        let reclaimed =
-            store.meta.insert("reclaimed", now_ms.to_le_bytes()).and_then(|()| store.meta.rotate_memtable());
-        reclaimed.map_err(|e| store.failed("retention", e))?;
-    }
-    Ok(())
 }
 
 /// Forgets the blocks at the beginning whose records are all older than `before_ms`.
-fn expire(store: &Store, partition: &Partition, before_ms: i64) -> Result<(), Error> {
+fn expire(disk: &Disk, partition: &Partition, before_ms: i64) -> Result<(), Error> {
     let mut first = partition.first();
-    let mut batch = store.durable_batch();
-    for place in store.places(partition, first..partition.next()) {
+    let mut batch = disk.durable_batch();
+    for place in disk.places(partition, first..partition.next()) {
         let place = place?;
         if place.max_timestamp_ms >= before_ms {
             break;
         }
-        store.remove_place(&mut batch, partition, &place);
+        disk.remove_place(&mut batch, partition, &place);
         first = place.last + 1;
     }
     if first > partition.first() {
-        store.check_writable()?;
-        batch.insert(&store.meta, partition.bounds_key(), encode_bounds(first, first));
-        batch.commit().map_err(|e| store.failed("retention", e))?;
+        disk.check_writable()?;
+        batch.insert(&disk.meta, partition.bounds_key(), encode_bounds(first, first));
+        batch.commit().map_err(|e| disk.failed("retention", e))?;
         partition.set_first(first);
         tracing::debug!(topic = %partition.topic, partition = partition.index, first, "retention moved on");
     }
@@ -150,17 +172,17 @@ fn expire(store: &Store, partition: &Partition, before_ms: i64) -> Result<(), Er
 }
 
 /// Drops the tables of a keyspace that hold no live block. Returns whether there were any.
-fn drop_tables(store: &Store, blocks: &Keyspace, partitions: &[Arc<Partition>]) -> Result<bool, Error> {
+fn drop_tables(disk: &Disk, blocks: &Keyspace, partitions: &[Arc<Partition>]) -> Result<bool, Error> {
     // In this order: a block that is not published by now has a number from here on.
-    let end = store.next_block.load(Ordering::Acquire);
+    let end = disk.next_block.load(Ordering::Acquire);
     let mut live_from = end;
     for partition in partitions {
-        if let Some(place) = store.places(partition, partition.first()..partition.next()).next() {
+        if let Some(place) = disk.places(partition, partition.first()..partition.next()).next() {
             live_from = live_from.min(place?.number);
         }
     }
     let Some(last) = live_from.checked_sub(1) else { return Ok(false) };
-    let failed = |e: fjall::Error| store.failed("retention", e);
+    let failed = |e: fjall::Error| disk.failed("retention", e);
     if live_from == end && blocks.last_key_value().is_some() {
         // Nothing may come after it: what is in memory becomes a table now, and goes with a later run.
         blocks.rotate_memtable().map_err(failed)?;
@@ -171,12 +193,12 @@ fn drop_tables(store: &Store, blocks: &Keyspace, partitions: &[Arc<Partition>]) 
 }
 
 /// Removes the records that a later one of the same key supersedes, and tombstones whose time is over.
-fn compact(store: &Store, partition: &Partition, now_ms: i64) -> Result<Compacted, Error> {
+fn compact(disk: &Disk, partition: &Partition, now_ms: i64) -> Result<Compacted, Error> {
     let (first, next) = (partition.first(), partition.next());
     let mut records = Batch::new(partition.topic.clone(), partition.index);
     let mut last_of_key: HashMap<Box<[u8]>, u64> = HashMap::new();
-    for place in store.places(partition, first..next) {
-        unpack(store, partition, &place?, &mut records)?;
+    for place in disk.places(partition, first..next) {
+        unpack(disk, partition, &place?, &mut records)?;
         for record in records.iter() {
             match last_of_key.get_mut(record.key) {
                 Some(last) => *last = record.offset,
@@ -186,9 +208,9 @@ fn compact(store: &Store, partition: &Partition, now_ms: i64) -> Result<Compacte
     }
     let mut kept = Batch::new(partition.topic.clone(), partition.index);
     let mut total = 0;
-    for place in store.places(partition, first..next) {
+    for place in disk.places(partition, first..next) {
         let place = place?;
-        unpack(store, partition, &place, &mut records)?;
+        unpack(disk, partition, &place, &mut records)?;
         kept.reset_columns();
         for (index, record) in records.iter().enumerate() {
             let is_last = last_of_key.get(record.key) == Some(&record.offset);
@@ -199,30 +221,30 @@ fn compact(store: &Store, partition: &Partition, now_ms: i64) -> Result<Compacte
         }
         total += kept.len() as u64;
         if kept.len() < records.len() {
-            replace(store, partition, &place, next, &kept)?;
+            replace(disk, partition, &place, next, &kept)?;
         }
     }
     Ok(Compacted { next, kept: total })
 }
 
-fn unpack(store: &Store, partition: &Partition, place: &Place, records: &mut Batch) -> Result<(), Error> {
-    let corrupt = |what| store.corrupt(partition.place(place.first), what);
+fn unpack(disk: &Disk, partition: &Partition, place: &Place, records: &mut Batch) -> Result<(), Error> {
+    let corrupt = |what| disk.corrupt(partition.place(place.first), what);
     // Only compaction removes blocks here, and this is the only one that runs.
-    let bytes = store.block(partition, place)?.ok_or_else(|| corrupt("its block is missing"))?;
+    let bytes = disk.block(partition, place)?.ok_or_else(|| corrupt("its block is missing"))?;
     block::unpack(place.first, &bytes, records).map_err(corrupt)
 }
 
 /// Replaces a block. Not synced: after a crash either one may be there, and both are right.
-fn replace(store: &Store, partition: &Partition, place: &Place, next: u64, kept: &Batch) -> Result<(), Error> {
-    store.check_writable()?;
-    let mut batch = store.db.batch();
+fn replace(disk: &Disk, partition: &Partition, place: &Place, next: u64, kept: &Batch) -> Result<(), Error> {
+    disk.check_writable()?;
+    let mut batch = disk.db.batch();
     if kept.is_empty() {
-        store.remove_block(&mut batch, partition, place);
+        disk.remove_block(&mut batch, partition, place);
         // If this was the last block, the offsets still must not be given again.
-        batch.insert(&store.meta, partition.bounds_key(), encode_bounds(partition.first(), next));
+        batch.insert(&disk.meta, partition.bounds_key(), encode_bounds(partition.first(), next));
     } else {
         let block = block::pack_sparse(kept, place.first);
-        store.put_block(&mut batch, partition, place.first, place.number, block);
+        disk.put_block(&mut batch, partition, place.first, place.number, block);
     }
-    batch.commit().map_err(|e| store.failed("compaction", e))
+    batch.commit().map_err(|e| disk.failed("compaction", e))
 }

@@ -20,7 +20,7 @@ impl EmbeddedReader {
             let topic = log.store.topic(&range.topic)?;
             let partition = topic.partitions.get(range.partition as usize).ok_or_else(|| {
                 let (topic, partition) = (&range.topic, range.partition);
-                log.store.refused("reading", format!("topic {topic} has no partition {partition}"))
+                log.store.disk.refused("reading", format!("topic {topic} has no partition {partition}"))
             })?;
             Ok(Cursor::new(partition.clone(), range.start, range.end))
         };
@@ -34,7 +34,9 @@ impl Reader for EmbeddedReader {
         let deadline = deadline(timeout);
         loop {
             let seen = self.log.store.publications();
-            if let Some(batch) = read_in_turn(self.cursors.iter_mut(), &mut self.turn, &self.log.store, max_records)? {
+            if let Some(batch) =
+                read_in_turn(self.cursors.iter_mut(), &mut self.turn, &self.log.store.disk, max_records)?
+            {
                 return Ok(Read::Batch(batch));
             }
             if self.cursors.iter().all(Cursor::is_done) {

@@ -9,8 +9,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 
-use super::store::{self, Store};
-use super::{Embedded, maintenance};
+use super::Embedded;
+use super::disk::{self, database};
+use super::maintenance::Maintenance;
+use super::store::Store;
 use crate::{Error, LogUrl};
 
 const LOCK_FILE: &str = "lock";
@@ -34,7 +36,7 @@ impl Registry {
 
 /// A directory that this process holds. Dropped after everything in it is closed.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct Claim {
     path: PathBuf,
     lock: Option<DirectoryLock>,
 }
@@ -52,7 +54,7 @@ impl Drop for DirectoryLock {
     }
 }
 
-impl Drop for Place {
+impl Drop for Claim {
     fn drop(&mut self) {
         let mut open = REGISTRY.lock();
         self.lock.take();
@@ -97,13 +99,13 @@ pub(super) fn open(path: &Path) -> Result<Arc<Embedded>, Error> {
     let lock = DirectoryLock(lock);
 
     let url = LogUrl::Directory(path.to_owned());
-    create_store(&canonical).map_err(|e| store::open_error(&url, e))?;
+    create_store(&canonical).map_err(|e| disk::open_error(&url, e))?;
     let store = Arc::new(Store::open(url.clone(), &canonical.join(STORE_FOLDER))?);
-    let maintenance = maintenance::Background::start(store.clone()).map_err(|e| {
+    let maintenance = Maintenance::start(store.clone()).map_err(|e| {
         open_error(path, format!("its maintenance thread cannot start: {e}: lower the number of threads"))
     })?;
-    let place = Place { path: canonical.clone(), lock: Some(lock) };
-    let log = Arc::new(Embedded { url, store, _maintenance: maintenance, _place: place });
+    let claim = Claim { path: canonical.clone(), lock: Some(lock) };
+    let log = Arc::new(Embedded { url, store, maintenance, _claim: claim });
     registry.insert(canonical, Arc::downgrade(&log));
     Ok(log)
 }
@@ -133,7 +135,7 @@ fn create_store(folder: &Path) -> fjall::Result<()> {
     if new.try_exists()? {
         std::fs::remove_dir_all(&new)?;
     }
-    drop(store::database(&new)?);
+    drop(database(&new)?);
     std::fs::rename(&new, &store)?;
     File::open(folder)?.sync_all()?;
     Ok(())

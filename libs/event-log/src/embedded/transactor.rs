@@ -6,7 +6,7 @@ use super::Embedded;
 use super::appender::MAX_RECORD_BYTES;
 use super::block::pack_new;
 use super::commit::Request;
-use super::store::key_of;
+use super::positions::key_of;
 use crate::{Batch, Error, Membership, Outputs, Position, ProcessorOptions, TopicPartition, Transactor};
 
 pub(super) struct EmbeddedTransactor {
@@ -18,7 +18,7 @@ impl EmbeddedTransactor {
     pub(super) fn new(log: Arc<Embedded>, options: &ProcessorOptions) -> Result<Self, Error> {
         let group = &options.group;
         if group.is_empty() || group.contains('\0') {
-            return Err(log.store.refused("joining a group", format!("{group:?} is no group name")));
+            return Err(log.store.disk.refused("joining a group", format!("{group:?} is no group name")));
         }
         Ok(Self { group: group.as_str().into(), log })
     }
@@ -33,7 +33,7 @@ impl EmbeddedTransactor {
                     batch.topic(),
                     e.headers_end - e.start
                 );
-                Err(self.log.store.refused("a commit", what))
+                Err(self.log.store.disk.refused("a commit", what))
             }
         }
     }
@@ -41,7 +41,7 @@ impl EmbeddedTransactor {
 
 impl Transactor for EmbeddedTransactor {
     fn committed(&mut self, partitions: &[TopicPartition]) -> Result<Vec<Option<u64>>, Error> {
-        let committed = |p: &TopicPartition| self.log.store.committed(&self.group, &p.topic, [p.partition]);
+        let committed = |p: &TopicPartition| self.log.store.positions.committed(&self.group, &p.topic, [p.partition]);
         Ok(partitions.iter().flat_map(committed).collect())
     }
 
@@ -52,7 +52,7 @@ impl Transactor for EmbeddedTransactor {
         for batch in outputs.batches() {
             let topic = store.topic(batch.topic())?;
             let partition = topic.partitions.get(batch.partition() as usize).ok_or_else(|| {
-                store.refused("a commit", format!("topic {} has no partition {}", topic.name, batch.partition()))
+                store.disk.refused("a commit", format!("topic {} has no partition {}", topic.name, batch.partition()))
             })?;
             self.check_sizes(batch)?;
             packed.push((partition.clone(), pack_new(batch)));
