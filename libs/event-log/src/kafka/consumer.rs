@@ -19,21 +19,17 @@
 //! latter, as after a pause that the group has not waited for.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use rdkafka::client::ClientContext;
-use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, ConsumerGroupMetadata};
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerGroupMetadata};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::BorrowedMessage;
-use rdkafka::statistics::Statistics;
-use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Message, Offset, TopicPartitionList};
 
-use super::clients::{self, Diagnostics, Plain};
+use super::clients::{self, Plain};
+use super::member::{GroupMember, fatal_error, is_fencing};
+use super::rebalances::Rebalances;
 use super::{KafkaLog, MAX_BATCH_BYTES, REQUEST_TIMEOUT, push, topics};
 use crate::{Batch, Consumer, Error, Event, Membership, Position, ProcessorOptions, TopicPartition};
 
@@ -45,39 +41,13 @@ const SESSION_TIMEOUT_MS: &str = "30000";
 const MAX_POLL_INTERVAL_MS: &str = "300000";
 /// So soon an instance learns that the group is to be shared anew, or that it was replaced: others wait for it to notice.
 const HEARTBEAT_MS: &str = "1000";
-/// An answer to a heartbeat takes no longer, unless the broker is away.
-const HEARTBEAT_ANSWER: Duration = Duration::from_secs(2);
 /// For the end of the client, which asks nobody for anything unless partitions are just being moved.
 const CLOSE_BUDGET: Duration = Duration::from_secs(5);
 const CLOSE_POLL: Duration = Duration::from_millis(20);
-/// How often to look whether it has come.
-const FATAL_POLL: Duration = Duration::from_millis(20);
 /// How soon new partitions, and topics that did not exist before, are noticed.
 const METADATA_REFRESH_MS: &str = "30000";
 /// Read ahead this much, over all partitions.
 const READ_AHEAD_KIB: &str = "32768";
-
-/// A consumer's place in its group, and the cluster that the group is on.
-pub(crate) struct GroupMember {
-    pub(super) cluster: String,
-    pub(super) metadata: Arc<ConsumerGroupMetadata>,
-    client: Arc<BaseConsumer<Rebalances>>,
-    heartbeat: Duration,
-}
-
-impl GroupMember {
-    /// Whether another process has taken this one's place in the group. Waits until the next heartbeat has told.
-    pub(super) fn is_replaced(&self) -> bool {
-        let deadline = Instant::now() + self.heartbeat + HEARTBEAT_ANSWER;
-        while Instant::now() < deadline {
-            if fatal_error(&self.client).is_some_and(|(code, _)| is_fencing(code)) {
-                return true;
-            }
-            thread::sleep(FATAL_POLL);
-        }
-        false
-    }
-}
 
 pub(super) struct KafkaConsumer {
     log: Arc<KafkaLog>,
@@ -230,7 +200,7 @@ impl KafkaConsumer {
                 // Fetched in the moment before the partition was paused.
                 Some(Ok(_)) if !self.reads => {}
                 Some(Ok(message)) => match &mut batch {
-                    Some(batch) if same_partition(batch, &message) => push(batch, &message),
+                    Some(batch) if is_of(batch, message.topic(), message.partition() as u32) => push(batch, &message),
                     _ => {
                         let TopicPartition { topic, partition } =
                             self.named(message.topic(), message.partition() as u32);
@@ -430,105 +400,8 @@ impl Drop for KafkaConsumer {
     }
 }
 
-fn fatal_error(client: &BaseConsumer<Rebalances>) -> Option<(RDKafkaErrorCode, String)> {
-    client.client().fatal_error()
-}
-
-fn is_fencing(code: RDKafkaErrorCode) -> bool {
-    matches!(code, RDKafkaErrorCode::FencedInstanceId | RDKafkaErrorCode::Fenced)
-}
-
-fn same_partition(batch: &Batch, message: &BorrowedMessage<'_>) -> bool {
-    is_of(batch, message.topic(), message.partition() as u32)
-}
-
 fn is_of(batch: &Batch, topic: &str, partition: u32) -> bool {
     batch.partition() == partition && **batch.topic() == *topic
-}
-
-/// Notes what the group decides. Runs within [`BaseConsumer::poll`].
-#[derive(Default)]
-struct Rebalances {
-    group: Mutex<Group>,
-    /// Nobody polls any more.
-    closing: AtomicBool,
-    diagnostics: Diagnostics,
-}
-
-/// What the group has decided, and the caller does not know yet.
-#[derive(Default)]
-struct Group {
-    revoked: Vec<(String, u32)>,
-    /// Not assigned to the client before the caller says from where.
-    assigned: Option<Assigned>,
-    /// An assignment was over before this instance heard of it.
-    overtaken: bool,
-}
-
-struct Assigned {
-    partitions: Vec<(String, u32)>,
-    /// This instance in the group as of this assignment.
-    member: Option<Arc<ConsumerGroupMetadata>>,
-}
-
-impl Rebalances {
-    fn group(&self) -> std::sync::MutexGuard<'_, Group> {
-        self.group.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl ClientContext for Rebalances {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        self.diagnostics.log(level, facility, message);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        self.diagnostics.error(error, reason);
-    }
-
-    fn stats(&self, _: Statistics) {}
-
-    fn stats_raw(&self, statistics: &[u8]) {
-        self.diagnostics.stats_raw(statistics);
-    }
-}
-
-impl ConsumerContext for Rebalances {
-    fn rebalance(&self, client: &BaseConsumer<Self>, event: RDKafkaRespErr, list: &mut TopicPartitionList) {
-        let partitions =
-            list.elements().iter().map(|p| (p.topic().to_owned(), p.partition() as u32)).collect::<Vec<_>>();
-        if event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
-            return self.assign(client, partitions);
-        }
-        let mut group = self.group();
-        // If the caller has not heard of the assignment, it need not hear of its end.
-        let heard = group.assigned.take().is_none() && !partitions.is_empty();
-        if heard && !self.closing.load(Ordering::Acquire) {
-            group.revoked.extend(partitions);
-            return;
-        }
-        drop(group);
-        if let Err(error) = client.unassign() {
-            tracing::warn!(%error, "partitions were not given back");
-        }
-    }
-}
-
-impl Rebalances {
-    fn assign(&self, client: &BaseConsumer<Self>, partitions: Vec<(String, u32)>) {
-        if self.closing.load(Ordering::Acquire) {
-            // Nobody is left to say from where; and librdkafka does not close before it is told.
-            let _ = client.unassign();
-            return;
-        }
-        let member = client.group_metadata().map(Arc::new);
-        // After a long pause this assignment may be over, and the place in the group be that of the next one: with it,
-        // the broker would accept positions of partitions that are no longer ours. librdkafka marks an assignment as lost
-        // before it joins again; so one that is not marked now was not lost when we asked for the place.
-        let mut group = self.group();
-        group.overtaken |= client.assignment_lost();
-        group.assigned = Some(Assigned { partitions, member });
-    }
 }
 
 #[cfg(test)]

@@ -49,7 +49,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use super::KafkaLog;
 use super::appender::headers;
 use super::clients::{self, Diagnostics, Plain};
-use super::consumer::GroupMember;
+use super::member::GroupMember;
 use crate::{BoxError, Error, Membership, Outputs, Position, ProcessorOptions, TopicPartition, Transactor};
 
 /// The broker aborts a transaction that is older. So long, and up to 10 s until the broker looks, readers may have to
