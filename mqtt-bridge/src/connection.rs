@@ -10,6 +10,7 @@
 //! The task outlives its socket until the log has decided on everything that it was given: only then are its bytes given
 //! back to the budget and its slot to others.
 
+mod budget;
 mod ending;
 mod reading;
 
@@ -33,6 +34,7 @@ use crate::stamp::Stamp;
 use crate::transport::Transport;
 use crate::window::Fate;
 use crate::wire;
+use budget::Budget;
 pub(crate) use ending::farewell;
 
 /// How soon a connection that waits for room in the append queue looks again, should it not be told.
@@ -83,11 +85,7 @@ struct Connection {
     mail: Mail,
     /// A message that the append queue had no room for, and its size on the wire.
     held: Option<(Message, u32)>,
-    /// What `input` and `held` have of the byte budget.
-    charged: u32,
-    /// What a read may take of the byte budget, if that had to be waited for.
-    allowance: u32,
-    starved: bool,
+    budget: Budget,
     arrival: Arrival,
     /// Set while the bridge stops: by when this connection has to end.
     drain_by: Option<Instant>,
@@ -111,9 +109,7 @@ impl Connection {
             out: BytesMut::new(),
             mail: Mail::default(),
             held: None,
-            charged: 0,
-            allowance: 0,
-            starved: false,
+            budget: Budget::default(),
             arrival,
             drain_by: None,
             successor: None,
@@ -155,9 +151,7 @@ impl Connection {
                     }
                 }
                 Ok(permit) = shared.budget.acquire_many(READ_BYTES), if gate == Gate::Budget => {
-                    permit.forget();
-                    self.allowance = READ_BYTES;
-                    self.starved = false;
+                    self.budget.grant(permit);
                 }
                 () = shared.room.wait(), if gate == Gate::Room => {}
                 () = &mut timer => {
@@ -179,7 +173,7 @@ impl Connection {
         }
         let stamp = Stamp::now();
         if let Some((message, bytes)) = self.held.take() {
-            self.charged -= bytes;
+            self.budget.release(bytes);
             self.append(message, bytes, &stamp)?;
         }
         if !self.input.is_empty() && !self.is_shut() {
@@ -282,7 +276,7 @@ impl Connection {
             Gate::Room
         } else if self.is_shut() {
             Gate::Shut
-        } else if self.starved {
+        } else if self.budget.is_starved() {
             Gate::Budget
         } else {
             Gate::Open
@@ -368,7 +362,7 @@ impl Connection {
                 Ok(())
             }
             Err(AppendError::Full) => {
-                self.charged += bytes;
+                self.budget.charge(bytes);
                 self.held = Some((message.detached(), bytes));
                 Ok(())
             }

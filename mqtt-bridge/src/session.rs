@@ -10,6 +10,9 @@
 //! client that comes back (CONNACK says so: session present 0), because nothing has to be: what was acknowledged is in
 //! the log, and what was not is repeated by the car, as MQTT has it for a new session as well as for an old one.
 
+mod connect;
+mod message;
+
 use std::borrow::Cow;
 use std::num::NonZeroU16;
 use std::time::Instant;
@@ -20,19 +23,16 @@ use rmqtt_codec::{v3, v5};
 
 use crate::alerts::AlertQueue;
 use crate::args::{ClientIdRule, Limits};
-use crate::close::{Close, Refusal};
-use crate::topics::{self, Kind};
+use crate::close::Close;
+use crate::topics;
 use crate::window::{Fate, Window};
-use crate::wire::{self, Connect, Malformed, Packet, Version};
+use crate::wire::{self, Packet, Version};
 
-/// Long enough for {"vin":…,"status":"lost"}; held for as long as the connection, so it has to be short.
-const MAX_WILL_BYTES: usize = 1_024;
+pub(crate) use connect::{ConnAck, refuse};
+pub(crate) use message::Message;
 
 /// Bytes that a client has not taken yet. Beyond that nothing is read from it, and it is sent no more alerts.
 pub(crate) const MAX_OUT_BYTES: usize = 16 * 1_024;
-
-/// MQTT allows 65,535 bytes; a VIN has 17.
-const MAX_CLIENT_ID_BYTES: usize = 256;
 
 /// What all sessions have in common.
 #[derive(Debug, Clone, Copy)]
@@ -41,46 +41,6 @@ pub(crate) struct Rules {
     pub(crate) limits: Limits,
     /// Whether clients may subscribe to their alerts.
     pub(crate) alerts: bool,
-}
-
-/// A message for the log.
-#[derive(Debug)]
-pub(crate) struct Message {
-    pub(crate) kind: Kind,
-    /// `vehicles/{vin}/…`
-    pub(crate) topic: Topic,
-    pub(crate) payload: Bytes,
-    /// 0: nothing to acknowledge.
-    pub(crate) packet_id: u16,
-}
-
-/// The MQTT topic of a message, as it was sent.
-#[derive(Debug)]
-pub(crate) enum Topic {
-    /// Still in the packet it came in.
-    Packet(Box<Publish>),
-    /// On its own.
-    Owned(Box<str>),
-}
-
-impl Message {
-    /// The MQTT topic.
-    pub(crate) fn topic(&self) -> &str {
-        match &self.topic {
-            Topic::Packet(publish) => &publish.topic,
-            Topic::Owned(topic) => topic,
-        }
-    }
-
-    /// The VIN: the key in the log.
-    pub(crate) fn vin(&self) -> &str {
-        topics::parse(self.topic()).map_or("", |(vin, _)| vin)
-    }
-
-    /// The same, without the read buffer that the packet came in.
-    pub(crate) fn detached(self) -> Self {
-        Self { topic: Topic::Owned(self.topic().into()), payload: Bytes::copy_from_slice(&self.payload), ..self }
-    }
 }
 
 /// What is to be done after a packet.
@@ -138,70 +98,6 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// Takes a CONNECT packet, and says what CONNACK has to.
-    ///
-    /// `certified`: the VIN of the client's certificate; then that is the car it speaks for, whatever it is called.
-    /// `assigned`: makes the client identifier of a client that has none.
-    pub(crate) fn open(
-        connect: Connect,
-        rules: &Rules,
-        certified: Option<Box<str>>,
-        assigned: impl FnOnce() -> String,
-    ) -> Result<(Self, ConnAck), Refusal> {
-        if connect.authenticates {
-            return Err(Refusal::Authentication);
-        }
-        if connect.client_id.len() > MAX_CLIENT_ID_BYTES || connect.client_id.contains('\0') {
-            return Err(Refusal::ClientId);
-        }
-        let (client_id, assigned) = match connect.client_id {
-            id if id.is_empty() => (assigned(), true),
-            id => (id, false),
-        };
-        let will = match connect.will {
-            Some(will) => {
-                let only = only_car(certified.as_deref(), &client_id, rules);
-                Some(Box::new(check_will(connect.version, will, only)?))
-            }
-            None => None,
-        };
-        let keep_alive_s = match connect.keep_alive_s {
-            0 => rules.limits.max_keep_alive_s,
-            wanted => wanted.min(rules.limits.max_keep_alive_s),
-        };
-        let answer = ConnAck {
-            assigned_client_id: assigned.then(|| client_id.clone()),
-            keep_alive_s: (keep_alive_s != connect.keep_alive_s).then_some(keep_alive_s),
-            ends_session: connect.keeps_session,
-        };
-        let session = Self {
-            version: connect.version,
-            client_id: client_id.into_boxed_str(),
-            certified,
-            keep_alive_s,
-            max_packet_bytes: connect.max_packet_bytes,
-            receive_maximum: connect.receive_maximum,
-            window: Window::default(),
-            will,
-            alerts: None,
-        };
-        Ok((session, answer))
-    }
-
-    /// Writes the CONNACK that accepts the client.
-    pub(crate) fn accept(&self, answer: ConnAck, rules: &Rules, out: &mut BytesMut) -> Result<(), Close> {
-        match self.version {
-            Version::V3 => {
-                wire::put_v3(connack_v3(v3::ConnectAckReason::ConnectionAccepted), out);
-                Ok(())
-            }
-            Version::V5 => {
-                let packet = answer.into_v5(rules);
-                wire::put_v5(packet, self.max_packet_bytes, out).map_err(|_| Close::PacketTooLarge)
-            }
-        }
-    }
-
     /// The VIN of the car whose alerts the client may have: that of its certificate, else its identifier.
     pub(crate) fn car(&self) -> &str {
         self.certified.as_deref().unwrap_or(&self.client_id)
@@ -291,21 +187,15 @@ impl Session {
                 return Err(Close::ReceiveMaximumExceeded);
             }
         }
-        let refused = match topics::parse(&publish.topic) {
+        let packet_id = publish.packet_id;
+        let refused = match Message::of_packet(publish) {
             None => Close::TopicInvalid,
-            Some((vin, _)) if self.only_car(rules).is_some_and(|only| only != vin) => Close::NotAuthorized,
-            Some((_, kind)) => {
-                return Ok(Step::Append(Message {
-                    kind,
-                    payload: publish.payload.clone(),
-                    packet_id: publish.packet_id.map_or(0, NonZeroU16::get),
-                    topic: Topic::Packet(publish),
-                }));
-            }
+            Some(message) if self.only_car(rules).is_some_and(|only| only != message.vin()) => Close::NotAuthorized,
+            Some(message) => return Ok(Step::Append(message)),
         };
         // Only a PUBACK of MQTT 5 can say no. MQTT 3.1.1 (3.3.5) and QoS 0 leave closing the connection; acknowledging
         // would claim that the log has it.
-        match (self.version, publish.packet_id, refused.disconnect_reason()) {
+        match (self.version, packet_id, refused.disconnect_reason()) {
             (Version::V5, Some(packet_id), Some(reason)) => {
                 self.window.push(packet_id.get(), Fate::Refused(reason.into()), 0, now);
                 Ok(Step::RefusedPublish(refused))
@@ -466,87 +356,6 @@ fn v3_answer(answer: v5::SubscribeAckReason) -> v3::SubscribeReturnCode {
 /// The one car that a client may publish for; `None`: any.
 fn only_car<'a>(certified: Option<&'a str>, client_id: &'a str, rules: &Rules) -> Option<&'a str> {
     certified.or((rules.client_id == ClientIdRule::Vin).then_some(client_id))
-}
-
-/// A will has to be a car's status, and short. MQTT 3.1.1 can't be told that QoS 2 and retaining are not offered, so
-/// there the one is lowered to QoS 1 and the other ignored.
-fn check_will(version: Version, will: wire::Will, only_car: Option<&str>) -> Result<Message, Refusal> {
-    if version == Version::V5 && will.qos == QoS::ExactlyOnce {
-        return Err(Refusal::WillQos);
-    }
-    if version == Version::V5 && will.retain {
-        return Err(Refusal::WillRetain);
-    }
-    match topics::parse(&will.topic) {
-        Some((vin, Kind::Status)) => {
-            if only_car.is_some_and(|only| only != vin) {
-                return Err(Refusal::WillNotAuthorized);
-            }
-        }
-        _ => return Err(Refusal::WillTopic),
-    }
-    if will.payload.len() > MAX_WILL_BYTES {
-        return Err(Refusal::WillTooLarge);
-    }
-    Ok(Message {
-        kind: Kind::Status,
-        topic: Topic::Owned(will.topic.into_boxed_str()),
-        payload: Bytes::copy_from_slice(&will.payload), // not the whole read buffer for the life of a connection
-        packet_id: 0,
-    })
-}
-
-/// What an accepting CONNACK of MQTT 5 has to say beyond the usual.
-#[derive(Debug)]
-pub(crate) struct ConnAck {
-    assigned_client_id: Option<String>,
-    keep_alive_s: Option<u16>,
-    ends_session: bool,
-}
-
-impl ConnAck {
-    fn into_v5(self, rules: &Rules) -> v5::Packet {
-        v5::ConnectAck {
-            receive_max: NonZeroU16::new(rules.limits.max_in_flight).unwrap_or(NonZeroU16::MIN),
-            max_qos: QoS::AtLeastOnce,
-            max_packet_size: Some(rules.limits.max_packet_bytes),
-            assigned_client_id: self.assigned_client_id.map(Into::into),
-            retain_available: false,
-            wildcard_subscription_available: false,
-            subscription_identifiers_available: false,
-            shared_subscription_available: false,
-            server_keepalive_sec: self.keep_alive_s,
-            session_expiry_interval_secs: self.ends_session.then_some(0),
-            ..v5::ConnectAck::default()
-        }
-        .into()
-    }
-}
-
-fn connack_v3(return_code: v3::ConnectAckReason) -> v3::Packet {
-    v3::Packet::ConnectAck(v3::ConnectAck { return_code, session_present: false })
-}
-
-/// Writes the CONNACK that refuses a client. `version`: as far as it is known.
-pub(crate) fn refuse(version: Option<Version>, refusal: Refusal, out: &mut BytesMut) {
-    if version == Some(Version::V5) {
-        let mut packet = v5::ConnectAck { reason_code: refusal.v5(), ..v5::ConnectAck::default() };
-        packet.reason_string = Some(refusal.label().into());
-        wire::put_v5(packet.into(), 0, out).expect("no bound");
-    } else if let Some(reason) = refusal.v3() {
-        // Also for versions nobody knows: MQTT 3.1 and 3.1.1 clients understand it.
-        wire::put_v3(connack_v3(reason), out);
-    }
-}
-
-impl From<Malformed> for Refusal {
-    fn from(malformed: Malformed) -> Self {
-        match malformed {
-            Malformed::Version => Refusal::Version,
-            Malformed::ClientId => Refusal::ClientId,
-            Malformed::Packet | Malformed::Protocol | Malformed::TooLarge => Refusal::Malformed,
-        }
-    }
 }
 
 #[cfg(test)]

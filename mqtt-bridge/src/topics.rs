@@ -44,6 +44,9 @@ impl Kind {
     }
 }
 
+/// What the MQTT topics of cars begin with; a VIN follows.
+pub(crate) const PREFIX: &str = "vehicles/";
+
 /// The log topic that alerts come from.
 pub(crate) const ALERTS: &str = "alerts";
 
@@ -65,7 +68,7 @@ pub(crate) fn parse_alerts(topic: &str) -> Option<&str> {
 
 /// Where the alerts of a car are sent to.
 pub(crate) fn alerts_topic(vin: &str) -> String {
-    format!("vehicles/{vin}/{ALERTS}")
+    format!("{PREFIX}{vin}/{ALERTS}")
 }
 
 /// Whether this may stand for a car in a topic: 1 to 32 letters, digits, `-` and `_`.
@@ -75,7 +78,7 @@ pub fn is_vin(text: &str) -> bool {
 }
 
 fn split(topic: &str) -> Option<(&str, &str)> {
-    let (vin, last) = topic.strip_prefix("vehicles/")?.split_once('/')?;
+    let (vin, last) = topic.strip_prefix(PREFIX)?.split_once('/')?;
     is_vin(vin).then_some((vin, last))
 }
 

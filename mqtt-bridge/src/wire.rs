@@ -98,6 +98,12 @@ pub(crate) struct Will {
     pub(crate) retain: bool,
 }
 
+impl Will {
+    fn new(topic: &str, payload: Bytes, qos: QoS, retain: bool) -> Self {
+        Self { topic: topic.to_owned(), payload, qos, retain }
+    }
+}
+
 /// How long the frame at the start of `bytes` is, header included; `None` until the header is there.
 pub(crate) fn frame_length(bytes: &[u8], max_packet_bytes: u32) -> Result<Option<usize>, Malformed> {
     let mut remaining = 0usize;
@@ -191,12 +197,7 @@ fn from_v3(packet: v3::Packet) -> Result<Packet, Malformed> {
             if connect.password.is_some() && connect.username.is_none() {
                 return Err(Malformed::Packet);
             }
-            let will = connect.last_will.map(|will| Will {
-                topic: will.topic.to_string(),
-                payload: will.message,
-                qos: will.qos,
-                retain: will.retain,
-            });
+            let will = connect.last_will.map(|will| Will::new(&will.topic, will.message, will.qos, will.retain));
             Packet::Connect(Box::new(Connect {
                 version: Version::V3,
                 client_id: connect.client_id.to_string(),
@@ -231,12 +232,7 @@ fn from_v5(packet: v5::Packet) -> Result<Packet, Malformed> {
             filters: unsubscribe.topic_filters.into_iter().map(|filter| filter.to_string()).collect(),
         },
         v5::Packet::Connect(connect) => {
-            let will = connect.last_will.map(|will| Will {
-                topic: will.topic.to_string(),
-                payload: will.message,
-                qos: will.qos,
-                retain: will.retain,
-            });
+            let will = connect.last_will.map(|will| Will::new(&will.topic, will.message, will.qos, will.retain));
             Packet::Connect(Box::new(Connect {
                 version: Version::V5,
                 client_id: connect.client_id.to_string(),

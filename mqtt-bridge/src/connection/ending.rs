@@ -28,7 +28,7 @@ impl Connection {
         self.unsubscribed();
         self.input = BytesMut::new();
         self.held = None;
-        shared.give_back(std::mem::take(&mut self.charged) + std::mem::take(&mut self.allowance));
+        self.budget.return_all(&shared);
         let mut will = None;
         if let Some(session) = &mut self.session {
             shared.directory.leave(&session.directory_key(), &self.slot.mailbox);

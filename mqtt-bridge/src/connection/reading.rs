@@ -21,21 +21,12 @@ impl Connection {
             Poll::Ready(Ok(())) => {}
             Poll::Ready(Err(_)) => return Poll::Ready(Err(Close::Lost)),
             Poll::Pending => {
-                self.shared.give_back(std::mem::take(&mut self.allowance)); // who is idle holds nothing
+                self.budget.return_allowance(&self.shared); // who is idle holds nothing
                 return Poll::Pending;
             }
         }
-        if self.allowance == 0 {
-            match self.shared.budget.try_acquire_many(READ_BYTES) {
-                Ok(permit) => {
-                    permit.forget();
-                    self.allowance = READ_BYTES;
-                }
-                Err(_) => {
-                    self.starved = true;
-                    return Poll::Ready(Ok(()));
-                }
-            }
+        if !self.budget.allow_read(&self.shared) {
+            return Poll::Ready(Ok(()));
         }
         let result = if self.input.is_empty() {
             with_scratch(|scratch| {
@@ -57,11 +48,11 @@ impl Connection {
                 }
             }
         };
-        self.shared.give_back(std::mem::take(&mut self.allowance));
+        self.budget.return_allowance(&self.shared);
         result
     }
 
-    /// Reads at most [`READ_BYTES`], and moves their cost from the allowance to `charged`.
+    /// Reads at most [`READ_BYTES`], paid from the allowance.
     fn read_into<T: Transport>(
         &mut self,
         cx: &mut Context<'_>,
@@ -73,9 +64,7 @@ impl Connection {
         match ready!(pin!(stream.read_buf(&mut limited)).poll(cx)) {
             Ok(0) | Err(_) => Poll::Ready(Err(Close::Lost)),
             Ok(_) => {
-                let read = (buffer.len() - before) as u32;
-                self.allowance -= read;
-                self.charged += read;
+                self.budget.spend((buffer.len() - before) as u32);
                 let stamp = Stamp::now();
                 self.last_read = stamp.instant.into();
                 Poll::Ready(Ok(stamp))
@@ -107,7 +96,7 @@ impl Connection {
             match wire::frame_length(bytes, self.shared.rules.limits.max_packet_bytes) {
                 Ok(Some(length)) if length <= bytes.len() => {
                     let frame = bytes.split_to(length);
-                    self.charged -= length as u32;
+                    self.budget.release(length as u32);
                     match self.take_frame(frame, stamp) {
                         Ok(kept) => done += length as u32 - kept,
                         Err(close) => {

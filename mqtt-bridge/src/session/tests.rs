@@ -1,9 +1,13 @@
 //! A session, driven by bytes, with a log that the test plays.
 #![allow(clippy::unwrap_used)]
 
-use super::*;
-use crate::wire::tests::{Random, connect_frame};
 use tokio_util::codec::{Decoder, Encoder};
+
+use super::*;
+use crate::close::Refusal;
+use crate::topics::Kind;
+use crate::wire::Connect;
+use crate::wire::tests::{Random, connect_frame};
 
 const CAR: &str = "WVWZZZ1JZXW000001";
 
