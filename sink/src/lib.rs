@@ -18,6 +18,7 @@ mod args;
 mod buffer;
 mod encode;
 mod metrics;
+mod positions;
 mod stream;
 mod upload;
 mod worker;
@@ -84,20 +85,23 @@ pub async fn run_on(
     // Whatever ends this function, the loop and the uploads under way are not to go on without it.
     let (shutdown, give_up) = (shutdown.child_token(), CancellationToken::new());
     let _ends_with_this = (shutdown.clone().drop_guard(), give_up.clone().drop_guard());
-    let deadline = {
-        let (shutdown, give_up, timeout) = (shutdown.clone(), give_up.clone(), args.drain_timeout);
+    let drain_timeout = {
+        let (shutdown, timeout) = (shutdown.clone(), args.drain_timeout);
         async move {
             shutdown.cancelled().await;
             tokio::time::sleep(timeout).await;
-            give_up.cancel();
-            std::future::pending().await
         }
     };
-    let worker = worker::Worker::new(args, log, lake, &schemas, metrics, shutdown, give_up);
-    tokio::select! {
-        result = tokio::task::spawn_blocking(move || worker.run()) => result.context("the sink panicked")?,
-        () = deadline => unreachable!("it never ends"),
-    }
+    let worker = worker::Worker::new(args, log, lake, &schemas, metrics, shutdown, give_up.clone());
+    let mut working = tokio::task::spawn_blocking(move || worker.run());
+    let worked = tokio::select! {
+        worked = &mut working => worked,
+        () = drain_timeout => {
+            give_up.cancel();
+            working.await
+        }
+    };
+    worked.context("the sink panicked")?
 }
 
 /// Waits until the lake can be written to. A directory either can or cannot, or has no room; a server may not be there

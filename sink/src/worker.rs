@@ -16,16 +16,17 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
-use event_log::{Error, Log, Range, Read, Reader, TopicPartition};
+use event_log::{Error, Log, PartitionDescription, Range, Read, Reader, TopicPartition};
 use lake::Lake;
 use schema_registry::SchemaSource;
-use service::{Waiting, retry_until};
+use service::Waiting;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::buffer::{Buffer, Limits};
 use crate::metrics::Topic;
+use crate::positions::Positions;
 use crate::stream::Stream;
 use crate::upload::{Uploaded, Uploader};
 use crate::{Args, Metrics};
@@ -48,12 +49,17 @@ enum Phase {
     Flushing,
 }
 
-/// An upload that has ended, and whose.
-type Done = (TopicPartition, Uploaded);
+/// The uploads under way.
+struct Uploads {
+    running: usize,
+    /// For each upload, to report its end.
+    report: Sender<(TopicPartition, Uploaded)>,
+    ended: Receiver<(TopicPartition, Uploaded)>,
+}
 
 pub(crate) struct Worker {
     log: Arc<dyn Log>,
-    lake: Lake,
+    positions: Positions,
     metrics: Metrics,
     shutdown: CancellationToken,
     runtime: Handle,
@@ -68,8 +74,7 @@ pub(crate) struct Worker {
     ends: BTreeMap<TopicPartition, u64>,
     /// Topics that stopped, and why.
     stopped: BTreeMap<Arc<str>, String>,
-    uploads: usize,
-    done: (Sender<Done>, Receiver<Done>),
+    uploads: Uploads,
     waiting: Waiting,
     lag_at: Option<Instant>,
 }
@@ -95,6 +100,15 @@ impl Worker {
             encoders: Arc::new(Semaphore::new(cores)),
             waiting: Arc::new(Mutex::new(Waiting::new(format!("the lake {}", lake.url())).telling(&metrics.readiness))),
         };
+        let positions = Positions {
+            log: log.clone(),
+            lake,
+            runtime: Handle::current(),
+            readiness: metrics.readiness.clone(),
+            timeout: args.store_timeout,
+            give_up: uploader.give_up.clone(),
+        };
+        let (report, ended) = channel();
         let streams = args.topics.iter().filter_map(|topic| Some((topic.as_str().into(), Stream::of(topic, schemas)?)));
         Self {
             streams: streams.collect(),
@@ -107,11 +121,10 @@ impl Worker {
             phase: Phase::Following,
             ends: BTreeMap::new(),
             stopped: BTreeMap::new(),
-            uploads: 0,
-            done: channel(),
+            uploads: Uploads { running: 0, report, ended },
             lag_at: None,
             log,
-            lake,
+            positions,
             metrics,
             shutdown,
             uploader,
@@ -129,7 +142,7 @@ impl Worker {
         }
         self.metrics.readiness.started();
         loop {
-            while let Ok((partition, uploaded)) = self.done.1.try_recv() {
+            while let Ok((partition, uploaded)) = self.uploads.ended.try_recv() {
                 self.finish_upload(partition, uploaded)?;
             }
             if self.uploader.give_up.is_cancelled() {
@@ -160,67 +173,22 @@ impl Worker {
 
     /// Finds out where a topic goes on. `false`: shut down while something was missing.
     fn start(&mut self, topic: &Arc<str>) -> anyhow::Result<bool> {
-        let waiting = Waiting::new(format!("topic {topic} in {}", self.log.url())).telling(&self.metrics.readiness);
-        let describe = || match self.log.describe(topic) {
-            Err(Error::UnknownTopic { .. }) => {
-                self.log.ensure_topic(&event_log::catalogue::topic(topic))?;
-                self.log.describe(topic)
-            }
-            described => described,
-        };
         // The lake first: another sink may be at work, and what it has written by now the log holds by then.
-        let Some(next) = self.next_offsets(topic, &self.shutdown)? else { return Ok(false) };
-        let described = at_least_once(&self.shutdown, waiting, |e: &Error| !e.is_retriable(), describe)?;
-        let Some(described) = described else { return Ok(false) };
+        let Some(next) = self.positions.in_lake(topic, &self.shutdown)? else { return Ok(false) };
+        let Some(described) = self.positions.in_log(topic, &self.shutdown)? else { return Ok(false) };
         for (partition, bounds) in described.partitions.iter().enumerate() {
             let partition = partition as u32;
             let offset = next.get(&partition).copied().unwrap_or(bounds.first);
             if offset < bounds.first || offset > bounds.next {
-                self.stop(topic, self.position_lost(topic, partition, offset, bounds.first, bounds.next));
+                self.stop(topic, self.positions.lost(topic, partition, offset, *bounds));
             }
             self.buffers.insert(TopicPartition { topic: topic.clone(), partition }, Buffer::new(offset));
         }
         if let Some(lost) = next.keys().find(|partition| **partition as usize >= described.partitions.len()) {
-            let (lake, count) = (self.lake.url(), described.partitions.len());
+            let (lake, count) = (self.positions.lake.url(), described.partitions.len());
             self.stop(topic, format!("the lake {lake} holds partition {lost}, but the log has {count} partitions"));
         }
         Ok(true)
-    }
-
-    fn position_lost(&self, topic: &str, partition: u32, offset: u64, first: u64, next: u64) -> String {
-        let (lake, log) = (self.lake.url(), self.log.url());
-        let cause = if offset < first {
-            format!("offsets {offset} to {first} were removed by retention before they were written")
-        } else {
-            "the topic was created again, or this lake belongs to another log".to_owned()
-        };
-        format!(
-            "{topic}/{partition} goes on at offset {offset} in the lake {lake}, but {log} holds {first} to {next}: \
-             {cause}. Choose another lake, or move what this one holds of {topic} elsewhere, to start over"
-        )
-    }
-
-    /// Where the partitions of a topic go on, as the store has it. `None`: cancelled meanwhile.
-    fn next_offsets(&self, topic: &str, cancel: &CancellationToken) -> anyhow::Result<Option<BTreeMap<u32, u64>>> {
-        let waiting = Waiting::new(format!("the lake {}", self.lake.url())).telling(&self.metrics.readiness);
-        let timeout = self.uploader.timeout;
-        let timed_out = || lake::Error::TimedOut {
-            operation: "list",
-            lake: self.lake.url().to_string(),
-            object: topic.to_owned(),
-            after: timeout,
-        };
-        let ask = || {
-            let listed = async {
-                tokio::select! {
-                    listed = tokio::time::timeout(timeout, self.lake.next_offsets(topic)) => listed.ok(),
-                    () = self.uploader.give_up.cancelled() => None,
-                }
-            };
-            self.runtime.block_on(listed).unwrap_or_else(|| Err(timed_out()))
-        };
-        let next = at_least_once(cancel, waiting, |e: &lake::Error| !e.is_retriable(), ask);
-        next.with_context(|| format!("cannot tell where {topic} goes on"))
     }
 
     fn read(&mut self) -> anyhow::Result<()> {
@@ -279,7 +247,8 @@ impl Worker {
     fn log_failed(&mut self, error: Error) -> anyhow::Result<()> {
         match error {
             Error::OutOfRange { ref topic, partition, offset, first, next } => {
-                let why = self.position_lost(topic, partition, offset, first, next);
+                let bounds = PartitionDescription { first, next };
+                let why = self.positions.lost(topic, partition, offset, bounds);
                 self.stop(&topic.as_str().into(), why);
             }
             Error::UnknownTopic { ref topic, .. } => {
@@ -346,44 +315,44 @@ impl Worker {
     }
 
     fn start_uploads(&mut self) {
-        if self.held() >= self.max_memory && self.uploads < MAX_UPLOADS {
+        if self.held() >= self.max_memory && self.uploads.running < MAX_UPLOADS {
             // One at a time: the next round closes another if that did not help.
             if let Some(largest) = self.buffers.values_mut().max_by_key(|buffer| buffer.bytes_waiting()) {
                 largest.close();
             }
         }
         for (at, buffer) in &mut self.buffers {
-            if self.uploads >= MAX_UPLOADS {
+            if self.uploads.running >= MAX_UPLOADS {
                 break;
             }
             let Some(segment) = buffer.start_upload(&self.limits) else { continue };
-            self.uploads += 1;
-            let (at, done, uploader) = (at.clone(), self.done.0.clone(), self.uploader.clone());
+            self.uploads.running += 1;
+            let (at, report, uploader) = (at.clone(), self.uploads.report.clone(), self.uploader.clone());
             let stream = self.streams[&at.topic].clone();
             self.runtime.spawn(async move {
                 let uploaded = uploader.upload(stream, at.clone(), segment).await;
                 // Without a receiver the sink has given up.
-                let _ = done.send((at, uploaded));
+                let _ = report.send((at, uploaded));
             });
         }
     }
 
     fn wait_for_upload(&mut self) -> anyhow::Result<()> {
-        match self.done.1.recv_timeout(POLL) {
+        match self.uploads.ended.recv_timeout(POLL) {
             Ok((partition, uploaded)) => self.finish_upload(partition, uploaded),
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Ok(()),
         }
     }
 
     fn finish_upload(&mut self, at: TopicPartition, uploaded: Uploaded) -> anyhow::Result<()> {
-        self.uploads -= 1;
+        self.uploads.running -= 1;
         let buffer = self.buffers.get_mut(&at).context("an upload of a partition that is not held")?;
         match uploaded {
             Uploaded::Stored { end } => buffer.uploaded(end),
             Uploaded::Elsewhere => {
                 let stored = buffer.stored;
                 tracing::info!("another sink writes {}/{} too: going on where it is", at.topic, at.partition);
-                match self.next_offsets(&at.topic, &self.uploader.give_up.clone()) {
+                match self.positions.in_lake(&at.topic, &self.uploader.give_up) {
                     Ok(Some(next)) => self.go_on(&at, next.get(&at.partition).copied().unwrap_or(stored)),
                     Ok(None) => {}
                     Err(error) => self.give_up_partition(&at, stored, format!("{error:#}")),
@@ -434,7 +403,7 @@ impl Worker {
         let missing: Vec<_> = self.buffers.iter().filter_map(records).collect();
         format!(
             "the time to drain is over, and the lake {} lacks {}; nothing is lost, the next start goes on there",
-            self.lake.url(),
+            self.positions.lake.url(),
             missing.join(", ")
         )
     }
@@ -453,18 +422,5 @@ impl Worker {
             });
             self.metrics.lag_records.get_or_create(&Topic::new(topic)).set(lag.sum::<u64>() as i64);
         }
-    }
-}
-
-/// Like [`retry_until`], but tries once even after `cancel`: who is stopped at its start still drains what is there.
-fn at_least_once<T, E: std::error::Error>(
-    cancel: &CancellationToken,
-    waiting: Waiting,
-    is_final: impl Fn(&E) -> bool,
-    mut attempt: impl FnMut() -> Result<T, E>,
-) -> Result<Option<T>, E> {
-    match attempt() {
-        Err(error) if !is_final(&error) => retry_until(cancel, waiting, is_final, attempt),
-        result => result.map(Some),
     }
 }
