@@ -140,112 +140,109 @@ impl View {
 impl Problem {
     /// What is wrong, where, and what can be done: for the operator.
     pub(crate) fn explain(&self, args: &Args, topic: &str) -> String {
+        let choices = (1..).zip(self.choices(args, topic)).map(|(number, choice)| format!("({number}) {choice}"));
+        format!("{}. Choose: {}", self.what(args), choices.collect::<Vec<_>>().join("; "))
+    }
+
+    /// What is wrong, and where.
+    fn what(&self, args: &Args) -> String {
         let (source, target) = (&args.source_log, &args.target_log);
-        let resume = |how: &str| args.command_line(&format!("resume --topic {topic} {how}"));
-        let (what, choices) = match self {
-            Self::Deleted { positions } => (
-                format!("it does not exist in {source} any more; it was copied up to {}", listed(positions)),
-                vec![
-                    "take it from --topics".to_owned(),
-                    format!("create it again and copy the new one: {}", resume("--accept-recreated")),
-                ],
+        match self {
+            Self::Deleted { positions } => {
+                format!("it does not exist in {source} any more; it was copied up to {}", listed(positions))
+            }
+            Self::Recreated { old, new, positions, .. } => format!(
+                "it was deleted in {source} and created again: its id is {new}, and the positions {} belong to the \
+                 topic {old}",
+                listed(positions)
             ),
-            Self::Recreated { old, new, positions, source: found, target: wanted } => (
-                format!(
-                    "it was deleted in {source} and created again: its id is {new}, and the positions {} belong to the \
-                     topic {old}",
-                    listed(positions)
-                ),
-                vec![
-                    match found == wanted {
-                        true => format!(
-                            "copy the new topic from its beginning, behind what was copied of the old one: {}",
-                            resume("--accept-recreated")
-                        ),
-                        false => format!(
-                            "create it again with {wanted} partitions, as it has in {target}, instead of {found}, and \
-                             then copy it from its beginning, behind the old one: {}",
-                            resume("--accept-recreated")
-                        ),
-                    },
-                    "copy it into another target: --target-log with a log that does not have it yet".to_owned(),
-                ],
+            Self::Partitions { before, source: in_source, target: in_target } => format!(
+                "it had {before} partitions when copying began, and has {in_source} in {source} and {in_target} in \
+                 {target}, so keys change theirs: new records of a car would be in another partition than its older \
+                 ones, and who keeps state by partition would see half of them"
             ),
-            Self::Partitions { before, source: in_source, target: in_target } => (
-                format!(
-                    "it had {before} partitions when copying began, and has {in_source} in {source} and {in_target} in \
-                     {target}, so keys change theirs: new records of a car would be in another partition than its older \
-                     ones, and who keeps state by partition would see half of them"
-                ),
-                vec![
-                    match in_source == in_target {
-                        true => {
-                            format!("if those who read the target can bear that: {}", resume("--accept-partitions"))
-                        }
-                        false => format!(
-                            "if those who read the target can bear that, give it {} partitions in both, and then: {}",
-                            in_source.max(in_target),
-                            resume("--accept-partitions")
-                        ),
-                    },
-                    "copy it from its beginning into another target: --target-log with a log that does not have it yet"
-                        .to_owned(),
-                ],
+            Self::Unlike { source: in_source, target: in_target } => format!(
+                "it has {in_source} partitions in {source} and {in_target} in {target}, so keys would change theirs"
             ),
-            Self::Unlike { source: in_source, target: in_target } => (
-                format!(
-                    "it has {in_source} partitions in {source} and {in_target} in {target}, so keys would change theirs"
-                ),
-                vec![
-                    format!("give it {} partitions in both", in_source.max(in_target)),
-                    "copy it into another target: --target-log with a log that does not have it yet".to_owned(),
-                ],
-            ),
-            Self::Gap(gaps) => (
-                format!("retention in {source} has removed what was not copied yet: {}", gaps_listed(gaps)),
-                vec![
-                    format!(
-                        "go on without them, which is recorded in {}, after giving the topic more retention if the \
-                         replicator cannot keep up: {}",
-                        state::STATE_TOPIC,
-                        resume("--accept-gap")
-                    ),
-                    "copy what there is into another target: --target-log with a log that does not have it yet"
-                        .to_owned(),
-                ],
-            ),
+            Self::Gap(gaps) => {
+                format!("retention in {source} has removed what was not copied yet: {}", gaps_listed(gaps))
+            }
             Self::Behind(partitions) => {
                 let each = partitions.iter().map(|(partition, position, end)| {
                     format!("partition {partition} ends at offset {end}, and was copied up to offset {position}")
                 });
-                (
-                    format!("{source} has lost records that were copied: {}", each.collect::<Vec<_>>().join("; ")),
-                    vec![
-                        "bring the source back to what it was".to_owned(),
-                        format!("create the topic there again, and copy the new one: {}", resume("--accept-recreated")),
-                        "copy it into another target: --target-log with a log that does not have it yet".to_owned(),
-                    ],
-                )
+                format!("{source} has lost records that were copied: {}", each.collect::<Vec<_>>().join("; "))
             }
             Self::Forgotten(partitions) => {
                 let each = partitions.iter().map(|(p, position)| format!("partition {p} goes on at offset {position}"));
-                (
-                    format!(
-                        "{target} has copies and no positions of it (Kafka forgets those of a group that nobody was in \
-                         for offsets.retention.minutes); by the last copies, {}",
-                        each.collect::<Vec<_>>().join(", ")
-                    ),
-                    vec![
-                        format!("go on there: {}", resume("--find-positions")),
-                        "copy it again, into another target: --target-log with a log that does not have it yet"
-                            .to_owned(),
-                    ],
+                format!(
+                    "{target} has copies and no positions of it (Kafka forgets those of a group that nobody was in \
+                     for offsets.retention.minutes); by the last copies, {}",
+                    each.collect::<Vec<_>>().join(", ")
                 )
             }
-        };
-        let choices: Vec<_> = (1..).zip(choices).map(|(number, choice)| format!("({number}) {choice}")).collect();
-        format!("{what}. Choose: {}", choices.join("; "))
+        }
     }
+
+    /// What can be done, each a whole way out.
+    fn choices(&self, args: &Args, topic: &str) -> Vec<String> {
+        let resume = |how: &str| args.command_line(&format!("resume --topic {topic} {how}"));
+        match self {
+            Self::Deleted { .. } => vec![
+                "take it from --topics".to_owned(),
+                format!("create it again and copy the new one: {}", resume("--accept-recreated")),
+            ],
+            Self::Recreated { source, target, .. } => {
+                let resume = resume("--accept-recreated");
+                let from_its_beginning = match source == target {
+                    true => format!(
+                        "copy the new topic from its beginning, behind what was copied of the old one: {resume}"
+                    ),
+                    false => format!(
+                        "create it again with {target} partitions, as it has in {}, instead of {source}, and then copy \
+                         it from its beginning, behind the old one: {resume}",
+                        args.target_log
+                    ),
+                };
+                vec![from_its_beginning, other_target("copy it into")]
+            }
+            Self::Partitions { source, target, .. } => {
+                let resume = resume("--accept-partitions");
+                let accept = match source == target {
+                    true => format!("if those who read the target can bear that: {resume}"),
+                    false => format!(
+                        "if those who read the target can bear that, give it {} partitions in both, and then: {resume}",
+                        source.max(target)
+                    ),
+                };
+                vec![accept, other_target("copy it from its beginning into")]
+            }
+            Self::Unlike { source, target } => {
+                vec![format!("give it {} partitions in both", source.max(target)), other_target("copy it into")]
+            }
+            Self::Gap(_) => vec![
+                format!(
+                    "go on without them, which is recorded in {}, after giving the topic more retention if the \
+                     replicator cannot keep up: {}",
+                    state::STATE_TOPIC,
+                    resume("--accept-gap")
+                ),
+                other_target("copy what there is into"),
+            ],
+            Self::Behind(_) => vec![
+                "bring the source back to what it was".to_owned(),
+                format!("create the topic there again, and copy the new one: {}", resume("--accept-recreated")),
+                other_target("copy it into"),
+            ],
+            Self::Forgotten(_) => {
+                vec![format!("go on there: {}", resume("--find-positions")), other_target("copy it again, into")]
+            }
+        }
+    }
+}
+
+fn other_target(copy_into: &str) -> String {
+    format!("{copy_into} another target: --target-log with a log that does not have it yet")
 }
 
 fn listed(positions: &[Option<u64>]) -> String {
