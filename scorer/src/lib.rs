@@ -176,8 +176,34 @@ async fn score(
     metrics: Metrics,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
+    let options = loop_options(args, log);
+    let readiness = metrics.pipeline.readiness.clone();
+    readiness.waits_for(pipeline::awaited(&options.topics, options.source.as_ref()), "the scoring has not begun");
+    readiness.waits_for(A_MODEL, "none is announced, or none can be loaded yet");
+    readiness.started();
+    let (log, group, topic) = (&options.source, &options.group, &options.topics[0]);
+    let _lag = metrics.lag.watch(log, group, topic).context("cannot start a thread")?;
+    let scorer = Scorer { options, schemas, metrics, drain_timeout: args.drain_timeout, shutdown };
+    loop {
+        let model = tokio::select! {
+            () = scorer.shutdown.cancelled() => return Ok(()),
+            model = models.wait_for(Option::is_some) => model.map(|model| model.clone()),
+        };
+        let Ok(Some(model)) = model else { return Ok(()) };
+        let manifest = model.manifest();
+        tracing::info!("scoring with model {}, threshold {}", manifest.version, manifest.threshold);
+        scorer.metrics.set_model(&model);
+        readiness.has(A_MODEL);
+        match scorer.score_with(model, &mut models).await? {
+            Next::NewerModel => {}
+            Next::Stop => return Ok(()),
+        }
+    }
+}
+
+fn loop_options(args: &Args, log: Arc<dyn Log>) -> pipeline::Options {
     let topics = |names: &[&str]| names.iter().map(|name| Arc::from(*name)).collect();
-    let options = pipeline::Options {
+    pipeline::Options {
         source: log.clone(),
         target: log,
         group: args.group.clone(),
@@ -191,51 +217,64 @@ async fn score(
         snapshot_records: args.snapshot_readings,
         max_records: args.batch,
         max_wait: Duration::from_millis(args.batch_ms),
-    };
-    let readiness = &metrics.pipeline.readiness;
-    readiness.waits_for(pipeline::awaited(&options.topics, options.source.as_ref()), "the scoring has not begun");
-    readiness.waits_for(A_MODEL, "none is announced, or none can be loaded yet");
-    readiness.started();
-    let (log, group, topic) = (&options.source, &options.group, &options.topics[0]);
-    let _lag = metrics.lag.watch(log, group, topic).context("cannot start a thread")?;
-    loop {
-        let first = tokio::select! {
-            () = shutdown.cancelled() => return Ok(()),
-            first = models.wait_for(Option::is_some) => first.map(|model| model.clone()),
-        };
-        let Ok(Some(model)) = first else { return Ok(()) };
-        let manifest = model.manifest();
-        tracing::info!("scoring with model {}, threshold {}", manifest.version, manifest.threshold);
-        metrics.set_model(&model);
-        readiness.has(A_MODEL);
-        let until = CancellationToken::new();
+    }
+}
+
+/// What a loop of the pipeline is made of, whichever the model.
+struct Scorer {
+    options: pipeline::Options,
+    schemas: SchemaSource,
+    metrics: Metrics,
+    drain_timeout: Duration,
+    shutdown: CancellationToken,
+}
+
+/// What follows when the loop with one model has ended in good order.
+enum Next {
+    NewerModel,
+    Stop,
+}
+
+impl Scorer {
+    /// Scores with one model until there is a newer one, or until shutdown and the drain after it.
+    async fn score_with(
+        &self,
+        model: Arc<Model>,
+        models: &mut watch::Receiver<Option<Arc<Model>>>,
+    ) -> anyhow::Result<Next> {
+        let stop = CancellationToken::new();
         let mut scoring = {
-            let (options, schemas, metrics, until) = (options.clone(), schemas.clone(), metrics.clone(), until.clone());
+            let (options, schemas, metrics) = (self.options.clone(), self.schemas.clone(), self.metrics.clone());
+            let stop = stop.clone();
             spawn_blocking(move || {
                 // Whoever waits for the end of the log must not wait for what has failed.
-                let _ended = until.clone().drop_guard();
+                let _ended = stop.clone().drop_guard();
                 let mut transform = Scoring::new(model, schemas, metrics.clone())?;
-                pipeline::run(options, &mut transform, &metrics.pipeline, &until)
+                pipeline::run(options, &mut transform, &metrics.pipeline, &stop)
             })
         };
-        let goes_on = tokio::select! {
+        let next = tokio::select! {
             biased; // at shutdown the models' follower ends, too
-            () = shutdown.cancelled() => {
-                let (log, group, timeout) = (options.source.clone(), options.group.clone(), args.drain_timeout);
-                let ended = until.clone();
-                spawn_blocking(move || drain::wait_for_end(&log, &group, READINGS, timeout, &ended))
-                    .await
-                    .context("the drain panicked")?;
-                false
+            () = self.shutdown.cancelled() => {
+                self.drain(stop.clone()).await?;
+                Next::Stop
             }
-            result = &mut scoring => return result.context("the scoring panicked")?,
-            newer = models.changed() => newer.is_ok(),
+            scored = &mut scoring => {
+                scored.context("the scoring panicked")??;
+                return Ok(Next::Stop);
+            }
+            newer = models.changed() => if newer.is_ok() { Next::NewerModel } else { Next::Stop },
         };
-        until.cancel();
+        stop.cancel();
         scoring.await.context("the scoring panicked")??;
-        if !goes_on {
-            return Ok(());
-        }
+        Ok(next)
+    }
+
+    /// Waits until what the log holds now is scored, at most for the time-out, or until the loop has ended.
+    async fn drain(&self, ended: CancellationToken) -> anyhow::Result<()> {
+        let (log, group, timeout) = (self.options.source.clone(), self.options.group.clone(), self.drain_timeout);
+        let drained = spawn_blocking(move || drain::wait_for_end(&log, &group, READINGS, timeout, &ended));
+        drained.await.context("the drain panicked")
     }
 }
 

@@ -9,14 +9,17 @@
 //! ```
 //!
 //! `apply` and `replay` change state through the one function `advance`, so state after a replay is, to the bit, the
-//! state without the interruption; and so is the state of a snapshot. Neither a clock nor how records were cut into batches has a part in it.
+//! state without the interruption; and so is the state of a snapshot. Neither a clock nor how records were cut into
+//! batches has a part in it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use anyhow::Context;
-use arrow::array::{ArrayRef, AsArray, BooleanArray, Float32Array, PrimitiveArray, RecordBatch, StringArray};
-use arrow::datatypes::{Int64Type, SchemaRef, TimestampMillisecondType};
+use arrow::array::{
+    Array, ArrayRef, BooleanArray, Float32Array, Int64Array, RecordBatch, StringArray, TimestampMillisecondArray,
+};
+use arrow::datatypes::SchemaRef;
 use event_log::{Batch, Record, RecordRef};
 use model::{FEATURES, Model, Verdict};
 use pipeline::{Emit, Transform};
@@ -33,8 +36,6 @@ use crate::metrics::{Metrics, now_ms};
 pub(crate) const READING_SCHEMA: &str = "telemetry.v2.avsc";
 /// A score on the wire.
 pub(crate) const SCORE_SCHEMA: &str = "score.avsc";
-/// What a score takes over from its reading.
-const IDENTITY: [&str; 4] = ["car", "boot_id", "seq", "event_time_ms"];
 
 /// Scores readings with one model.
 pub(crate) struct Scoring {
@@ -54,11 +55,34 @@ pub(crate) struct Scoring {
 /// What a batch came to.
 struct Advanced {
     /// The readings, in offset order.
-    rows: RecordBatch,
+    readings: Identities,
     /// One for each reading.
     verdicts: Vec<Verdict>,
     /// Whether the car should have an open alert after each reading.
     alert_open: Vec<bool>,
+}
+
+/// The columns that say which reading a row is. A score takes them over.
+struct Identities {
+    cars: StringArray,
+    boot_ids: Int64Array,
+    seqs: Int64Array,
+    event_times: TimestampMillisecondArray,
+}
+
+impl Identities {
+    fn of(rows: &RecordBatch) -> anyhow::Result<Self> {
+        fn column<A: Array + Clone + 'static>(rows: &RecordBatch, name: &str) -> anyhow::Result<A> {
+            let typed = rows.column_by_name(name).and_then(|column| column.as_any().downcast_ref::<A>());
+            typed.cloned().with_context(|| format!("{READING_SCHEMA} has no {name} of the type that is needed"))
+        }
+        Ok(Self {
+            cars: column(rows, "car")?,
+            boot_ids: column(rows, "boot_id")?,
+            seqs: column(rows, "seq")?,
+            event_times: column(rows, "event_time_ms")?,
+        })
+    }
 }
 
 impl Scoring {
@@ -97,17 +121,18 @@ impl Scoring {
         let cars = self.partitions.entry(batch.partition()).or_default();
         let verdicts = self.model.score(&rows, &mut cars.states)?;
         let rule = &self.model.manifest().alert;
-        let names = text(&rows, "car")?;
+        let readings = Identities::of(&rows)?;
+        let names = &readings.cars;
         let alert_open = verdicts.iter().enumerate().map(|(i, verdict)| cars.observe(names.value(i), rule, verdict));
         let alert_open = alert_open.collect();
-        Ok(Advanced { rows, verdicts, alert_open })
+        Ok(Advanced { readings, verdicts, alert_open })
     }
 
     fn emit_scores(&mut self, advanced: &Advanced, emit: &mut Emit) -> anyhow::Result<()> {
         let rows = score_rows(&self.score_schema, advanced, &self.model.manifest().version)?;
         let encoded = self.encoder.encode(&rows)?;
         let timestamp_ms = now_ms();
-        for (car, value) in text(&rows, "car")?.iter().flatten().zip(encoded.iter()) {
+        for (car, value) in advanced.readings.cars.iter().flatten().zip(encoded.iter()) {
             let record = Record { key: car.as_bytes(), value: Some(value), headers: &[], timestamp_ms };
             emit.send(&self.scores, &record);
         }
@@ -116,15 +141,14 @@ impl Scoring {
 
     /// Writes an alert wherever what should be open differs from what the outside knows.
     fn emit_alerts(&mut self, partition: u32, advanced: &Advanced, emit: &mut Emit) -> anyhow::Result<()> {
-        let Advanced { rows, verdicts, alert_open, .. } = advanced;
-        let names = text(rows, "car")?;
+        let Advanced { readings, verdicts, alert_open } = advanced;
         for (i, (verdict, should_be_open)) in verdicts.iter().zip(alert_open).enumerate() {
-            let car = names.value(i);
+            let car = readings.cars.value(i);
             let alert = match (self.announced.open(car), should_be_open) {
                 _ if verdict.late || !verdict.judged => continue,
                 (None, false) | (Some(_), true) => continue,
-                (None, true) => self.opened(rows, i, verdict)?,
-                (Some(opened), false) => self.closed(opened.clone(), event_time_ms(rows, i)?, verdict),
+                (None, true) => self.opened(readings, i, verdict),
+                (Some(opened), false) => self.closed(opened.clone(), readings.event_times.value(i), verdict),
             };
             match alert.state {
                 AlertStatus::Open => emit.count(&self.metrics.alerts_opened, 1),
@@ -138,11 +162,10 @@ impl Scoring {
         Ok(())
     }
 
-    fn opened(&self, rows: &RecordBatch, i: usize, verdict: &Verdict) -> anyhow::Result<Alert> {
-        let car = text(rows, "car")?.value(i);
-        let event_time_ms = event_time_ms(rows, i)?;
-        Ok(Alert {
-            alert_id: Alert::id(car, long(rows, "boot_id", i)?, long(rows, "seq", i)?),
+    fn opened(&self, readings: &Identities, i: usize, verdict: &Verdict) -> Alert {
+        let (car, event_time_ms) = (readings.cars.value(i), readings.event_times.value(i));
+        Alert {
+            alert_id: Alert::id(car, readings.boot_ids.value(i), readings.seqs.value(i)),
             car: car.to_owned(),
             state: AlertStatus::Open,
             opened_ms: event_time_ms,
@@ -151,7 +174,7 @@ impl Scoring {
             threshold: verdict.threshold,
             features: verdict.contributors.map(|(feature, _)| FEATURES[feature].to_owned()).to_vec(),
             model_version: self.model.manifest().version.clone(),
-        })
+        }
     }
 
     fn closed(&self, opened: Alert, event_time_ms: i64, verdict: &Verdict) -> Alert {
@@ -165,18 +188,17 @@ impl Scoring {
         }
     }
 
-    fn count(&self, advanced: &Advanced, emit: &mut Emit) -> anyhow::Result<()> {
-        let Advanced { rows, verdicts, .. } = advanced;
+    fn count(&self, advanced: &Advanced, emit: &mut Emit) {
+        let Advanced { readings, verdicts, .. } = advanced;
         let metrics = &self.metrics;
         emit.count(&metrics.scored, verdicts.len() as u64);
         emit.count(&metrics.anomalous, verdicts.iter().filter(|v| v.anomalous).count() as u64);
         let judged = verdicts.iter().filter(|v| v.judged);
         emit.observe(&metrics.score_ratio, judged.map(|v| f64::from(v.score / v.threshold)).collect());
         self.show_cars();
-        if let Some(newest_ms) = arrow::compute::max(event_times(rows)?) {
+        if let Some(newest_ms) = arrow::compute::max(&readings.event_times) {
             metrics.event_time_seconds.set(newest_ms as f64 / 1000.0);
         }
-        Ok(())
     }
 
     fn show_cars(&self) {
@@ -242,17 +264,16 @@ impl Transform for Scoring {
         let advanced = self.advance(batch, |record, reject| emit.dead_letter(record, reject.reason, &reject.detail))?;
         self.emit_scores(&advanced, emit)?;
         self.emit_alerts(batch.partition(), &advanced, emit)?;
-        self.count(&advanced, emit)
+        self.count(&advanced, emit);
+        Ok(())
     }
 }
 
 /// The rows of `score.avsc`.
 fn score_rows(schema: &SchemaRef, advanced: &Advanced, version: &str) -> anyhow::Result<RecordBatch> {
-    let Advanced { rows, verdicts, .. } = advanced;
-    let mut columns: Vec<ArrayRef> = Vec::with_capacity(schema.fields().len());
-    for name in IDENTITY {
-        columns.push(rows.column_by_name(name).with_context(|| format!("{READING_SCHEMA} has no {name}"))?.clone());
-    }
+    let Advanced { readings: Identities { cars, boot_ids, seqs, event_times }, verdicts, .. } = advanced;
+    let mut columns: Vec<ArrayRef> =
+        vec![Arc::new(cars.clone()), Arc::new(boot_ids.clone()), Arc::new(seqs.clone()), Arc::new(event_times.clone())];
     columns.push(Arc::new(Float32Array::from_iter_values(verdicts.iter().map(|v| v.score))));
     columns.push(Arc::new(Float32Array::from_iter_values(verdicts.iter().map(|v| v.threshold))));
     columns.push(Arc::new(BooleanArray::from_iter(verdicts.iter().map(|v| Some(v.anomalous)))));
@@ -266,23 +287,4 @@ fn score_rows(schema: &SchemaRef, advanced: &Advanced, version: &str) -> anyhow:
     }
     columns.push(Arc::new(StringArray::from_iter_values(verdicts.iter().map(|_| version))));
     RecordBatch::try_new(schema.clone(), columns).context("scores do not fit schemas/score.avsc")
-}
-
-fn text<'a>(rows: &'a RecordBatch, name: &str) -> anyhow::Result<&'a StringArray> {
-    let column = rows.column_by_name(name).and_then(|column| column.as_string_opt());
-    column.with_context(|| format!("{READING_SCHEMA} has no text {name}"))
-}
-
-fn long(rows: &RecordBatch, name: &str, i: usize) -> anyhow::Result<i64> {
-    let column = rows.column_by_name(name).and_then(|column| column.as_primitive_opt::<Int64Type>());
-    Ok(column.with_context(|| format!("{READING_SCHEMA} has no long {name}"))?.value(i))
-}
-
-fn event_time_ms(rows: &RecordBatch, i: usize) -> anyhow::Result<i64> {
-    Ok(event_times(rows)?.value(i))
-}
-
-fn event_times(rows: &RecordBatch) -> anyhow::Result<&PrimitiveArray<TimestampMillisecondType>> {
-    let column = rows.column_by_name("event_time_ms").and_then(|column| column.as_primitive_opt());
-    column.with_context(|| format!("{READING_SCHEMA} has no timestamp event_time_ms"))
 }
