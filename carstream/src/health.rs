@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-/// Asks an admin port, and exits with 0 if the answer is 200; with 1 if it is another, or none.
+/// Whether a stage is ready: asks its admin port. For the health check of a container.
+///
+/// Exit code 0: the answer is 200; 1: it is another, or none.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// What to ask.

@@ -43,49 +43,16 @@ pub struct Cli {
     service: ServiceArgs,
 }
 
+// What each command is for, with examples, is told by its `Args`.
 #[derive(Debug, Subcommand)]
 enum Command {
     /// The whole pipeline on this machine, from a car to a verdict, in about a minute (the default).
     Demo(demo::Args),
-    /// Where every reading went: what the cars say they sent against every hop. Exits with 1 if any is lost or doubled.
     Audit(Box<audit::Args>),
-    /// Makes the topics and registers the schemas; says what is there with other settings. Can run again.
-    #[command(after_help = "Examples:
-  carstream deploy --log kafka://edge:9092 --cloud-log kafka://cloud:9092 --schema-registry http://registry:8081
-      before the first start, and before each upgrade
-  carstream deploy --check --log kafka://localhost:9092
-      changes nothing: is all that this release needs there, and as it should be?")]
     Deploy(Box<deploy::Args>),
-    /// Records that could not be used: list them, look at one, put them back.
     DeadLetter(dead_letter::Args),
-    /// An edge site in one process, without Docker or Java: MQTT in, clean readings and scores in an embedded log, and to
-    /// the cloud if there is an uplink.
-    #[command(after_help = "Examples:
-  carstream edge --log site-log --pseudonym-key-file site.key --model model
-      a site without an uplink: a directory, a key, a model, no more
-  carstream edge --log site-log --pseudonym-key-file site.key --lake s3://readings --cloud-log kafka://cloud:9092
-      follows the models that the cloud announces, and copies what may leave the site")]
     Edge(Box<edge::Args>),
-    /// Whether a stage is ready: asks its admin port. For the health check of a container.
     Health(health::Args),
-    /// The keys and certificates of a site, as files: makes what is missing, keeps what is there.
-    ///
-    /// pseudonym.key, s3-secret-key, ca.crt, ca.key, mqtt-bridge.crt, mqtt-bridge.key. Run it as often as
-    /// you like. Back up pseudonym.key and ca.key: without the one no car's past can be linked to it any more, without
-    /// the other no certificate can be renewed.
-    #[command(after_help = "Examples:
-  carstream secrets --dir secrets --server-name bridge.example
-      everything that a site needs
-  carstream secrets --dir secrets --rotate mqtt-bridge.crt
-      the bridge's certificate, again; the bridge takes it into use by itself
-  carstream secrets --dir secrets --car WVWZZZ1JZXW000001
-      a certificate to be a car with:
-  mosquitto_pub -h localhost -p 8883 --cafile secrets/ca.crt --cert secrets/WVWZZZ1JZXW000001.crt \\
-      --key secrets/WVWZZZ1JZXW000001.key -q 1 -t vehicles/WVWZZZ1JZXW000001/telemetry -m '{}'
-
-A site that has a CA of its own: put its certificate here as ca.crt, and a server certificate that it signed for the names
-that cars connect to as mqtt-bridge.crt, with mqtt-bridge.key. Then no certificate is made here; cars get theirs from your
-CA, with the VIN as the one common name (CN) of the subject. If it may sign here, put its key (PKCS #8) here as ca.key.")]
     Secrets(secrets::Args),
 }
 

@@ -11,7 +11,7 @@ use telemetry::pseudonym::PseudonymKey;
 
 use super::Sources;
 
-/// Holds what the cars say they sent against what is at every hop, reading by reading.
+/// Where every reading went: what the cars say they sent against every hop. Exits with 1 if any is lost or doubled.
 ///
 /// Reads each hop from its beginning, from the log or the store itself: no stage's own counter is believed. Hops that
 /// are not named are left out. Every reading that was acknowledged must be in telemetry.raw (or among its dead

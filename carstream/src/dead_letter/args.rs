@@ -6,7 +6,7 @@ use std::str::FromStr;
 use chrono::{DateTime, NaiveDate, NaiveTime, Utc};
 use event_log::LogArgs;
 
-/// Dead letters: records that could not be used, with the reason, kept as they came.
+/// Records that could not be used: list them, look at one, put them back.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// What to do.

@@ -6,7 +6,9 @@ use event_log::{KafkaOption, LogUrl};
 use schema_registry::SchemaRegistryArgs;
 use service::{ConfigError, ServiceArgs};
 
-/// Makes the topics that schemas/topics.json declares, in the logs where they belong, and registers the schemas with
+/// Makes the topics and registers the schemas; says what is there with other settings. Can run again.
+///
+/// The topics are those that schemas/topics.json declares, in the logs where they belong; the schemas get the
 /// compatibility FULL_TRANSITIVE.
 ///
 /// What is there already is compared. A topic with other partitions, retention or compaction, or a schema that does not go
@@ -16,6 +18,11 @@ use service::{ConfigError, ServiceArgs};
 ///
 /// Exit code 0: all is as it should be; 1: something is not; 64: settings.
 #[derive(Debug, Clone, clap::Args)]
+#[command(after_help = "Examples:
+  carstream deploy --log kafka://edge:9092 --cloud-log kafka://cloud:9092 --schema-registry http://registry:8081
+      before the first start, and before each upgrade
+  carstream deploy --check --log kafka://localhost:9092
+      changes nothing: is all that this release needs there, and as it should be?")]
 pub struct Args {
     /// The edge's log: kafka://HOST:PORT[,HOST:PORT…], or a directory for the embedded log. Without a --cloud-log it is
     /// edge and cloud in one, and gets the topics of both.

@@ -9,8 +9,16 @@ use mqtt_bridge::{ClientIdRule, Limits, Listen, TlsArgs};
 use schema_registry::SchemaRegistryArgs;
 use service::{ConfigError, ServiceArgs};
 
-/// Settings of an edge site in one process. What is not here is as in the stages' own defaults.
+/// An edge site in one process, without Docker or Java: MQTT in, clean readings and scores in an embedded log, and to
+/// the cloud if there is an uplink.
+///
+/// What is no setting here is as in the stages' own defaults.
 #[derive(Debug, Clone, clap::Args)]
+#[command(after_help = "Examples:
+  carstream edge --log site-log --pseudonym-key-file site.key --model model
+      a site without an uplink: a directory, a key, a model, no more
+  carstream edge --log site-log --pseudonym-key-file site.key --lake s3://readings --cloud-log kafka://cloud:9092
+      follows the models that the cloud announces, and copies what may leave the site")]
 pub struct Args {
     /// The site's log: a directory, made if there is none. One process at a time has it open.
     #[arg(long, env = "CARSTREAM_LOG", value_name = "DIR")]
