@@ -4,6 +4,7 @@
 //! fixed names; `scripts/test` starts one for each run.
 #![allow(clippy::unwrap_used)]
 
+mod examples;
 mod independent;
 mod monitoring;
 mod pipeline;

@@ -11,6 +11,7 @@ use event_log::{Log, LogUrl, Range, Read};
 use telemetry::avro::AvroDecoder;
 use telemetry::schema::Schemas;
 
+use crate::examples;
 use crate::independent;
 use crate::monitoring::{self, Prometheus};
 use whole_pipeline_tests::process::Process;
@@ -129,6 +130,7 @@ fn seven_processes_take_readings_from_cars_to_scores_on_kafka() {
     assert_eq!(counted["acknowledged"], acknowledged);
     independent::console_consumer_agrees(&counted, &bootstrap);
     independent::python_agrees(&counted, Path::new(&lake));
+    examples::kafka_has_this_alert(&bootstrap, &kafka);
     let cloud = event_log::open(&LogUrl::Directory(cloud.into()), &[]).unwrap();
     for (topic, schema) in [("telemetry", "telemetry.v2.avsc"), ("scores", "score.avsc")] {
         assert_eq!(identities(&cloud, topic, schema), identities(&kafka, topic, schema), "{topic} in the cloud");
