@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use carstream::audit::{Evidence, Kind, Report, Sources, audit};
 use event_log::{Outputs, Record, TopicSpec};
-use support::{At, BOOT, CARS, HOPS, SEQS, Site, carstream, commit, ends, now_ms, vin};
+use support::{At, BOOT, CARS, HOPS, SEQS, Site, carstream, commit, ends, vin};
+use test_support::clock::now_ms;
 use tokio_util::sync::CancellationToken;
 
 const ALL: u64 = CARS as u64 * SEQS as u64;

@@ -14,7 +14,8 @@ use event_log::{
     Reader, Record, TopicDescription, TopicPartition, TopicSpec, Transactor, catalogue,
 };
 use prometheus_client::registry::Registry;
-use support::{BOOT, Site, Whole, carstream, commit, ends, now_ms, payload, records, vin};
+use support::{BOOT, Site, Whole, carstream, commit, ends, payload, records, vin};
+use test_support::clock::now_ms;
 use tokio_util::sync::CancellationToken;
 
 /// A site with one clean reading and `letters` dead letters of readings that are valid by now.
@@ -163,7 +164,7 @@ fn what_would_be_doubled_is_not_replayed() {
         ("dead-letter.source.offset", b"7"),
     ];
     for headers in [&scorer[..], &[]] {
-        let record = Record { key: b"k", value: Some(b"v"), headers, timestamp_ms: 1 };
+        let record = Record { key: b"k", value: Some(b"v"), headers, timestamp_ms: now_ms() };
         outputs.push(&"scorer.dead-letter".into(), 0, &record);
     }
     commit(&site.edge, "test", &outputs, &[]);

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use carstream::dead_letter::{Filter, REPLAYED_FROM, list, replay};
 use event_log::{Error, Log, Outputs, Record, TopicSpec};
-use support::{commit, now_ms, records};
+use support::{commit, records};
+use test_support::clock::now_ms;
 use tokio_util::sync::CancellationToken;
 
 const LETTERS: u32 = 5000;

@@ -23,9 +23,10 @@ use prometheus_client::registry::Registry as Metrics;
 use registry::{Apicurio, Gate};
 use schema_registry::{COMPATIBILITY, Error, Registered, Registry, SchemaRegistryArgs};
 use service::Readiness;
-use support::{CARS, Site, carstream, commit, now_ms, records, vin};
+use support::{CARS, Site, carstream, commit, records, vin};
 use telemetry::avro::{AvroDecoder, AvroEncoder, schema_id};
 use telemetry::schema::{Schema, Schemas};
+use test_support::clock::now_ms;
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 

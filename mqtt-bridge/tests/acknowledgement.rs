@@ -3,10 +3,9 @@
 
 mod support;
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use support::client::{Client, Connect, V3, V5};
 use support::{CAR, TestBridge, wait_until};
+use test_support::clock::now_ms;
 
 fn topic(kind: &str) -> String {
     format!("vehicles/{CAR}/{kind}")
@@ -35,7 +34,7 @@ fn a_puback_comes_after_the_commit_and_the_record_is_what_was_sent() {
         assert_eq!(record.headers[0].0, "received_ms");
         let received_ms: i64 = std::str::from_utf8(&record.headers[0].1).unwrap().parse().unwrap();
         assert_eq!(received_ms, record.timestamp_ms);
-        let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as i64;
+        let now_ms = now_ms();
         assert!((now_ms - 600_000..=now_ms).contains(&received_ms), "{received_ms}");
         assert_eq!(record.headers[1..], [("mqtt_topic".to_owned(), topic("telemetry").into_bytes())]);
         assert!(!bridge.metrics().contains(CAR), "no VIN in metrics");

@@ -7,14 +7,20 @@ use std::io::Read;
 use std::net::TcpStream;
 use std::time::Duration;
 
-use rcgen::{DnType, date_time_ymd};
+use rcgen::DnType;
 use support::client::{Client, Connect, V3, V5, connect_packet, publish_packet};
 use support::tls::{Site, TlsClient, connect, refusal, silent};
 use support::{CAR, KEY, TestBridge, wait_until};
 use telemetry::pseudonym::PseudonymKey;
+use test_support::clock::now_ms;
+use time::OffsetDateTime;
 use tokio_rustls::rustls::version::{TLS12, TLS13};
 
 const TELEMETRY: &str = "vehicles/WVWZZZ1JZXW000001/telemetry";
+
+fn in_hours(hours: i64) -> OffsetDateTime {
+    OffsetDateTime::from_unix_timestamp(now_ms() / 1000 + hours * 3600).unwrap()
+}
 
 fn start(site: &Site) -> (TestBridge, std::net::SocketAddr) {
     let bridge = TestBridge::start(|args| site.configure_only(args));
@@ -76,8 +82,8 @@ fn a_will_is_the_car_s_own() {
 fn who_cannot_prove_to_be_a_car_is_refused_and_counted() {
     let (site, stranger) = (Site::new(), Site::new());
     let (bridge, address) = start(&site);
-    let expired = site.odd(|params| params.not_after = date_time_ymd(2020, 1, 1));
-    let future = site.odd(|params| params.not_before = date_time_ymd(2100, 1, 1));
+    let expired = site.odd(|params| params.not_after = in_hours(-1));
+    let future = site.odd(|params| params.not_before = in_hours(1));
     let server = site.odd(|params| params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth]);
     let cases = [
         (None, "tls-no-certificate"),

@@ -16,6 +16,7 @@ use brokers::{Broker, Process};
 use event_log::{AppendError, Log, Record, catalogue};
 use replicator::{Accept, Accepted, Args, group};
 use support::*;
+use test_support::clock::now_ms;
 
 const NONE: Accept =
     Accept { accept_gap: false, accept_recreated: false, accept_partitions: false, find_positions: false };

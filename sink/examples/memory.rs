@@ -16,7 +16,8 @@ use std::time::Duration;
 use event_log::{AppendError, LogArgs, Record, catalogue};
 use lake::Lake;
 use support::faults::{Fault, FaultyStore, Plan};
-use support::{PATIENCE, Place, TIME_MS, assert_complete, readings, start_on, wait_until};
+use support::{PATIENCE, Place, assert_complete, readings, start_on, wait_until};
+use test_support::clock::yesterday_ms;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -42,7 +43,7 @@ async fn main() {
     for first in (0..count).step_by(20_000) {
         for (i, value) in (first..).zip(readings(first, 20_000.min(count - first), 2)) {
             let key = format!("{:032x}", i % 10_000);
-            let timestamp_ms = TIME_MS + i as i64;
+            let timestamp_ms = yesterday_ms() + i as i64;
             let record = Record { key: key.as_bytes(), value: Some(&value), headers: &[], timestamp_ms };
             while let Err(AppendError::Full) = appender.append(&topic, &record, i) {
                 std::thread::sleep(Duration::from_millis(1));

@@ -12,6 +12,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use support::faults::{Fault, FaultyStore, Plan};
 use support::{Place, append, assert_complete, files, readings, start, start_on, wait_until};
+use test_support::clock::{date, yesterday_ms};
 
 const V2: &str = "telemetry.v2.avsc";
 
@@ -40,7 +41,7 @@ async fn what_is_in_the_log_at_the_stop_is_in_the_lake() {
     for rows in by_partition.values() {
         assert!(rows[..rows.len() - 1].iter().all(|rows| *rows == 100), "only the last one is smaller: {rows:?}");
     }
-    assert!(footers.iter().all(|(name, _)| name.date == "2026-11-21"));
+    assert!(footers.iter().all(|(name, _)| name.date == date(yesterday_ms())));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -28,11 +28,13 @@ use model::{CarState, FEATURES, Model};
 use s3::S3;
 use telemetry::avro::AvroEncoder;
 use telemetry::schema::Schemas;
+use test_support::clock::yesterday_ms;
 use tokio_util::sync::CancellationToken;
 use trainer::{Args, Metrics, TrainedModel, train_once};
 
 const CARS: usize = 40;
 const READINGS: i64 = 240;
+/// Event time of the first readings: data, so it may be fixed.
 const START_MS: i64 = 1_780_290_000_000;
 
 fn pseudonym(car: usize) -> String {
@@ -127,7 +129,7 @@ fn append(log: &Arc<dyn Log>, topic: &str, schema_id: u32, batch: &RecordBatch, 
     let encoded = encoder.encode(batch).unwrap();
     let topic: Arc<str> = topic.into();
     for (i, (value, key)) in encoded.iter().zip(keys).enumerate() {
-        let record = Record { key: key.as_bytes(), value: Some(value), headers: &[], timestamp_ms: START_MS };
+        let record = Record { key: key.as_bytes(), value: Some(value), headers: &[], timestamp_ms: yesterday_ms() };
         appender.append(&topic, &record, i as u64).unwrap();
     }
     assert!(appender.flush(Duration::from_secs(30)));
@@ -331,7 +333,7 @@ async fn what_cannot_be_trained_on_is_refused_with_advice() {
     // A record that is no reading is left out, as the sink leaves it out.
     let before = trained(&args(directory.path(), &["--from", "log", "--no-announce"])).await;
     let appender = log.clone().appender(Box::new(|_| {})).unwrap();
-    let record = Record { key: b"x", value: Some(b"no avro"), headers: &[], timestamp_ms: START_MS };
+    let record = Record { key: b"x", value: Some(b"no avro"), headers: &[], timestamp_ms: yesterday_ms() };
     assert!(partition_for_key(b"x", 4) < 4);
     appender.append(&"telemetry".into(), &record, 0).unwrap();
     assert!(appender.flush(Duration::from_secs(30)));

@@ -17,6 +17,7 @@ use serde_json::json;
 use telemetry::avro::AvroEncoder;
 use telemetry::pseudonym::PseudonymKey;
 use telemetry::schema::Schemas;
+use test_support::clock::now_ms;
 use tokio_util::sync::CancellationToken;
 
 pub const BOOT: i64 = 81;
@@ -282,11 +283,6 @@ impl Site {
         let evidence = Evidence { ledgers, key: Some(self.key.clone()) };
         audit(sources, evidence, None, CancellationToken::new()).await
     }
-}
-
-pub fn now_ms() -> i64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-    since.as_millis().try_into().unwrap()
 }
 
 pub fn commit(log: &Arc<dyn Log>, group: &str, outputs: &Outputs, positions: &[Position]) {

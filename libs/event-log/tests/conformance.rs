@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use event_log::*;
 use support::crash::{KEYS, Said, Writer};
 use support::*;
+use test_support::clock::now_ms;
 
 macro_rules! on_every_backend {
     ($($check:ident)*) => {

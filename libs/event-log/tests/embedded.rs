@@ -12,6 +12,7 @@ use std::time::Duration;
 use event_log::*;
 use support::crash::Writer;
 use support::*;
+use test_support::clock::now_ms;
 
 /// Not a check: where the process that holds a log begins.
 #[test]

@@ -15,6 +15,7 @@ use event_log::{Log, LogArgs, LogUrl, Range, Read, Record};
 use mqtt_bridge::{Args, Bridge, Metrics};
 use prometheus_client::registry::Registry;
 use tempfile::TempDir;
+use test_support::clock::now_ms;
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -117,7 +118,7 @@ impl TestBridge {
     /// Appends a record, and waits until it is durable.
     pub fn append(&self, topic: &str, key: &str, value: &[u8]) {
         let appender = self.log.clone().appender(Box::new(|_| {})).unwrap();
-        let record = Record { key: key.as_bytes(), value: Some(value), headers: &[], timestamp_ms: 0 };
+        let record = Record { key: key.as_bytes(), value: Some(value), headers: &[], timestamp_ms: now_ms() };
         appender.append(&topic.into(), &record, 0).unwrap();
         assert!(appender.flush(PATIENCE));
     }

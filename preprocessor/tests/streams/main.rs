@@ -5,7 +5,7 @@ mod memory;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{Float32Type, Float64Type, Int32Type, Int64Type};
@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use telemetry::avro::AvroDecoder;
 use telemetry::pseudonym::PseudonymKey;
 use telemetry::schema::Schemas;
+use test_support::clock::now_ms;
 use tokio_util::sync::CancellationToken;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -44,10 +45,6 @@ impl Stored {
             self.headers.iter().find(|(header, _)| header == name).unwrap_or_else(|| panic!("no header {name}"));
         String::from_utf8(found.1.clone()).unwrap()
     }
-}
-
-fn now_ms() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as i64
 }
 
 fn vin(n: u32) -> String {

@@ -3,13 +3,14 @@
 #![allow(clippy::unwrap_used, dead_code, unreachable_pub)] // every test file uses a part
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use event_log::{Log, LogArgs, LogUrl, Outputs, Processor, ProcessorOptions, Range, Read, Record, catalogue};
 use prometheus_client::registry::Registry;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use replicator::{Accept, Args, Command, Metrics, OffsetsArgs, ResumeArgs};
+use test_support::clock::now_ms;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -57,11 +58,6 @@ pub fn any_record(rng: &mut ChaCha8Rng, i: u64) -> Whole {
     let value = (!rng.random_ratio(1, 8)).then(|| bytes(rng, 300));
     let headers = (0..rng.random_range(0..4)).map(|h| (format!("h{}", h % 2), bytes(rng, 20))).collect();
     Whole { key: bytes(rng, 40), value, headers, timestamp_ms: now_ms() + i as i64 }
-}
-
-/// Milliseconds since the epoch. Retention must not remove what a test has just written.
-pub fn now_ms() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as i64
 }
 
 /// Writes records into chosen partitions, a transaction for each few of them.

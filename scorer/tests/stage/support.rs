@@ -25,12 +25,14 @@ use scorer::{MODEL_NAME, Metrics, ModelInForce};
 use sha2::{Digest, Sha256};
 use telemetry::avro::{AvroDecoder, AvroEncoder};
 use telemetry::schema::Schemas;
+use test_support::clock::yesterday_ms;
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// Generous: the machine may be busy.
 const PATIENCE_S: u64 = 60;
 
+/// Event time of the first reading: data, so it may be fixed.
 pub(crate) const START_MS: i64 = 1_795_219_200_000;
 
 /// A place for one test: a log and a lake.
@@ -81,8 +83,8 @@ impl Site {
         };
         let topic = Arc::from(topic);
         for (token, (key, value)) in records.iter().enumerate() {
-            let record =
-                Record { key, value: value.as_deref(), headers: &[("origin", b"test")], timestamp_ms: START_MS };
+            let (value, timestamp_ms) = (value.as_deref(), yesterday_ms());
+            let record = Record { key, value, headers: &[("origin", b"test")], timestamp_ms };
             appender.append(&topic, &record, token as u64).unwrap();
         }
         assert!(appender.flush(Duration::from_secs(PATIENCE_S)));

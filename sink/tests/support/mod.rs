@@ -18,14 +18,12 @@ use sink::{Args, Metrics};
 use telemetry::avro::{AvroDecoder, AvroEncoder};
 use telemetry::json::JsonDecoder;
 use telemetry::schema::Schemas;
+use test_support::clock::yesterday_ms;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 /// What a test waits for comes within this time, or never.
 pub const PATIENCE: Duration = Duration::from_secs(60);
-
-/// 2026-11-21 08:00 UTC.
-pub const TIME_MS: i64 = 1_795_248_000_000;
 
 /// A directory with a log and a lake.
 pub struct Place {
@@ -90,7 +88,8 @@ fn noise(i: u64, k: u64) -> f64 {
     ((mixed ^ (mixed >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 40) as f64 / 167_772.16
 }
 
-/// Avro messages of `count` readings from `first` on; schema id 1 has no ambient_temp.
+/// Avro messages of `count` readings from `first` on, one a second since yesterday at 08:00; schema id 1 has no
+/// ambient_temp.
 pub fn readings(first: u64, count: u64, schema_id: u32) -> Vec<Vec<u8>> {
     let schemas = Schemas::builtin();
     let mut decoder = JsonDecoder::new(schemas.id(schema_id).unwrap());
@@ -102,7 +101,7 @@ pub fn readings(first: u64, count: u64, schema_id: u32) -> Vec<Vec<u8>> {
             "driver_segment":{segment},"driver_experience_years":{},"control_unit_firmware":1000{ambient}"#,
             i % 20,
             i % 7,
-            TIME_MS + 1000 * i as i64,
+            yesterday_ms() + 1000 * i as i64,
             i % 30,
         );
         for (k, name) in MEASUREMENTS.into_iter().enumerate() {
@@ -123,7 +122,7 @@ pub fn append(log: &Arc<dyn Log>, topic: &str, first: u64, values: &[Vec<u8>]) {
     let appender =
         log.clone().appender(Box::new(|completions| assert!(completions.iter().all(|c| c.durable)))).unwrap();
     for (i, value) in (first..).zip(values) {
-        let (key, timestamp_ms) = (format!("{:032x}", i % 20), TIME_MS + 1000 * i as i64 + 5);
+        let (key, timestamp_ms) = (format!("{:032x}", i % 20), yesterday_ms() + 1000 * i as i64 + 5);
         let record = Record { key: key.as_bytes(), value: Some(value), headers: &[("h", b"v")], timestamp_ms };
         loop {
             match appender.append(&topic, &record, i) {

@@ -8,10 +8,11 @@ pub mod worker;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use event_log::*;
 use tempfile::TempDir;
+use test_support::clock::now_ms;
 
 /// How long anything may take: for slow machines, not a promise.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -75,11 +76,6 @@ pub fn unique(what: &str) -> Arc<str> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     format!("test-{what}-{}-{}-{count}", std::process::id(), now_ms()).into()
-}
-
-/// Milliseconds since the epoch.
-pub fn now_ms() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis() as i64
 }
 
 /// Creates a topic that keeps everything, and returns its name.

@@ -1,10 +1,10 @@
 //! Snapshots on a real Kafka, which `CARSTREAM_TEST_KAFKA=HOST:PORT` names.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use event_log::{Log, TopicSpec};
 use pipeline::{Metrics, Options};
+use test_support::clock::now_ms;
 
 use crate::support::{Number, append, check_numbers_in, options, run_with};
 
@@ -30,8 +30,7 @@ struct Names(String);
 
 impl Names {
     fn new(log: &Arc<dyn Log>) -> Self {
-        let nanos = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos();
-        let names = Self(format!("test-{}-{nanos}", std::process::id()));
+        let names = Self(format!("test-{}-{}", std::process::id(), now_ms()));
         for (name, partitions, compacted) in [("in", 3, false), ("out", 3, false), ("state", 2, true)] {
             log.ensure_topic(&TopicSpec { name: names.of(name), partitions, retention: None, compacted }).unwrap();
         }

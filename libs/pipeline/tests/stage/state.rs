@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use event_log::{AppendError, Log, LogUrl, Outputs, Position, ProcessorOptions, Record, TopicSpec};
 use pipeline::{Metrics, Options};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
+use test_support::clock::now_ms;
 
 use crate::support::{Number, PATIENCE, append, append_at, check_numbers, contents, is_done, open, options, run_with};
 use crate::troubled::Troubled;
@@ -24,8 +25,7 @@ fn feed(log: &Arc<dyn Log>, records: std::ops::Range<usize>) {
 
 /// As if they had come just now.
 fn feed_now(log: &Arc<dyn Log>, records: std::ops::Range<usize>) {
-    let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as i64;
-    append_at(log, "in", records.map(|i| (format!("key{}", i % KEYS), i.to_string())), now_ms);
+    append_at(log, "in", records.map(|i| (format!("key{}", i % KEYS), i.to_string())), now_ms());
 }
 
 /// Runs until all is committed, and stops cleanly.
