@@ -16,6 +16,7 @@ use event_log::{
 use prometheus_client::registry::Registry;
 use support::{BOOT, Site, Whole, carstream, commit, ends, payload, records, vin};
 use test_support::clock::now_ms;
+use test_support::process::OwnedChild;
 use tokio_util::sync::CancellationToken;
 
 /// A site with one clean reading and `letters` dead letters of readings that are valid by now.
@@ -240,11 +241,9 @@ fn a_replay_that_is_killed_goes_on_where_it_was() {
     let kept = site.into_directory();
     let mut killed = 0;
     for after_ms in [20, 35, 50, 70, 90, 120, 160, 30_000] {
-        let mut replay = std::process::Command::new(env!("CARGO_BIN_EXE_carstream"))
-            .args(["dead-letter", "replay", "--all", "--log", &edge])
-            .stdout(std::process::Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_carstream"));
+        command.args(["dead-letter", "replay", "--all", "--log", &edge]).stdout(std::process::Stdio::null());
+        let mut replay = OwnedChild::spawn(&mut command).unwrap();
         let deadline = Instant::now() + Duration::from_millis(after_ms);
         while Instant::now() < deadline && replay.try_wait().unwrap().is_none() {
             std::thread::sleep(Duration::from_millis(1));

@@ -11,6 +11,7 @@ use mqtt_bridge::{Args, Metrics};
 use prometheus_client::registry::Registry;
 use support::client::{Client, V3, V5};
 use support::{A_MOMENT, CAR, PATIENCE, TestBridge, any_port, key_file, wait_until};
+use test_support::process::OwnedChild;
 use tokio_util::sync::CancellationToken;
 
 const TELEMETRY: &str = "vehicles/WVWZZZ1JZXW000001/telemetry";
@@ -108,12 +109,12 @@ fn the_binary_names_a_port_that_is_in_use() {
 fn the_binary_serves_and_stops_at_sigterm() {
     use std::io::{BufRead, BufReader};
     let directory = tempfile::tempdir().unwrap();
-    let mut child = Command::new(env!("CARGO_BIN_EXE_mqtt-bridge"))
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mqtt-bridge"));
+    command
         .args(["--listen", "127.0.0.1:0", "--no-alerts", "--log"])
         .arg(directory.path().join("log"))
-        .stderr(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
+        .stderr(std::process::Stdio::piped());
+    let mut child = OwnedChild::spawn(&mut command).unwrap();
     let mut said = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
     let line = said.find(|line| line.contains("MQTT at ")).expect("it says where it listens");
     let address = line.rsplit("MQTT at ").next().unwrap().trim().parse().unwrap();
@@ -122,8 +123,7 @@ fn the_binary_serves_and_stops_at_sigterm() {
         car.publish(TELEMETRY, 1, b"x");
         car.expect_pubacks([1]);
     }
-    let killed = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
-    assert!(killed.success());
+    child.signal("TERM");
     // MQTT 5: server shutting down. MQTT 3.1.1 has no word for it: closed.
     for car in &mut cars {
         car.expect_end(0x8b);

@@ -7,11 +7,12 @@ mod support;
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use support::tls::Site;
 use support::{CAR, KEY, PATIENCE, TestBridge, wait_until};
 use telemetry::pseudonym::PseudonymKey;
+use test_support::process::OwnedChild;
 
 const READING: &str = r#"{"vin":"WVWZZZ1JZXW000001","speed":12.5}"#;
 
@@ -29,7 +30,7 @@ fn python() -> Option<PathBuf> {
     Some(cache.join("test-tools/bin/python")).filter(|python| python.exists())
 }
 
-fn paho(bridge: &TestBridge, version: &str, client_id: &str, alert: bool) -> Option<Child> {
+fn paho(bridge: &TestBridge, version: &str, client_id: &str, alert: bool) -> Option<OwnedChild> {
     let Some(python) = python() else {
         skip("the Python of the test tools");
         return None;
@@ -38,10 +39,10 @@ fn paho(bridge: &TestBridge, version: &str, client_id: &str, alert: bool) -> Opt
     command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/paho_client.py"));
     command.arg(bridge.address.ip().to_string()).arg(bridge.address.port().to_string());
     command.args([version, CAR, client_id, READING]).args(alert.then_some("alert"));
-    Some(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+    Some(OwnedChild::spawn(command.stdout(Stdio::piped()).stderr(Stdio::piped())).unwrap())
 }
 
-fn succeeds(mut child: Child) {
+fn succeeds(mut child: OwnedChild) {
     let deadline = std::time::Instant::now() + PATIENCE + PATIENCE;
     while child.try_wait().unwrap().is_none() {
         if std::time::Instant::now() > deadline {
@@ -100,13 +101,12 @@ fn mosquitto_pub_publishes_with_its_random_client_id() {
     }
     for version in ["311", "5"] {
         let bridge = TestBridge::start(|_| {});
-        let child = Command::new("mosquitto_pub")
+        let mut command = Command::new("mosquitto_pub");
+        command
             .args(["-h", &bridge.address.ip().to_string(), "-p", &bridge.address.port().to_string()])
             .args(["-V", version, "-q", "1", "-t", &format!("vehicles/{CAR}/telemetry"), "-m", READING])
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        succeeds(child);
+            .stderr(Stdio::piped());
+        succeeds(OwnedChild::spawn(&mut command).unwrap());
         has_the_reading(&bridge);
     }
 }
@@ -121,7 +121,8 @@ fn mosquitto_pub_publishes_over_tls_with_a_certificate() {
     for (version, tls) in [("311", "tlsv1.2"), ("5", "tlsv1.3")] {
         let bridge = TestBridge::start(|args| site.configure(args));
         let publish = |topic: &str| {
-            Command::new("mosquitto_pub")
+            let mut command = Command::new("mosquitto_pub");
+            command
                 .args(["-h", "localhost", "-p", &bridge.tls_address.unwrap().port().to_string()])
                 .args(["--tls-version", tls, "--cafile"])
                 .arg(site.ca_file())
@@ -130,9 +131,8 @@ fn mosquitto_pub_publishes_over_tls_with_a_certificate() {
                 .arg("--key")
                 .arg(&key)
                 .args(["-V", version, "-q", "1", "-t", topic, "-m", READING])
-                .stderr(Stdio::piped())
-                .spawn()
-                .unwrap()
+                .stderr(Stdio::piped());
+            OwnedChild::spawn(&mut command).unwrap()
         };
         succeeds(publish(&format!("vehicles/{CAR}/telemetry")));
         has_the_reading(&bridge);

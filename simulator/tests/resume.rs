@@ -4,14 +4,16 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::io::Read;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
 use simulator::fleet;
 use support::bridge::{Bridge, records};
 use support::ledger;
+use test_support::process::OwnedChild;
 
 /// For whatever has to happen; reached only when it does not.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -22,21 +24,22 @@ const FLEET: [&str; 12] =
 type Key = (String, u64, u64);
 
 /// Starts the binary; it says nothing unless something is wrong.
-fn start(mqtt: &str, ledger: &Path, more: &[&str]) -> Child {
-    Command::new(env!("CARGO_BIN_EXE_simulator"))
+fn start(mqtt: &str, ledger: &Path, more: &[&str]) -> OwnedChild {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_simulator"));
+    command
         .args(FLEET)
         .args(["--mqtt", mqtt, "--log-level", "warn", "--ledger"])
         .arg(ledger)
         .args(more)
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap()
+        .stderr(Stdio::piped());
+    OwnedChild::spawn(&mut command).unwrap()
 }
 
 /// Waits for its end; gives the exit code, and what it said.
-fn end(child: Child) -> (Option<i32>, String) {
-    let output = child.wait_with_output().unwrap();
-    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+fn end(mut child: OwnedChild) -> (Option<i32>, String) {
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    (child.wait().unwrap().code(), said)
 }
 
 /// All readings and findings of the span, from the cars alone.
@@ -57,7 +60,7 @@ fn undisturbed() -> (BTreeSet<Key>, BTreeSet<(String, i64)>) {
 }
 
 /// Waits until the ledger is so long; kills the process then.
-fn kill_at(mut child: Child, ledger: &Path, bytes: u64) {
+fn kill_at(mut child: OwnedChild, ledger: &Path, bytes: u64) {
     let deadline = Instant::now() + PATIENCE;
     while std::fs::metadata(ledger).map_or(0, |file| file.len()) < bytes {
         if child.try_wait().unwrap().is_some() {

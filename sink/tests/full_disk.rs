@@ -12,6 +12,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use support::{PATIENCE, Place, append, assert_complete, files, readings};
+use test_support::process::OwnedChild;
 
 /// A file system of its own; gone with the value.
 struct Disk(PathBuf);
@@ -50,17 +51,17 @@ fn a_full_disk_is_said_and_waited_for() {
     let Some(disk) = Disk::mount(&place.lake_folder(), "300k") else { return };
     let said = place.folder.path().join("said");
     let start = || {
-        Command::new(env!("CARGO_BIN_EXE_sink"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sink"));
+        command
             .args(["--topics", "telemetry", "--max-rows", "100", "--max-age", "0.1"])
             .args(["--log", &place.log_url().to_string(), "--lake", &place.lake_url().to_string()])
             .stdin(Stdio::null())
             .stdout(std::fs::OpenOptions::new().create(true).append(true).open(&said).unwrap())
-            .stderr(std::fs::OpenOptions::new().create(true).append(true).open(&said).unwrap())
-            .spawn()
-            .unwrap()
+            .stderr(std::fs::OpenOptions::new().create(true).append(true).open(&said).unwrap());
+        OwnedChild::spawn(&mut command).unwrap()
     };
     let mut sink = start();
-    let until = |what: &str, sink: &mut std::process::Child, done: &dyn Fn(&str) -> bool| {
+    let until = |what: &str, sink: &mut OwnedChild, done: &dyn Fn(&str) -> bool| {
         let began = Instant::now();
         while !done(&std::fs::read_to_string(&said).unwrap()) {
             let text = std::fs::read_to_string(&said).unwrap();
@@ -89,7 +90,7 @@ fn a_full_disk_is_said_and_waited_for() {
         std::thread::sleep(Duration::from_millis(50));
     }
     assert!(before < 10_000);
-    assert!(Command::new("kill").arg(sink.id().to_string()).status().unwrap().success());
+    sink.signal("TERM");
     assert_eq!(sink.wait().unwrap().code(), Some(0));
     runtime.block_on(assert_complete(&place.log(), &place.lake(), "telemetry", "telemetry.v2.avsc"));
     assert!(files(&place.lake_folder()).iter().all(|file| file.ends_with(".parquet")), "nothing half-written is left");

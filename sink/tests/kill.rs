@@ -4,23 +4,24 @@
 
 mod support;
 
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use support::{PATIENCE, Place, append, assert_complete, files, readings};
+use test_support::process::OwnedChild;
 
-fn spawn(place: &Place) -> Child {
-    Command::new(env!("CARGO_BIN_EXE_sink"))
+fn spawn(place: &Place) -> OwnedChild {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sink"));
+    command
         .args(["--topics", "telemetry", "--max-rows", "40", "--log-level", "warn"])
         .arg("--log")
         .arg(place.log_url().to_string())
         .arg("--lake")
         .arg(place.lake_url().to_string())
-        .stdin(Stdio::null())
-        .spawn()
-        .unwrap()
+        .stdin(Stdio::null());
+    OwnedChild::spawn(&mut command).unwrap()
 }
 
 #[test]
@@ -67,7 +68,7 @@ fn sigterm_drains_and_bad_settings_are_64() {
         assert!(began.elapsed() < PATIENCE && sink.try_wait().unwrap().is_none(), "the sink writes nothing");
         std::thread::sleep(Duration::from_millis(10));
     }
-    assert!(Command::new("kill").arg(sink.id().to_string()).status().unwrap().success());
+    sink.signal("TERM");
     assert_eq!(sink.wait().unwrap().code(), Some(0));
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(assert_complete(&place.log(), &place.lake(), "telemetry", "telemetry.v2.avsc"));

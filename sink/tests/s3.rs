@@ -5,7 +5,7 @@
 
 mod support;
 
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,7 @@ use sink::Args;
 use support::faults::{FaultyStore, Plan};
 use support::s3::S3;
 use support::{PATIENCE, Place, append, assert_complete, readings, start, start_on, wait_until};
+use test_support::process::OwnedChild;
 
 const V2: &str = "telemetry.v2.avsc";
 
@@ -123,15 +124,15 @@ async fn a_server_that_hangs_does_not_hang_the_stop() {
     assert_complete(&log, &s3.lake("readings").open().unwrap(), "telemetry", V2).await;
 }
 
-fn spawn(place: &Place, s3: &S3) -> Child {
-    Command::new(env!("CARGO_BIN_EXE_sink"))
+fn spawn(place: &Place, s3: &S3) -> OwnedChild {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sink"));
+    command
         .args(["--topics", "telemetry", "--max-rows", "40", "--log-level", "warn"])
         .arg("--log")
         .arg(place.log_url().to_string())
         .args(s3.arguments("readings"))
-        .stdin(Stdio::null())
-        .spawn()
-        .unwrap()
+        .stdin(Stdio::null());
+    OwnedChild::spawn(&mut command).unwrap()
 }
 
 #[test]

@@ -2,9 +2,11 @@
 #![allow(clippy::unwrap_used)] // a test that cannot go on fails
 
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+
+use test_support::process::OwnedChild;
 
 use crate::binary;
 
@@ -15,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 #[derive(Debug)]
 pub struct Process {
     name: String,
-    child: Child,
+    child: OwnedChild,
     said: Arc<Mutex<Vec<String>>>,
     listener: Option<std::thread::JoinHandle<()>>,
 }
@@ -29,13 +31,8 @@ impl Process {
                 command.env_remove(variable);
             }
         }
-        let mut child = command
-            .args(args)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap_or_else(|error| panic!("cannot start {name}: {error}"));
+        command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = OwnedChild::spawn(&mut command).unwrap_or_else(|error| panic!("cannot start {name}: {error}"));
         let said = Arc::new(Mutex::new(Vec::new()));
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let listener = {
@@ -105,8 +102,7 @@ impl Process {
 
     /// Asks it to stop, as a service manager does.
     pub fn terminate(&self) {
-        let kill = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap();
-        assert!(kill.success(), "{} is gone", self.name);
+        self.child.signal("TERM");
     }
 
     /// Waits for its end. Returns its exit code, and everything that it said.
@@ -133,12 +129,5 @@ impl Process {
             assert!(Instant::now() < deadline, "{} does not end:\n{}", self.name, self.said());
             std::thread::sleep(Duration::from_millis(20));
         }
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }

@@ -16,6 +16,7 @@ use std::time::Duration;
 use arrow::array::AsArray;
 use event_log::{Log, LogUrl, Range, Read};
 use memchr::memmem::Finder;
+use test_support::process::OwnedChild;
 use whole_pipeline_tests::binary;
 
 /// Shorter ones would be found by chance.
@@ -77,14 +78,14 @@ fn no_personal_value_is_found_past_the_preprocessor() {
 
 /// Runs a small demo with all logging on; returns everything that it said, and its metrics.
 fn run_demo(keep: &Path) -> (String, String) {
-    let mut demo = Command::new(binary("carstream"))
+    let mut command = Command::new(binary("carstream"));
+    command
         .args(["demo", "--cars", "150", "--duration", "20", "--seed", "11", "--json", "--log-level", "trace"])
         .args(["--admin", "127.0.0.1:0", "--keep"])
         .arg(keep)
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+        .stderr(Stdio::piped());
+    let mut demo = OwnedChild::spawn(&mut command).unwrap();
     let (address, addresses) = mpsc::channel();
     let stderr = BufReader::new(demo.stderr.take().unwrap());
     let logs = std::thread::spawn(move || {

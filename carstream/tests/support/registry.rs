@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
 
+use test_support::process::Watcher;
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
@@ -14,6 +15,7 @@ pub(crate) struct Apicurio {
     script: PathBuf,
     port: u16,
     data: tempfile::TempDir,
+    _watcher: Watcher,
 }
 
 impl Apicurio {
@@ -28,7 +30,9 @@ impl Apicurio {
             return None;
         };
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        Some(Self { script: script.into(), port, data: tempfile::tempdir().unwrap() })
+        let data = tempfile::tempdir().unwrap();
+        let _watcher = Watcher::of_server(&script, data.path()).unwrap();
+        Some(Self { script: script.into(), port, data, _watcher })
     }
 
     /// The URL that it has, or will have.

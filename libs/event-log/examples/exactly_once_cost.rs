@@ -21,7 +21,7 @@ mod load;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -33,6 +33,7 @@ use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::message::Message as _;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use test_support::process::OwnedChild;
 
 const PARTITIONS: u32 = 4;
 /// Long enough that it never triggers a commit by itself.
@@ -201,21 +202,21 @@ fn steady(args: &Args, log: &Arc<dyn Log>, how: How, max_wait_ms: u64) -> Done {
 
 /// The process that transforms.
 struct Transform {
-    process: Child,
+    process: OwnedChild,
 }
 
 fn start(args: &Args, work: &Work) -> Result<Transform, Box<dyn std::error::Error>> {
     let how = work.how.to_possible_value().expect("every way has a name");
     let kafka_options = args.kafka_option.iter().map(|o| format!("--kafka-option={}={}", o.key, o.value));
-    let process = Command::new(std::env::current_exe()?)
+    let mut command = Command::new(std::env::current_exe()?);
+    command
         .arg(args.log.to_string())
         .args(kafka_options)
         .args(["--how", how.get_name(), "--input", &work.input, "--output", &work.output])
         .args(["--max-records", &work.max_records.to_string(), "--max-wait-ms", &work.max_wait_ms.to_string()])
         .args(["--until", &work.until.to_string()])
-        .stdout(Stdio::piped())
-        .spawn()?;
-    Ok(Transform { process })
+        .stdout(Stdio::piped());
+    Ok(Transform { process: OwnedChild::spawn(&mut command)? })
 }
 
 impl Transform {

@@ -1,3 +1,5 @@
-//! What tests of several crates share: the day they run on. A dev-dependency; nothing that is shipped uses it.
+//! What tests of several crates share: the day they run on, and processes that end with them. A dev-dependency; nothing
+//! that is shipped uses it.
 
 pub mod clock;
+pub mod process;

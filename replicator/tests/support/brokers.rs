@@ -3,11 +3,12 @@
 #![allow(clippy::unwrap_used, dead_code, unreachable_pub)]
 
 use std::io::Read as _;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use event_log::{Log, LogUrl};
+use test_support::process::{OwnedChild, Watcher};
 
 use crate::support::PATIENCE;
 
@@ -16,6 +17,7 @@ pub struct Broker {
     script: String,
     data: tempfile::TempDir,
     bootstrap: String,
+    _watcher: Watcher,
 }
 
 impl Broker {
@@ -39,7 +41,9 @@ impl Broker {
     fn start(script: &str) -> Broker {
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let bootstrap = format!("127.0.0.1:{port}");
-        let broker = Broker { script: script.to_owned(), data: tempfile::tempdir().unwrap(), bootstrap };
+        let data = tempfile::tempdir().unwrap();
+        let _watcher = Watcher::of_server(script, data.path()).unwrap();
+        let broker = Broker { script: script.to_owned(), data, bootstrap, _watcher };
         broker.script(&["start", "--port", &port.to_string()]);
         broker
     }
@@ -92,7 +96,7 @@ impl Drop for Broker {
 }
 
 /// A replicator as a process.
-pub struct Process(Child);
+pub struct Process(OwnedChild);
 
 impl Process {
     /// Starts one that copies `topic`, and that its group gives up after `session_ms` of silence.
@@ -108,12 +112,11 @@ impl Process {
             .args(["--topics", topic, "--instance", instance, "--batch", "200", "--batch-ms", "20"])
             .args(["--target-kafka-option", &format!("session.timeout.ms={session_ms}")])
             .args(["--target-kafka-option", "heartbeat.interval.ms=1000"]);
-        Process(command.stderr(Stdio::piped()).spawn().unwrap())
+        Process(OwnedChild::spawn(command.stderr(Stdio::piped())).unwrap())
     }
 
     pub fn signal(&self, name: &str) {
-        let status = Command::new("kill").args([&format!("-{name}"), &self.0.id().to_string()]).status().unwrap();
-        assert!(status.success(), "the replicator is gone");
+        self.0.signal(name);
     }
 
     /// kill -9.

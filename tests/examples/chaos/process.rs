@@ -15,10 +15,11 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use test_support::process::OwnedChild;
 
 /// What a container engine waits before it restarts a container, about.
 const RESTART_PAUSE: Duration = Duration::from_millis(700);
@@ -56,7 +57,7 @@ pub(crate) enum Change {
 #[derive(Debug)]
 enum State {
     Off,
-    Running(Child),
+    Running(OwnedChild),
     Down { until: Instant },
     Ended,
 }
@@ -122,7 +123,7 @@ impl Process {
         }
         command.args(args).envs(env.iter().cloned());
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
-        let child = command.spawn().with_context(|| format!("cannot start {}", path.display()))?;
+        let child = OwnedChild::spawn(&mut command).with_context(|| format!("cannot start {}", path.display()))?;
         self.state = State::Running(child);
         (self.killed, self.frozen) = (false, false);
         Ok(())
@@ -205,16 +206,6 @@ impl Process {
         let said = tail(&self.output).unwrap_or_default();
         let last = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
         format!("{how}: {last}")
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        if let State::Running(child) = &mut self.state {
-            // Nothing outlives the run, whatever ends it.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
     }
 }
 

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use event_log::KafkaOption;
+use test_support::process::Watcher;
 use tokio::runtime::Handle;
 
 use crate::plan::Role;
@@ -317,10 +318,12 @@ struct ObjectStore {
     script: PathBuf,
     data: PathBuf,
     settings: Vec<(String, String)>,
+    _watcher: Watcher,
 }
 
 impl ObjectStore {
     fn start(script: PathBuf, port: u16, data: PathBuf) -> anyhow::Result<Self> {
+        let _watcher = Watcher::of_server(&script, &data).context("cannot run sh")?;
         let mut command = Command::new(&script);
         command.args(["start", "--port", &port.to_string(), "--data"]).arg(&data);
         let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output().context("cannot run scripts/s3")?;
@@ -328,7 +331,7 @@ impl ObjectStore {
         let said = String::from_utf8(output.stdout)?;
         let settings = said.lines().filter_map(|line| line.split_once('='));
         let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-        Ok(Self { script, data, settings })
+        Ok(Self { script, data, settings, _watcher })
     }
 }
 

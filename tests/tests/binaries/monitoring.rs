@@ -3,9 +3,10 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use test_support::process::OwnedChild;
 use whole_pipeline_tests::process::Process;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -32,7 +33,7 @@ pub(crate) fn admin_of(process: &mut Process) -> String {
 
 /// A Prometheus with the rules of infra/prometheus. Killed when dropped.
 pub(crate) struct Prometheus {
-    child: Child,
+    _child: OwnedChild,
     url: String,
     targets: PathBuf,
     watched: Vec<(String, String)>,
@@ -58,21 +59,21 @@ impl Prometheus {
         // JSON is YAML.
         std::fs::write(&config, settings.to_string()).unwrap();
         std::fs::write(&targets, "[]").unwrap();
-        let mut child = Command::new("prometheus")
+        let mut command = Command::new("prometheus");
+        command
             .arg(format!("--config.file={}", config.display()))
             .arg(format!("--storage.tsdb.path={}", directory.join("prometheus").display()))
             .arg("--web.listen-address=127.0.0.1:0")
             .stdin(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+            .stderr(Stdio::piped());
+        let mut child = OwnedChild::spawn(&mut command).unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
         let listening = lines.by_ref().find(|line| line.contains("Listening on")).expect("Prometheus ended");
         let address = listening.split("address=").nth(1).unwrap().trim();
         let url = format!("http://{address}");
         // It must not stop at a full pipe.
         std::thread::spawn(move || lines.for_each(drop));
-        Some(Self { child, url, targets, watched: Vec::new() })
+        Some(Self { _child: child, url, targets, watched: Vec::new() })
     }
 
     /// Watches a process, too, until it ends.
@@ -92,13 +93,6 @@ impl Prometheus {
         let output = Command::new(script).args([&self.url, "--rate-interval", RATE_INTERVAL]).output().unwrap();
         let (said, wrong) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "{said}\n{wrong}");
-    }
-}
-
-impl Drop for Prometheus {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

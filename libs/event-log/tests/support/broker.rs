@@ -5,6 +5,7 @@ use std::process::Command;
 
 use event_log::LogUrl;
 use tempfile::TempDir;
+use test_support::process::{self, Watcher};
 
 /// A broker of this test's own, started by scripts/kafka.
 pub struct Broker {
@@ -12,6 +13,7 @@ pub struct Broker {
     data: TempDir,
     port: u16,
     pub url: LogUrl,
+    _watcher: Watcher,
 }
 
 impl Broker {
@@ -23,7 +25,9 @@ impl Broker {
         };
         let port = unused_port();
         let url = format!("kafka://127.0.0.1:{port}").parse().expect("a URL");
-        let broker = Broker { script, data: tempfile::tempdir().expect("a temporary directory"), port, url };
+        let data = tempfile::tempdir().expect("a temporary directory");
+        let _watcher = Watcher::of_server(&script, data.path()).expect("a shell");
+        let broker = Broker { script, data, port, url, _watcher };
         broker.start_again();
         Some(broker)
     }
@@ -61,7 +65,7 @@ impl Broker {
 
     fn signal(&self, signal: &str) {
         let pid = std::fs::read_to_string(self.data.path().join("pid")).expect("the broker runs");
-        super::signal(signal, pid.trim());
+        process::signal(signal, pid.trim());
     }
 }
 

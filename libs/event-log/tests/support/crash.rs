@@ -1,11 +1,12 @@
 //! A writer that is killed. It is this test binary again, started with what to do in its environment.
 
 use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
 use event_log::*;
+use test_support::process::OwnedChild;
 
 use super::{append, behind, copied};
 
@@ -24,22 +25,22 @@ const TABLE: u64 = 1 << 62;
 /// A process that appends numbered records to a topic, copies them to another, keeps a compacted table of the last number
 /// of each key, and says what is acknowledged.
 pub struct Writer {
-    child: Child,
+    child: OwnedChild,
     lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
 }
 
 impl Writer {
     /// Starts it. `entry` is the test that calls [`write_if_asked`].
     pub fn start(entry: &str, url: &LogUrl, topics: [&str; 3], group: &str, from: u64) -> Self {
-        let mut child = Command::new(std::env::current_exe().expect("this binary"))
+        let mut command = Command::new(std::env::current_exe().expect("this binary"));
+        command
             .args(["--exact", entry, "--nocapture", "--test-threads", "1"])
             .env(LOG, url.to_string())
             .env(TOPICS, topics.join(" "))
             .env(GROUP, group)
             .env(FROM, from.to_string())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("the writer starts");
+            .stdout(Stdio::piped());
+        let mut child = OwnedChild::spawn(&mut command).expect("the writer starts");
         let lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
         Self { child, lines }
     }

@@ -239,12 +239,6 @@ pub fn narrate() {
     let _ = tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).with_writer(std::io::stderr).try_init();
 }
 
-/// Sends a signal to a process that this test has started.
-pub fn signal(signal: &str, pid: &str) {
-    let status = std::process::Command::new("kill").args([&format!("-{signal}"), pid]).status();
-    assert!(status.expect("kill runs").success(), "kill -{signal} {pid}");
-}
-
 /// Waits until `done`.
 pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;

@@ -4,15 +4,16 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read as _, Write};
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::process::{ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use event_log::*;
+use test_support::process::OwnedChild;
 
-use super::{copied, signal, wait_until};
+use super::{copied, wait_until};
 
 const LOG: &str = "CARSTREAM_WORKER_LOG";
 const OPTIONS: &str = "CARSTREAM_WORKER_KAFKA_OPTIONS";
@@ -43,7 +44,7 @@ pub struct Job {
 /// A worker that runs, or has run.
 pub struct Worker {
     pub name: &'static str,
-    child: Child,
+    child: OwnedChild,
     stdin: Option<ChildStdin>,
     said: Arc<Mutex<Said>>,
     listener: Option<JoinHandle<()>>,
@@ -65,7 +66,8 @@ pub struct Said {
 impl Worker {
     pub fn start(job: &Job, name: &'static str) -> Self {
         let started = Instant::now();
-        let mut child = Command::new(std::env::current_exe().expect("this binary"))
+        let mut command = Command::new(std::env::current_exe().expect("this binary"));
+        command
             .args(["--exact", job.entry, "--nocapture", "--test-threads", "1"])
             .env(LOG, job.url.to_string())
             .env(OPTIONS, job.kafka_options)
@@ -74,9 +76,8 @@ impl Worker {
             .env(INSTANCE, name)
             .env(MAX_RECORDS, job.max_records.to_string())
             .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("the worker starts");
+            .stdout(Stdio::piped());
+        let mut child = OwnedChild::spawn(&mut command).expect("the worker starts");
         let (stdin, stdout) = (child.stdin.take(), child.stdout.take().expect("a pipe"));
         let said = Arc::new(Mutex::new(Said::default()));
         let heard = said.clone();
@@ -106,11 +107,11 @@ impl Worker {
     }
 
     pub fn pause(&self) {
-        signal("STOP", &self.child.id().to_string());
+        self.child.signal("STOP");
     }
 
     pub fn resume(&self) {
-        signal("CONT", &self.child.id().to_string());
+        self.child.signal("CONT");
     }
 
     /// kill -9.
@@ -139,14 +140,6 @@ impl Worker {
             listener.join().expect("everything that it said is heard");
         }
         self.child.wait().expect("a child")
-    }
-}
-
-impl Drop for Worker {
-    /// Nobody is left behind when a test fails.
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

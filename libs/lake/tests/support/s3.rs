@@ -9,12 +9,14 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use lake::{LakeArgs, S3Args};
+use test_support::process::{self, Watcher};
 
 /// A running server with an empty bucket.
 pub struct S3 {
     folder: tempfile::TempDir,
     script: PathBuf,
     port: u16,
+    _watcher: Watcher,
 }
 
 impl S3 {
@@ -28,7 +30,9 @@ impl S3 {
             return None;
         };
         let port = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
-        let s3 = Self { folder: tempfile::tempdir().unwrap(), script: script.into(), port };
+        let folder = tempfile::tempdir().unwrap();
+        let _watcher = Watcher::of_server(&script, folder.path()).unwrap();
+        let s3 = Self { folder, script: script.into(), port, _watcher };
         s3.restart();
         Some(s3)
     }
@@ -83,7 +87,7 @@ impl S3 {
 
     fn signal(&self, signal: &str) {
         let pid = std::fs::read_to_string(self.folder.path().join("pid")).unwrap();
-        assert!(Command::new("kill").arg(format!("-{signal}")).arg(pid.trim()).status().unwrap().success());
+        process::signal(signal, pid.trim());
     }
 
     fn script(&self, arguments: &[&str]) {
