@@ -25,7 +25,6 @@ use event_log::{
 };
 use telemetry::avro::AvroEncoder;
 use telemetry::pseudonym::PseudonymKey;
-use telemetry::schema::Schemas;
 use tokio_util::sync::CancellationToken;
 
 #[global_allocator]
@@ -103,7 +102,7 @@ impl Log for MadeUp {
     fn reader(self: Arc<Self>, ranges: Vec<Range>) -> Result<Box<dyn Reader>, Error> {
         let topic = ranges.first().map(|range| range.topic.to_string()).unwrap_or_default();
         let id = if topic == "scores" { 4 } else { 2 };
-        let encoder = AvroEncoder::new(Schemas::builtin(), id).map_err(|e| Error::Refused {
+        let encoder = AvroEncoder::new(contract::Contract::builtin().schemas(), id).map_err(|e| Error::Refused {
             operation: "making an encoder",
             log: self.url.to_string(),
             source: e.into(),
@@ -166,7 +165,7 @@ impl Reader for MakingUp {
 
 /// What follows the sequence number in a payload.
 fn payload_tail() -> String {
-    let schema = Schemas::builtin().file("telemetry_raw.avsc").expect("it is built in");
+    let schema = contract::Contract::builtin().schemas().file("telemetry_raw.avsc").expect("it is built in");
     let mut tail = format!(",\"event_time_ms\":{TIME_MS}");
     for field in schema.fields.iter().skip(4).filter(|field| !field.nullable) {
         let value = match field.kind.arrow() {
@@ -180,7 +179,7 @@ fn payload_tail() -> String {
 }
 
 fn rows(file: &str, of: &[(u64, i64, i64)], pseudonyms: &[String]) -> RecordBatch {
-    let schema = &Schemas::builtin().file(file).expect("it is built in").arrow;
+    let schema = &contract::Contract::builtin().schemas().file(file).expect("it is built in").arrow;
     let rows = of.len();
     let columns = schema.fields().iter().map(|field| -> ArrayRef {
         match (field.name().as_str(), field.data_type()) {

@@ -9,9 +9,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use carstream::dead_letter::{Filter, REPLAYED_FROM, list, replay};
+use contract::Contract;
 use event_log::{
     Appender, Consumer, Error, Log, LogUrl, Membership, OnCompletion, Outputs, Position, ProcessorOptions, Range,
-    Reader, Record, TopicDescription, TopicPartition, TopicSpec, Transactor, catalogue,
+    Reader, Record, TopicDescription, TopicPartition, TopicSpec, Transactor,
 };
 use prometheus_client::registry::Registry;
 use support::{BOOT, Site, Whole, carstream, commit, ends, payload, records, vin};
@@ -46,7 +47,7 @@ fn replayed(log: &Arc<dyn Log>) -> BTreeMap<String, u32> {
 }
 
 fn go(log: &Arc<dyn Log>, filter: &Filter) -> anyhow::Result<carstream::dead_letter::Replayed> {
-    replay(log, filter, false, &CancellationToken::new())
+    replay(log, Contract::builtin(), filter, false, &CancellationToken::new())
 }
 
 /// Runs the real preprocessor until it has come to the end of the raw topic.
@@ -84,7 +85,7 @@ async fn a_replayed_reading_gets_its_chance_once_and_the_audit_stays_clean() {
     assert!(report.is_clean() && report.ledger.dead_letters == 10, "{report}");
 
     let before = records(&site.edge, "telemetry.raw");
-    let done = replay(&site.edge, &Filter::default(), true, &CancellationToken::new()).unwrap();
+    let done = replay(&site.edge, Contract::builtin(), &Filter::default(), true, &CancellationToken::new()).unwrap();
     assert_eq!((done.replayed, done.dry_run), (10, true));
     assert_eq!(records(&site.edge, "telemetry.raw"), before, "a dry run writes nothing");
 
@@ -110,7 +111,7 @@ async fn a_replayed_reading_gets_its_chance_once_and_the_audit_stays_clean() {
     assert_eq!((report.ledger.clean, report.ledger.dead_letters, report.ledger.raw), (9, 11, 10), "{report}");
 
     // The new one can be replayed, the others can't any more.
-    let listing = list(&site.edge, &Filter::default(), 100, false).unwrap();
+    let listing = list(&site.edge, Contract::builtin(), &Filter::default(), 100, false).unwrap();
     assert_eq!(listing.lines.iter().filter(|line| line.replayed_ms.is_some()).count(), 10);
     let done = go(&site.edge, &Filter::default()).unwrap();
     assert_eq!((done.replayed, done.replayed_before), (1, 10));
@@ -125,7 +126,7 @@ fn filters_and_order_are_obeyed() {
     let place = site.raw_bytes(&[(2, b"x".to_vec())], old_ms)[0];
     site.dead_letter(2, b"x", place, "malformed-json", old_ms);
     let count = |filter: &Filter| {
-        let listing = list(&site.edge, filter, 1000, false).unwrap();
+        let listing = list(&site.edge, Contract::builtin(), filter, 1000, false).unwrap();
         assert_eq!(listing.counts.iter().map(|count| count.letters).sum::<u64>(), listing.lines.len() as u64);
         listing.lines.len()
     };
@@ -142,10 +143,13 @@ fn filters_and_order_are_obeyed() {
         let some = Filter { partition: Some(partition), from_offset: Some(2), to_offset: Some(5), ..filter() };
         assert_eq!(count(&some), (*records).min(5).saturating_sub(2) as usize);
     }
-    assert!(list(&site.edge, &Filter { topic: vec!["no-such-topic".into()], ..filter() }, 1, false).is_err());
+    assert!(
+        list(&site.edge, Contract::builtin(), &Filter { topic: vec!["no-such-topic".into()], ..filter() }, 1, false)
+            .is_err()
+    );
 
-    let oldest = list(&site.edge, &filter(), 3, true).unwrap().lines;
-    let newest = list(&site.edge, &filter(), 31, false).unwrap().lines;
+    let oldest = list(&site.edge, Contract::builtin(), &filter(), 3, true).unwrap().lines;
+    let newest = list(&site.edge, Contract::builtin(), &filter(), 31, false).unwrap().lines;
     assert_eq!((oldest.len(), oldest[0].reason.as_str()), (3, "malformed-json"));
     assert!(newest.is_sorted_by(|a, b| a.time_ms >= b.time_ms) && newest.last() == oldest.first());
 
@@ -157,7 +161,7 @@ fn filters_and_order_are_obeyed() {
 #[test]
 fn what_would_be_doubled_is_not_replayed() {
     let site = Site::new();
-    site.edge.ensure_topic(&catalogue::topic("scorer.dead-letter")).unwrap();
+    site.edge.ensure_topic(&topics::builtin("scorer.dead-letter")).unwrap();
     let mut outputs = Outputs::default();
     let scorer: [(&str, &[u8]); 3] = [
         ("dead-letter.source.topic", b"telemetry"),
@@ -208,9 +212,9 @@ fn marks_of_letters_that_are_gone_are_removed_and_mean_nothing_for_another_topic
         let place = site.raw_bytes(&[(0, payload(0, BOOT, number as i64))], time_ms)[0];
         site.dead_letter(0, b"x", place, "malformed-json", time_ms);
     }
-    let lines = list(&site.edge, &Filter::default(), 9, true).unwrap().lines;
+    let lines = list(&site.edge, Contract::builtin(), &Filter::default(), 9, true).unwrap().lines;
     let topic_id = site.edge.describe("telemetry.dead-letter").unwrap().id;
-    site.edge.ensure_topic(&catalogue::topic("dead-letter.replayed")).unwrap();
+    site.edge.ensure_topic(&topics::builtin("dead-letter.replayed")).unwrap();
     let mut outputs = Outputs::default();
     for (line, topic_id) in
         lines.iter().zip([topic_id.as_str(), &topic_id, "another topic of this name", "and another"])

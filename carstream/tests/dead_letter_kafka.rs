@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use carstream::dead_letter::{Filter, REPLAYED_FROM, list, replay};
+use contract::Contract;
 use event_log::{Error, Log, Outputs, Record, TopicSpec};
 use support::{commit, records};
 use test_support::clock::now_ms;
@@ -74,7 +75,7 @@ fn two_who_replay_at_once_replay_each_dead_letter_once() {
 
     let filter = Filter { topic: vec![letters], ..Filter::default() };
     let ended: Vec<_> = std::thread::scope(|scope| {
-        let one = || replay(&open(), &filter, false, &CancellationToken::new());
+        let one = || replay(&open(), Contract::builtin(), &filter, false, &CancellationToken::new());
         let both = [scope.spawn(one), scope.spawn(one)];
         both.into_iter().map(|replay| replay.join().unwrap()).collect()
     });
@@ -87,7 +88,7 @@ fn two_who_replay_at_once_replay_each_dead_letter_once() {
     assert!(ended.iter().any(Result::is_ok), "who began last goes on");
     let times = times_replayed(&log, &raw);
     assert!(times.len() == LETTERS as usize && times.values().all(|times| *times == 1), "{} {ended:?}", times.len());
-    assert_eq!(replay(&log, &filter, false, &CancellationToken::new()).unwrap().replayed, 0);
-    let counts = list(&log, &filter, 1, false).unwrap().counts;
+    assert_eq!(replay(&log, Contract::builtin(), &filter, false, &CancellationToken::new()).unwrap().replayed, 0);
+    let counts = list(&log, Contract::builtin(), &filter, 1, false).unwrap().counts;
     assert_eq!((counts[0].letters, counts[0].replayed), (LETTERS.into(), LETTERS.into()));
 }

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use arrow::array::AsArray;
 use arrow::datatypes::Int64Type;
 use carstream::audit::{Evidence, Sources, audit};
-use event_log::{Outputs, Record, TopicSpec, catalogue, partition_for_key};
+use event_log::{Outputs, Record, TopicSpec, partition_for_key};
 use lake::{Lake, LakeUrl};
 use model::Model;
 use prometheus_client::registry::Registry as Metrics;
@@ -90,13 +90,14 @@ impl Client {
     }
 
     async fn registered(&self, subject: &str, file: &str) -> Registered {
-        let (subject, schema) = (subject.to_owned(), Schemas::builtin().file(file).unwrap().json.clone());
+        let (subject, schema) =
+            (subject.to_owned(), contract::Contract::builtin().schemas().file(file).unwrap().json.clone());
         self.ask(move |registry| registry.find(&subject, &schema)).await.unwrap().unwrap()
     }
 
     /// Registers a further version of clean readings, with `field`.
     async fn register_with(&self, field: &'static str) -> Writer {
-        let text = Schemas::builtin().file(V2).unwrap().json.replace(
+        let text = contract::Contract::builtin().schemas().file(V2).unwrap().json.replace(
             r#"{"name": "ambient_temp","#,
             &format!(r#"{{"name": "{field}", "type": ["null", "float"], "default": null}}, {{"name": "ambient_temp","#),
         );
@@ -117,11 +118,11 @@ struct Writer {
 
 impl Writer {
     fn new(schema: Schema) -> Self {
-        Self { id: schema.id.unwrap(), schemas: Schemas::builtin().with_ids_of([schema]) }
+        Self { id: schema.id.unwrap(), schemas: contract::Contract::builtin().schemas().with_ids_of([schema]) }
     }
 
     fn of_file(file: &str, id: u32) -> Self {
-        Self::new(Schema { id: Some(id), ..Schema::clone(Schemas::builtin().file(file).unwrap()) })
+        Self::new(Schema { id: Some(id), ..Schema::clone(contract::Contract::builtin().schemas().file(file).unwrap()) })
     }
 }
 
@@ -166,7 +167,7 @@ async fn deployments_can_run_again(apicurio: &Apicurio, client: &Client) {
         "cloud: 6 topics of the cloud, 6 of them made now",
         "subject telemetry-value: telemetry.v1.avsc is version 1, id 2, registered now",
         "subject telemetry-value: telemetry.v2.avsc is version 2, id 3, registered now",
-        "these ids are not those of schemas/ids.json",
+        "these ids are not those of the contract's ids.json",
     ] {
         assert!(first.contains(wanted), "{wanted}:\n{first}");
     }
@@ -188,7 +189,7 @@ async fn deployments_can_run_again(apicurio: &Apicurio, client: &Client) {
     assert_eq!(code, Some(1), "{errors}");
     assert_eq!(errors.matches("partitions are 6, should be 4").count(), 13 + 4, "{errors}");
     let log = event_log::open(&path("strange").parse().unwrap(), &[]).unwrap();
-    let strange = TopicSpec { compacted: true, ..catalogue::topic("telemetry.raw") };
+    let strange = TopicSpec { compacted: true, ..topics::builtin("telemetry.raw") };
     log.ensure_topic(&TopicSpec { retention: None, ..strange }).unwrap();
     drop(log);
     let (code, _, errors) = carstream(&["deploy", "--log", &path("strange")]);
@@ -203,16 +204,14 @@ async fn deployments_can_run_again(apicurio: &Apicurio, client: &Client) {
 
 async fn changes_that_break_a_reader_are_refused(site: &Site, apicurio: &Apicurio, client: &Client) {
     // A release that has speed as a double: the registry refuses it, and a deployment of it says why.
-    let schemas = Path::new(env!("CARGO_MANIFEST_DIR")).join("../schemas");
-    let changed = site.path("changed-schemas");
-    std::fs::create_dir_all(changed.join("streams")).unwrap();
-    for file in walk(&schemas) {
-        std::fs::copy(schemas.join(&file), changed.join(&file)).unwrap();
-    }
+    let changed = site.path("changed-contract");
+    put(&changed, |path| !path.ends_with("telemetry.v1.avsc"));
+    std::fs::write(changed.join("streams/telemetry/ids.json"), format!(r#"{{"2": "{V2}"}}"#)).unwrap();
     let speed = |kind: &str| format!(r#""name": "speed", "type": "{kind}""#);
-    let broken = Schemas::builtin().file(V2).unwrap().json.replace(&speed("float"), &speed("double"));
-    std::fs::write(changed.join(V2), &broken).unwrap();
-    let deploy = ["deploy", "--schema-registry", &apicurio.url(), "--streams", &changed.display().to_string()];
+    let broken =
+        contract::Contract::builtin().schemas().file(V2).unwrap().json.replace(&speed("float"), &speed("double"));
+    std::fs::write(changed.join("streams/telemetry").join(V2), &broken).unwrap();
+    let deploy = ["deploy", "--schema-registry", &apicurio.url(), "--contract", &changed.display().to_string()];
     let (code, _, errors) = carstream(&deploy);
     assert_eq!(code, Some(1), "{errors}");
     let wanted = "subject telemetry-value: telemetry.v2.avsc is not compatible with version 2 (id 3) there: \
@@ -222,7 +221,9 @@ async fn changes_that_break_a_reader_are_refused(site: &Site, apicurio: &Apicuri
     assert!(matches!(&refused, Err(Error::Refused { status: 409, .. })), "{refused:?}");
 
     // Somebody forces such a change on findings: whoever reads or writes them does not start.
-    let schema = |change: (&str, &str)| Schemas::builtin().file("fault.avsc").unwrap().json.replace(change.0, change.1);
+    let schema = |change: (&str, &str)| {
+        contract::Contract::builtin().schemas().file("fault.avsc").unwrap().json.replace(change.0, change.1)
+    };
     let forced = schema((r#""name": "seq", "type": "long""#, r#""name": "seq", "type": "string""#));
     let force = client.ask(move |registry| {
         registry.set_compatibility("faults-value", "NONE")?;
@@ -261,14 +262,9 @@ impl<'s> Platform<'s> {
         let (stop, url) = (CancellationToken::new(), gate.url());
         let mut preprocessor = preprocessor::Args::new(site.edge.url().clone(), site.path("site.key"));
         // Findings are out of order in this story.
-        let streams = site.path("streams");
-        std::fs::rename(site.path("changed-schemas"), &streams).unwrap();
-        std::fs::write(streams.join(V2), &Schemas::builtin().file(V2).unwrap().json).unwrap();
-        let text = std::fs::read_to_string(streams.join("streams.json")).unwrap();
-        let mut definitions: serde_json::Value = serde_json::from_str(&text).unwrap();
-        definitions.as_object_mut().unwrap().remove("faults").unwrap();
-        std::fs::write(streams.join("streams.json"), definitions.to_string()).unwrap();
-        preprocessor.streams = Some(streams);
+        let own = site.path("own-contract");
+        put(&own, |path| !path.starts_with("streams/faults/") && !path.starts_with("models/"));
+        preprocessor.contract = service::ContractArgs::of(own);
         preprocessor.schema_registry = args(&url);
         let (log, stopped) = (site.edge.clone(), stop.clone());
         let preprocessor = tokio::spawn(async move {
@@ -323,9 +319,9 @@ impl<'s> Platform<'s> {
             }
             let scores = records(&self.site.edge, "scores");
             if scores.len() >= sent.len() {
-                let schemas = Schemas::builtin().with_ids_of([Schema {
+                let schemas = contract::Contract::builtin().schemas().with_ids_of([Schema {
                     id: Some(self.ids[2]),
-                    ..Schema::clone(Schemas::builtin().file("score.avsc").unwrap())
+                    ..Schema::clone(contract::Contract::builtin().schemas().file("score.avsc").unwrap())
                 }]);
                 let mut decoder = AvroDecoder::new(&schemas, "score.avsc").unwrap();
                 scores.iter().for_each(|record| decoder.decode(&record.3).unwrap());
@@ -352,7 +348,10 @@ impl<'s> Platform<'s> {
             let lake = Lake::open(&LakeUrl::Directory(self.site.path(lake))).unwrap();
             let (mut found, mut rows) = (BTreeSet::new(), 0);
             for range in lake.coverage("telemetry").await.unwrap() {
-                let mut reader = lake.read(range, Schemas::builtin().file(V2).unwrap().arrow.clone()).await.unwrap();
+                let mut reader = lake
+                    .read(range, contract::Contract::builtin().schemas().file(V2).unwrap().arrow.clone())
+                    .await
+                    .unwrap();
                 while let Some(read) = reader.next().await.unwrap() {
                     rows += read.batch.num_rows();
                     found.append(&mut identities_of(&read.batch));
@@ -384,13 +383,14 @@ async fn newer_and_older_writers_come_while_it_runs(platform: &Platform<'_>, cli
 
 async fn the_audit_reads_them_as_well(site: &Site, gate: &Gate, sent: usize) {
     let uses = [("telemetry", V2), ("scores", "score.avsc")];
-    let opened =
-        args(&gate.url()).open(Schemas::builtin(), &uses, &Readiness::default(), &CancellationToken::new()).await;
+    let opened = args(&gate.url())
+        .open(contract::Contract::builtin().schemas(), &uses, &Readiness::default(), &CancellationToken::new())
+        .await;
     let mut sources = Sources::new(None, Some(site.edge.clone()), None);
     sources.schemas = opened.unwrap().unwrap();
     let report = audit(sources.clone(), Evidence::default(), None, CancellationToken::new()).await.unwrap();
     assert!(report.is_clean() && report.hops[0].records == sent as u64, "{report}");
-    sources.schemas = schema_registry::SchemaSource::builtin();
+    sources.schemas = schema_registry::SchemaSource::of(contract::Contract::builtin().schemas().clone());
     let report = audit(sources, Evidence::default(), None, CancellationToken::new()).await.unwrap();
     assert!(!report.is_clean(), "it read ids of the registry as those of ids.json: {report}");
 }
@@ -470,8 +470,12 @@ fn sink(site: &Site, lake: &str, url: &str, shutdown: CancellationToken) -> Join
     )
 }
 
-fn walk(directory: &Path) -> Vec<std::path::PathBuf> {
-    let names = |path: &Path| std::fs::read_dir(path).unwrap().map(|e| e.unwrap().file_name()).collect::<Vec<_>>();
-    let top = names(directory).into_iter().filter(|name| name != "streams").map(Into::into);
-    top.chain(names(&directory.join("streams")).iter().map(|name| Path::new("streams").join(name))).collect()
+/// A contract of these files of the platform's, and nothing else.
+fn put(directory: &Path, wanted: impl Fn(&str) -> bool) {
+    for (path, text) in contract::Contract::platform_files().into_iter().filter(|(path, _)| wanted(path)) {
+        let path = directory.join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+    std::fs::write(directory.join("contract.json"), r#"{"extends": "nothing"}"#).unwrap();
 }

@@ -21,7 +21,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clients::Directory;
 use crate::metrics::Metrics;
-use crate::topics;
 
 /// Alerts sent to one client and not acknowledged; a client may ask for fewer.
 const MAX_ALERTS_IN_FLIGHT: usize = 8;
@@ -96,9 +95,10 @@ impl AlertQueue {
     }
 }
 
-/// Follows the topic `alerts`, and hands each alert to the car it is for.
+/// Follows the topic with alerts, and hands each alert to the car it is for.
 pub(crate) struct Follower {
     log: Arc<dyn Log>,
+    topic: Arc<str>,
     directory: Arc<Directory>,
     metrics: Metrics,
     /// The next offset of each partition.
@@ -107,14 +107,19 @@ pub(crate) struct Follower {
 
 impl Follower {
     /// Starts at the end of the topic.
-    pub(crate) fn new(log: Arc<dyn Log>, directory: Arc<Directory>, metrics: Metrics) -> Result<Self, Error> {
-        let positions = log.describe(topics::ALERTS)?.partitions.iter().map(|p| p.next).collect();
-        Ok(Self { log, directory, metrics, positions })
+    pub(crate) fn new(
+        log: Arc<dyn Log>,
+        topic: &Arc<str>,
+        directory: Arc<Directory>,
+        metrics: Metrics,
+    ) -> Result<Self, Error> {
+        let positions = log.describe(topic)?.partitions.iter().map(|p| p.next).collect();
+        Ok(Self { log, topic: topic.clone(), directory, metrics, positions })
     }
 
     /// Follows until shutdown. Blocking.
     pub(crate) fn run(mut self, shutdown: &CancellationToken) {
-        let mut waiting = Waiting::new(format!("topic {} in {}", topics::ALERTS, self.log.url()));
+        let mut waiting = Waiting::new(format!("topic {} in {}", self.topic, self.log.url()));
         while !shutdown.is_cancelled() {
             let Err(error) = self.follow(shutdown, &mut waiting) else { return };
             waiting.note(&error);
@@ -139,9 +144,8 @@ impl Follower {
     }
 
     fn reader(&self) -> Result<Box<dyn Reader>, Error> {
-        let topic: Arc<str> = topics::ALERTS.into();
         let ranges = (0..).zip(&self.positions).map(|(partition, &start)| Range {
-            topic: topic.clone(),
+            topic: self.topic.clone(),
             partition,
             start,
             end: None,
@@ -151,7 +155,7 @@ impl Follower {
 
     /// Retention has passed the position: older alerts are no news any more.
     fn skip_to_end(&mut self) {
-        if let Ok(topic) = self.log.describe(topics::ALERTS) {
+        if let Ok(topic) = self.log.describe(&self.topic) {
             self.positions = topic.partitions.iter().map(|p| p.next).collect();
         }
     }

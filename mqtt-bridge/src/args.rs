@@ -7,13 +7,14 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use event_log::LogArgs;
-use service::{ConfigError, ServiceArgs};
+use service::{ConfigError, ContractArgs, ServiceArgs};
 
 use crate::input::READ_BYTES;
 
 /// Takes cars' MQTT messages (3.1.1 and 5) into the log.
 ///
-/// A car publishes to vehicles/{vin}/telemetry, faults, drivers or status with QoS 0 or 1. A QoS 1 publish is
+/// A car publishes to vehicles/{vin}/LEVEL with QoS 0 or 1: telemetry, faults, drivers, status, and what else the
+/// site's contract has. A QoS 1 publish is
 /// acknowledged when the log has committed it, never before. A car subscribed to vehicles/{vin}/alerts is sent its
 /// alerts. Try it with: mosquitto_pub -q 1 -t vehicles/WVWZZZ1JZXW000001/telemetry -m '{}'
 #[derive(Debug, Clone, clap::Parser)]
@@ -32,6 +33,9 @@ pub struct Args {
     /// Where the readings go.
     #[command(flatten)]
     pub log: LogArgs,
+    /// What cars may publish, and into which topics.
+    #[command(flatten)]
+    pub contract: ContractArgs,
     /// Which cars a client without a certificate may publish for.
     #[arg(long, env = "CARSTREAM_MQTT_CLIENT_ID", value_enum, default_value_t)]
     pub client_id: ClientIdRule,
@@ -150,6 +154,7 @@ impl Args {
             listen: Listen::At(listen),
             tls: TlsArgs::default(),
             log,
+            contract: ContractArgs::default(),
             client_id: ClientIdRule::default(),
             no_alerts: pseudonym_key_file.is_none(),
             pseudonym_key_file,

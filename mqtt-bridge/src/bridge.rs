@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context;
-use event_log::{Appender, Error, Log, catalogue};
+use contract::Topic;
+use event_log::{Appender, Error, Log};
 use service::{ConfigError, Waiting, retry_until};
 use telemetry::pseudonym::PseudonymKey;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -22,10 +23,11 @@ use crate::args::{Args, Listen};
 use crate::clients::{Directory, Slots};
 use crate::close::Refusal;
 use crate::connection::{self, Arrival};
+use crate::metrics::KindLabel;
 use crate::session::Rules;
-use crate::shared::{AssignedIds, Room, Shared};
+use crate::shared::{AssignedIds, KindOfMessage, Room, Shared};
 use crate::tls::{self, Tls};
-use crate::topics::{self, Kind};
+use crate::topics::{Level, Topics};
 
 /// A fleet that comes back after a tunnel (or after our restart) comes at once.
 const BACKLOG: u32 = 4_096;
@@ -84,6 +86,7 @@ impl Bridge {
     /// The same with a log that is open. `args.log` is not looked at.
     pub async fn bind_on(log: Arc<dyn Log>, args: Args, metrics: Metrics) -> anyhow::Result<Self> {
         args.check()?;
+        let topics = Arc::new(Topics::new(&args.contract.load()?));
         let key = read_key(&args)?;
         let tls = Tls::new(&args.tls, metrics.clone())?;
         let slots = Arc::new(Slots::default());
@@ -93,9 +96,10 @@ impl Bridge {
             let stop = CancellationToken::new();
             let stop_with_us = stop.clone().drop_guard();
             let (log, slots, room) = (log.clone(), slots.clone(), room.clone());
-            let follows = key.is_some().then(|| directory.clone());
-            let metrics = metrics.clone();
-            let prepared = tokio::task::spawn_blocking(move || prepare(log, slots, room, follows, &metrics, &stop));
+            let follows = topics.alerts().filter(|_| key.is_some()).map(|topic| (topic.clone(), directory.clone()));
+            let (metrics, topics) = (metrics.clone(), topics.clone());
+            let prepared =
+                tokio::task::spawn_blocking(move || prepare(log, &topics, slots, room, follows, &metrics, &stop));
             let prepared = prepared.await??.context("stopped while waiting for the log")?;
             drop(stop_with_us);
             prepared
@@ -107,9 +111,19 @@ impl Bridge {
         if let (Some(address), Some(tls)) = (args.tls.tls_listen, tls) {
             doors.push(Door::open(address, "--tls-listen", "CARSTREAM_MQTT_TLS_LISTEN", Some(tls.into()))?);
         }
+        let kind = |level: &Level| KindOfMessage {
+            topic: level.topic.name.clone(),
+            published: metrics.publishes.get_or_create_owned(&KindLabel { kind: level.name.clone() }),
+        };
+        let kinds = topics.levels().iter().map(kind).collect();
         let shared = Arc::new(Shared {
-            rules: Rules { client_id: args.client_id, limits: args.limits, alerts: key.is_some() },
-            topics: Kind::ALL.map(|kind| kind.log_topic().into()),
+            rules: Rules {
+                alerts: key.is_some() && topics.alerts().is_some(),
+                client_id: args.client_id,
+                limits: args.limits,
+                topics,
+            },
+            kinds,
             appender,
             slots,
             directory,
@@ -241,20 +255,21 @@ async fn drain(shared: &Shared, tasks: &TaskTracker) {
 #[allow(clippy::type_complexity)]
 fn prepare(
     log: Arc<dyn Log>,
+    topics: &Topics,
     slots: Arc<Slots>,
     room: Arc<Room>,
-    follows: Option<Arc<Directory>>,
+    follows: Option<(Topic, Arc<Directory>)>,
     metrics: &Metrics,
     stop: &CancellationToken,
 ) -> Result<Option<(Arc<dyn Appender>, Option<Follower>)>, Error> {
-    let topics = Kind::ALL.map(Kind::log_topic).into_iter().chain(follows.is_some().then_some(topics::ALERTS));
-    for topic in topics {
-        let waiting = Waiting::new(format!("topic {topic} in {}", log.url())).telling(&metrics.readiness);
+    let alerts = follows.as_ref().map(|(topic, _)| topic);
+    for topic in topics.levels().iter().map(|level| &level.topic).chain(alerts) {
+        let waiting = Waiting::new(format!("topic {} in {}", topic.name, log.url())).telling(&metrics.readiness);
         let ensured = retry_until(
             stop,
             waiting,
             |error: &Error| !error.is_retriable(),
-            || catalogue::ensure(log.as_ref(), topic),
+            || ::topics::ensure(log.as_ref(), topic),
         )?;
         if ensured.is_none() {
             return Ok(None);
@@ -264,13 +279,13 @@ fn prepare(
         slots.complete(completions);
         room.make(completions.len());
     }))?;
-    let Some(directory) = follows else { return Ok(Some((appender, None))) };
-    let waiting = Waiting::new(format!("topic {} in {}", topics::ALERTS, log.url())).telling(&metrics.readiness);
+    let Some((topic, directory)) = follows else { return Ok(Some((appender, None))) };
+    let waiting = Waiting::new(format!("topic {} in {}", topic.name, log.url())).telling(&metrics.readiness);
     let follower = retry_until(
         stop,
         waiting,
         |error: &Error| !error.is_retriable(),
-        || Follower::new(log.clone(), directory.clone(), metrics.clone()),
+        || Follower::new(log.clone(), &topic.name, directory.clone(), metrics.clone()),
     )?;
     Ok(follower.map(|follower| (appender, Some(follower))))
 }

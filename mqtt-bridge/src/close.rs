@@ -100,9 +100,9 @@ impl Close {
     /// One sentence for the people who read the client's log (MQTT 5's reason string).
     pub(crate) fn explanation(self) -> &'static str {
         match self {
-            Close::TopicInvalid => "publish to vehicles/{vin}/telemetry, faults, drivers or status",
+            Close::TopicInvalid => "publish to vehicles/{vin}/LEVEL, with a level that this site's contract has",
             Close::NotAuthorized => {
-                "a client publishes for the car whose VIN its certificate has, or is its identifier"
+                "a client may publish only for the VIN in its certificate, or without one, its client id"
             }
             Close::QosNotSupported => "this bridge takes QoS 0 and 1",
             Close::RetainNotSupported => "this bridge retains nothing",

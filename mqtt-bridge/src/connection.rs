@@ -182,7 +182,7 @@ impl Connection {
         }
         self.acknowledge()?;
         if let Some(session) = &mut self.session {
-            let sent = session.send_alerts(&mut self.out);
+            let sent = session.send_alerts(&self.shared.rules, &mut self.out);
             self.shared.metrics.alerts_delivered.inc_by(sent.delivered);
             self.shared.metrics.alerts_dropped.inc_by(sent.dropped);
         }
@@ -353,10 +353,11 @@ impl Connection {
             headers: &[("received_ms", stamp.text()), ("mqtt_topic", message.topic().as_bytes())],
             timestamp_ms: stamp.wall_ms,
         };
-        match shared.appender.append(&shared.topics[message.kind as usize], &record, token) {
+        let kind = &shared.kinds[message.kind.index()];
+        match shared.appender.append(&kind.topic, &record, token) {
             Ok(()) => {
                 session.window().push(message.packet_id, Fate::Pending, bytes, stamp.instant);
-                shared.metrics.publishes[message.kind as usize].inc();
+                kind.published.inc();
                 shared.metrics.publish_bytes.inc_by(message.payload.len() as u64);
                 shared.metrics.in_flight.inc();
                 Ok(())

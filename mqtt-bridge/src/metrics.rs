@@ -10,7 +10,6 @@ use prometheus_client::registry::{Registry, Unit};
 use service::Readiness;
 
 use crate::close::{Close, Refusal};
-use crate::topics::Kind;
 
 /// The handles of all metrics; clones share them.
 #[derive(Debug, Clone)]
@@ -19,7 +18,7 @@ pub struct Metrics {
     pub(crate) connects: Family<Version, Counter>,
     pub(crate) connect_refusals: Family<Reason, Counter>,
     pub(crate) closes: Family<Reason, Counter>,
-    pub(crate) publishes: [Counter; Kind::ALL.len()],
+    pub(crate) publishes: Family<KindLabel, Counter>,
     pub(crate) publish_bytes: Counter,
     pub(crate) publish_refusals: Family<Reason, Counter>,
     pub(crate) pubacks: Counter,
@@ -58,8 +57,8 @@ pub(crate) struct Version {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct KindLabel {
-    kind: &'static str,
+pub(crate) struct KindLabel {
+    pub(crate) kind: String,
 }
 
 /// From an embedded log's commit (about 1 ms) to a broker that is away for a minute.
@@ -69,13 +68,12 @@ impl Metrics {
     /// Registers the metrics as `carstream_mqtt_bridge_…`.
     pub fn new(registry: &mut Registry) -> Self {
         let registry = registry.sub_registry_with_prefix("carstream_mqtt_bridge");
-        let publishes = Family::<KindLabel, Counter>::default();
         let metrics = Self {
             connections: Gauge::default(),
             connects: Family::default(),
             connect_refusals: Family::default(),
             closes: Family::default(),
-            publishes: Kind::ALL.map(|kind| publishes.get_or_create(&KindLabel { kind: kind.name() }).clone()),
+            publishes: Family::default(),
             publish_bytes: Counter::default(),
             publish_refusals: Family::default(),
             pubacks: Counter::default(),
@@ -98,7 +96,7 @@ impl Metrics {
         registry.register("connects", "Clients accepted, by MQTT version", m.connects.clone());
         registry.register("connect_refusals", "Clients refused, by reason", m.connect_refusals.clone());
         registry.register("closes", "Connections that ended, by reason", m.closes.clone());
-        registry.register("publishes", "Messages given to the log, by kind", publishes);
+        registry.register("publishes", "Messages given to the log, by kind", m.publishes.clone());
         registry.register_with_unit("publish", "Payload given to the log", Unit::Bytes, m.publish_bytes.clone());
         registry.register("publish_refusals", "Publishes refused, by reason", m.publish_refusals.clone());
         registry.register("pubacks", "Publishes acknowledged after the log had committed them", m.pubacks.clone());
@@ -152,11 +150,6 @@ impl Metrics {
             drop(self.publish_refusals.get_or_create(&Reason { reason: close.label() }));
         }
         drop(self.connect_refusals.get_or_create(&Reason { reason: Refusal::Busy.label() }));
-    }
-
-    /// Messages given to the log so far.
-    pub fn published(&self) -> u64 {
-        self.publishes.iter().map(Counter::get).sum()
     }
 
     /// Publishes acknowledged so far.

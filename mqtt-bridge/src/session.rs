@@ -15,6 +15,7 @@ mod message;
 
 use std::borrow::Cow;
 use std::num::NonZeroU16;
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
@@ -24,7 +25,7 @@ use rmqtt_codec::{v3, v5};
 use crate::alerts::AlertQueue;
 use crate::args::{ClientIdRule, Limits};
 use crate::close::Close;
-use crate::topics;
+use crate::topics::Topics;
 use crate::window::{Fate, Window};
 use crate::wire::{self, Packet, Version};
 
@@ -35,8 +36,9 @@ pub(crate) use message::Message;
 pub(crate) const MAX_OUT_BYTES: usize = 16 * 1_024;
 
 /// What all sessions have in common.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Rules {
+    pub(crate) topics: Arc<Topics>,
     pub(crate) client_id: ClientIdRule,
     pub(crate) limits: Limits,
     /// Whether clients may subscribe to their alerts.
@@ -161,7 +163,7 @@ impl Session {
             Packet::Subscribe { packet_id, filters, identified } => {
                 self.subscribe(packet_id, &filters, identified, rules, out)
             }
-            Packet::Unsubscribe { packet_id, filters } => self.unsubscribe(packet_id, &filters, out),
+            Packet::Unsubscribe { packet_id, filters } => self.unsubscribe(packet_id, &filters, rules, out),
             Packet::Disconnect { with_will } => {
                 if !with_will {
                     self.will = None;
@@ -188,7 +190,7 @@ impl Session {
             }
         }
         let packet_id = publish.packet_id;
-        let refused = match Message::of_packet(publish) {
+        let refused = match Message::of_packet(publish, &rules.topics) {
             None => Close::TopicInvalid,
             Some(message) if self.only_car(rules).is_some_and(|only| only != message.vin()) => Close::NotAuthorized,
             Some(message) => return Ok(Step::Append(message)),
@@ -253,7 +255,7 @@ impl Session {
             } else if !rules.alerts {
                 Reason::ImplementationSpecificError
             } else {
-                match topics::parse_alerts(filter) {
+                match rules.topics.parse_alerts(filter) {
                     Some(vin) if vin == self.car() => {
                         let qos = wanted.less_value(QoS::AtLeastOnce);
                         self.alerts.get_or_insert_default().qos = qos;
@@ -280,12 +282,18 @@ impl Session {
         Ok(if subscribed { Step::Subscribed } else { Step::Done })
     }
 
-    fn unsubscribe(&mut self, packet_id: NonZeroU16, filters: &[String], out: &mut BytesMut) -> Result<Step, Close> {
+    fn unsubscribe(
+        &mut self,
+        packet_id: NonZeroU16,
+        filters: &[String],
+        rules: &Rules,
+        out: &mut BytesMut,
+    ) -> Result<Step, Close> {
         use v5::UnsubscribeAckReason as Reason;
         let mut unsubscribed = false;
         let mut status = Vec::with_capacity(filters.len());
         for filter in filters {
-            let own = topics::parse_alerts(filter).is_some_and(|vin| vin == self.car());
+            let own = rules.topics.parse_alerts(filter).is_some_and(|vin| vin == self.car());
             let had = own && self.alerts.take().is_some();
             unsubscribed |= had;
             status.push(if had { Reason::Success } else { Reason::NoSubscriptionExisted });
@@ -306,10 +314,10 @@ impl Session {
     }
 
     /// Sends the alerts that may be sent. Does nothing while the client does not take what it was sent before.
-    pub(crate) fn send_alerts(&mut self, out: &mut BytesMut) -> SentAlerts {
+    pub(crate) fn send_alerts(&mut self, rules: &Rules, out: &mut BytesMut) -> SentAlerts {
         let mut sent = SentAlerts::default();
         let Some(queue) = self.alerts.as_mut().filter(|queue| queue.outstanding() > 0) else { return sent };
-        let topic = topics::alerts_topic(self.certified.as_deref().unwrap_or(&self.client_id));
+        let topic = rules.topics.alerts_topic(self.certified.as_deref().unwrap_or(&self.client_id));
         while out.len() < MAX_OUT_BYTES {
             let Some((packet_id, payload)) = queue.next(self.receive_maximum) else { break };
             match wire::put_publish(self.version, &topic, packet_id, payload, self.max_packet_bytes, out) {

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use event_log::{Appender, Error};
+use prometheus_client::metrics::counter::Counter;
 use service::Waiting;
 use telemetry::pseudonym::PseudonymKey;
 use tokio::sync::{Notify, Semaphore};
@@ -13,13 +14,12 @@ use tokio_util::sync::CancellationToken;
 use crate::Metrics;
 use crate::clients::{Directory, Slots};
 use crate::session::Rules;
-use crate::topics::Kind;
 
 /// What all connections share.
 pub(crate) struct Shared {
     pub(crate) rules: Rules,
-    /// The log topics, by kind.
-    pub(crate) topics: [Arc<str>; Kind::ALL.len()],
+    /// Where messages go, by [`Kind`](crate::topics::Kind).
+    pub(crate) kinds: Vec<KindOfMessage>,
     pub(crate) appender: Arc<dyn Appender>,
     pub(crate) slots: Arc<Slots>,
     pub(crate) directory: Arc<Directory>,
@@ -34,6 +34,13 @@ pub(crate) struct Shared {
     pub(crate) open: AtomicUsize,
     pub(crate) log_trouble: Mutex<Waiting>,
     pub(crate) assigned_ids: AssignedIds,
+}
+
+/// What cars publish under one level of their MQTT topics.
+pub(crate) struct KindOfMessage {
+    /// The topic of the log.
+    pub(crate) topic: Arc<str>,
+    pub(crate) published: Counter,
 }
 
 impl Shared {

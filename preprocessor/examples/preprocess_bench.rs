@@ -6,21 +6,20 @@ use std::hint::black_box;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use preprocessor::definition::Definitions;
+use contract::Contract;
 use preprocessor::duplicates::Duplicates;
 use preprocessor::sql::Query;
 use telemetry::avro::{AvroDecoder, AvroEncoder};
 use telemetry::json::JsonDecoder;
 use telemetry::pseudonym::PseudonymKey;
-use telemetry::schema::Schemas;
 
 const CARS: usize = 10_000;
 
 fn main() {
     let mut numbers = std::env::args().skip(1).filter_map(|n| n.parse::<usize>().ok());
     let (rows, batches) = (numbers.next().unwrap_or(4096), numbers.next().unwrap_or(100));
-    let definitions = Definitions::builtin().expect("the platform's definitions are valid");
-    let definition = definitions.streams.iter().find(|d| d.name == "telemetry").expect("it has telemetry");
+    let contract = Contract::builtin();
+    let definition = contract.stream(contract::READINGS).expect("it has telemetry");
     let key = PseudonymKey::from_bytes(b"a key for benchmarks").expect("it is long enough");
     let query = Query::plan(definition, &key).expect("the platform's statement is valid");
     let mut tables = query.tables(definition);
@@ -34,8 +33,8 @@ fn main() {
     let payloads: Vec<String> = (0..rows).map(|i| reading(&vins[i * 7919 % CARS], i)).collect();
 
     let mut json = JsonDecoder::new(&definition.input.schema);
-    let mut encoder = AvroEncoder::new(Schemas::builtin(), 2).expect("schema 2 exists");
-    let mut decoder = AvroDecoder::new(Schemas::builtin(), "telemetry.v2.avsc").expect("it exists");
+    let mut encoder = AvroEncoder::new(contract.schemas(), 2).expect("schema 2 exists");
+    let mut decoder = AvroDecoder::new(contract.schemas(), "telemetry.v2.avsc").expect("it exists");
     let mut seen = Duplicates::default();
     let mut spent = [Duration::ZERO; 5];
     for batch in 0..batches {

@@ -6,13 +6,14 @@ use std::time::Duration;
 use clap::Parser;
 use event_log::{LogArgs, LogUrl};
 use schema_registry::SchemaRegistryArgs;
-use service::ServiceArgs;
+use service::{ContractArgs, ServiceArgs};
 use telemetry::pseudonym::PseudonymKey;
 
 /// Makes clean readings of raw ones: validated, each one once, joined, nothing personal, as Avro.
 ///
-/// Runs the stream definitions of the platform: telemetry.raw becomes telemetry, faults.raw becomes
-/// faults. What can't be used goes to telemetry.dead-letter and faults.dead-letter, with the reason.
+/// Runs every stream of the contract: of the platform's, telemetry.raw becomes telemetry and
+/// faults.raw becomes faults. Records that cannot be used go to the stream's dead-letter topic, with
+/// the reason.
 /// To see what each stream lets out, and where it comes from:
 ///
 ///   preprocessor --check
@@ -35,10 +36,9 @@ pub struct Args {
     #[arg(long, env = "CARSTREAM_PSEUDONYM_KEY_FILE", value_name = "FILE")]
     pub pseudonym_key_file: Option<PathBuf>,
 
-    /// Stream definitions of your own: a directory like `schemas/`, with streams.json, ids.json, *.avsc and the SQL
-    /// files. They replace the platform's.
-    #[arg(long, env = "CARSTREAM_STREAMS", value_name = "DIR")]
-    pub streams: Option<PathBuf>,
+    /// Which streams there are.
+    #[command(flatten)]
+    pub contract: ContractArgs,
 
     /// Where schema ids come from.
     #[command(flatten)]
@@ -89,7 +89,7 @@ impl Args {
         Self {
             log: LogArgs::new(log),
             pseudonym_key_file: Some(pseudonym_key_file),
-            streams: None,
+            contract: ContractArgs::default(),
             schema_registry: SchemaRegistryArgs::default(),
             check: false,
             instance: DEFAULT_INSTANCE.to_owned(),

@@ -4,11 +4,11 @@ use std::fmt::Write;
 
 use telemetry::schema::{Field, Pii};
 
-use crate::definition::Definition;
 use crate::sql::{Query, Source};
+use contract::StreamDefinition;
 
 /// One stream as text.
-pub(crate) fn describe(definition: &Definition, query: &Query) -> String {
+pub(crate) fn describe(definition: &StreamDefinition, query: &Query) -> String {
     let mut text = String::new();
     let (input, output) = (&definition.input, &definition.output);
     let identity = definition.identity.map(|column| input.schema.fields[column].name.as_str()).join(", ");
@@ -74,7 +74,7 @@ fn tagged(table: &str, column: &str, pii: Option<Pii>) -> String {
 }
 
 /// Tagged columns of stream and tables that no output column comes from.
-fn kept_back(definition: &Definition, query: &Query) -> Vec<String> {
+fn kept_back(definition: &StreamDefinition, query: &Query) -> Vec<String> {
     let input = (definition.input.table.as_str(), &definition.input.schema);
     let tables = query.looked_up().map(|table| &definition.tables[table]).map(|t| (t.table.as_str(), &t.schema));
     let mut kept = Vec::new();

@@ -8,7 +8,7 @@
 //!               └────────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! A stream is a definition, not code: input schema, `CREATE STREAM … AS SELECT …`, output schema ([`definition`]).
+//! A stream is a folder of the contract, not code: input schema, `CREATE STREAM … AS SELECT …`, output schema.
 //! A statement that would let out a field tagged as personal, or that could fail on a record, does not start
 //! ([`sql`]). Each reading is let through once ([`duplicates`]).
 //!
@@ -17,7 +17,6 @@
 
 mod args;
 mod check;
-pub mod definition;
 pub mod duplicates;
 mod metrics;
 pub mod reason;
@@ -28,22 +27,20 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use anyhow::Context;
-use event_log::{Error, Log, catalogue};
+use contract::{Contract, StreamDefinition};
+use event_log::{Error, Log};
 use prometheus_client::registry::Registry;
 use schema_registry::SchemaSource;
 use service::{ConfigError, Waiting};
 use telemetry::pseudonym::PseudonymKey;
-use telemetry::schema::Schemas;
 use tokio_util::sync::CancellationToken;
 
 pub use args::Args;
 pub use metrics::{Metrics, Stream, Table};
 pub use transform::Preprocess;
 
-use definition::{Definition, Definitions};
-
 /// What each stream has let through, in snapshots.
-const STATE: &str = "preprocessor.state";
+const STATE: &str = contract::own::PREPROCESSOR_STATE;
 
 /// What the binary runs: the streams, and the admin port if one is asked for; or the check.
 pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
@@ -82,16 +79,17 @@ async fn run_prepared(
     metrics: Metrics,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let Prepared { schemas, mut streams } = prepared;
+    let Prepared { contract, mut streams } = prepared;
     let uses: Vec<_> = streams.iter().map(|(d, _)| (&*d.output_topic, &*d.output.file)).collect();
-    let Some(schemas) = args.schema_registry.open(&schemas, &uses, &metrics.pipeline.readiness, &shutdown).await?
+    let Some(schemas) =
+        args.schema_registry.open(contract.schemas(), &uses, &metrics.pipeline.readiness, &shutdown).await?
     else {
         return Ok(());
     };
     for (_, transform) in &mut streams {
         transform.use_ids_of(&schemas)?;
     }
-    tokio::task::spawn_blocking(move || run_streams(&args, streams, &log, &metrics, &shutdown))
+    tokio::task::spawn_blocking(move || run_streams(&args, &contract, streams, &log, &metrics, &shutdown))
         .await
         .context("the preprocessor's thread panicked")?
 }
@@ -107,9 +105,9 @@ pub fn check(args: &Args) -> Result<String, ConfigError> {
 
 /// What is run: it needs a log and, perhaps, the ids of a schema registry.
 struct Prepared {
-    /// With the ids of ids.json.
-    schemas: Schemas,
-    streams: Vec<(Definition, Preprocess)>,
+    contract: Contract,
+    /// With the ids of the contract.
+    streams: Vec<(StreamDefinition, Preprocess)>,
 }
 
 /// Everything that can be wrong before a log is opened, told together.
@@ -126,26 +124,27 @@ fn prepare(args: &Args, metrics: &Metrics) -> Result<Prepared, ConfigError> {
 }
 
 fn plan(args: &Args, key: &PseudonymKey, metrics: &Metrics) -> Result<Prepared, Vec<String>> {
-    let definitions = match &args.streams {
-        Some(directory) => Definitions::load(directory)?,
-        None => Definitions::builtin()?,
-    };
+    let contract = args.contract.load().map_err(|error| error.0)?;
     let mut problems = Vec::new();
+    if contract.streams().len() == 0 {
+        problems.push("--contract: defines no stream".to_owned());
+    }
     let mut streams = Vec::new();
-    let schemas = SchemaSource::of(definitions.schemas.clone());
-    for definition in definitions.streams {
-        match Preprocess::new(&definition, &schemas, key, metrics) {
-            Ok(transform) => streams.push((definition, transform)),
+    let schemas = SchemaSource::of(contract.schemas().clone());
+    for definition in contract.streams() {
+        match Preprocess::new(definition, &schemas, key, metrics) {
+            Ok(transform) => streams.push((definition.clone(), transform)),
             Err(more) => problems.extend(more.into_iter().map(|p| format!("stream {}: {p}", definition.name))),
         }
     }
-    if problems.is_empty() { Ok(Prepared { schemas: definitions.schemas, streams }) } else { Err(problems) }
+    if problems.is_empty() { Ok(Prepared { contract, streams }) } else { Err(problems) }
 }
 
 /// One thread per stream. If one fails the others are stopped, and the first failure is returned.
 fn run_streams(
     args: &Args,
-    streams: Vec<(Definition, Preprocess)>,
+    contract: &Contract,
+    streams: Vec<(StreamDefinition, Preprocess)>,
     log: &Arc<dyn Log>,
     metrics: &Metrics,
     shutdown: &CancellationToken,
@@ -153,7 +152,8 @@ fn run_streams(
     let is_final = |e: &Error| !e.is_retriable();
     let readiness = &metrics.pipeline.readiness;
     let waiting = Waiting::new(log.url().to_string()).telling(readiness);
-    let ensured = service::retry_until(shutdown, waiting, is_final, || ensure_topics(log.as_ref(), &streams))?;
+    let ensured =
+        service::retry_until(shutdown, waiting, is_final, || ensure_topics(log.as_ref(), contract, &streams))?;
     if ensured.is_none() {
         return Ok(());
     }
@@ -195,7 +195,7 @@ fn run_streams(
 
 fn run_stream(
     args: &Args,
-    definition: &Definition,
+    definition: &StreamDefinition,
     mut transform: Preprocess,
     log: Arc<dyn Log>,
     metrics: &Metrics,
@@ -203,7 +203,7 @@ fn run_stream(
 ) -> anyhow::Result<()> {
     let (input, output) = (&definition.input.topic, &definition.output_topic);
     tracing::info!("stream {}: {input} to {output} in {}", definition.name, log.url());
-    let group = format!("preprocessor-{}", definition.name);
+    let group = definition.group();
     let _lag = metrics.lag.watch(&log, &group, input).context("cannot start a thread")?;
     let options = pipeline::Options {
         source: log.clone(),
@@ -222,12 +222,12 @@ fn run_stream(
     pipeline::run(options, &mut transform, &metrics.pipeline, stop)
 }
 
-/// Creates the topics of the catalogue that are not there. Others, of definitions of one's own, are waited for.
-fn ensure_topics(log: &dyn Log, streams: &[(Definition, Preprocess)]) -> Result<(), Error> {
-    let mut topics: BTreeSet<Arc<str>> = BTreeSet::from([STATE.into()]);
+/// Creates the topics that are missing.
+fn ensure_topics(log: &dyn Log, contract: &Contract, streams: &[(StreamDefinition, Preprocess)]) -> Result<(), Error> {
+    let mut names: BTreeSet<Arc<str>> = BTreeSet::from([STATE.into()]);
     for (definition, transform) in streams {
-        topics.extend([&definition.input.topic, &definition.output_topic, &definition.dead_letter].map(Arc::clone));
-        topics.extend(transform.table_topics());
+        names.extend([&definition.input.topic, &definition.output_topic, &definition.dead_letter].map(Arc::clone));
+        names.extend(transform.table_topics());
     }
-    topics.iter().filter(|topic| catalogue::find(topic).is_some()).try_for_each(|topic| catalogue::ensure(log, topic))
+    names.iter().try_for_each(|name| topics::ensure(log, contract.expect_topic(name)))
 }

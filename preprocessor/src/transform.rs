@@ -29,11 +29,11 @@ use telemetry::avro::AvroEncoder;
 use telemetry::json::JsonDecoder;
 use telemetry::pseudonym::PseudonymKey;
 
-use crate::definition::Definition;
 use crate::duplicates::{Duplicates, Seen, stored};
 use crate::metrics::{Metrics, Stream, Table};
 use crate::reason;
 use crate::sql::{LookupTable, Query};
+use contract::StreamDefinition;
 
 /// The header in which the bridge notes the MQTT topic.
 const MQTT_TOPIC: &str = "mqtt_topic";
@@ -41,7 +41,7 @@ const MQTT_TOPIC: &str = "mqtt_topic";
 /// The transform of one stream.
 #[derive(Debug)]
 pub struct Preprocess {
-    definition: Definition,
+    definition: StreamDefinition,
     query: Query,
     decoder: JsonDecoder,
     encoder: AvroEncoder,
@@ -99,7 +99,7 @@ struct Admitted {
 impl Preprocess {
     /// Plans the statement; everything that is wrong with it is returned.
     pub fn new(
-        definition: &Definition,
+        definition: &StreamDefinition,
         schemas: &SchemaSource,
         key: &PseudonymKey,
         metrics: &Metrics,

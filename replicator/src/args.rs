@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use event_log::{KafkaOption, LogUrl, catalogue};
-use service::{ConfigError, ServiceArgs};
+use contract::{Contract, Topic};
+use event_log::{KafkaOption, LogUrl};
+use service::{ConfigError, ContractArgs, ServiceArgs};
 
 /// Copies topics from one log to another, as a rule from the edge to the cloud, each record exactly once.
 ///
@@ -59,8 +60,11 @@ pub struct Args {
     /// What the target is called. A record that has come from there already is not sent back: its topic stops.
     #[arg(long, env = "CARSTREAM_TARGET_NAME", value_name = "NAME", default_value = DEFAULT_TARGET_NAME)]
     pub target_name: String,
-    /// The topics to copy, comma-separated.
-    #[arg(long, env = "CARSTREAM_REPLICATOR_TOPICS", value_delimiter = ',', default_values = DEFAULT_TOPICS)]
+    /// Which topics may leave the source.
+    #[command(flatten)]
+    pub contract: ContractArgs,
+    /// Copy only these topics, comma-separated. Without it: all that the contract has at the edge and in the cloud.
+    #[arg(long, env = "CARSTREAM_REPLICATOR_TOPICS", value_delimiter = ',', value_name = "TOPIC")]
     pub topics: Vec<String>,
     /// The name of this instance: its own for each process, and the same after a restart. A second process with the same
     /// name takes over from the first, which stops. @host is the name of the host, container or pod.
@@ -98,7 +102,7 @@ pub enum Command {
 /// Which offsets to show.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct OffsetsArgs {
-    /// Only this topic. Without it: all of --topics.
+    /// Only this topic. Without it: all that are copied.
     #[arg(long, value_name = "TOPIC")]
     pub topic: Option<String>,
     /// Only this partition: needed with --source-offset and --target-offset.
@@ -148,9 +152,6 @@ pub struct Accept {
     pub find_positions: bool,
 }
 
-/// The topics that are copied unless others are named.
-pub const DEFAULT_TOPICS: [&str; 4] = ["telemetry", "faults", "scores", "alerts"];
-
 const DEFAULT_SOURCE_NAME: &str = "edge";
 const DEFAULT_TARGET_NAME: &str = "cloud";
 const DEFAULT_INSTANCE: &str = "1";
@@ -181,7 +182,8 @@ impl Args {
             target_kafka_options: Vec::new(),
             source_name: DEFAULT_SOURCE_NAME.to_owned(),
             target_name: DEFAULT_TARGET_NAME.to_owned(),
-            topics: DEFAULT_TOPICS.map(str::to_owned).into(),
+            contract: ContractArgs::default(),
+            topics: Vec::new(),
             instance: DEFAULT_INSTANCE.to_owned(),
             batch: DEFAULT_BATCH,
             batch_ms: DEFAULT_BATCH_MS,
@@ -198,17 +200,16 @@ impl Args {
         format!("{line} {command}")
     }
 
-    /// All that cannot work, together.
-    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+    /// The topics to copy: those that are named, or all that the contract lets leave the edge. All settings that cannot
+    /// work are reported together.
+    pub(crate) fn check(&self) -> Result<(Contract, Vec<Topic>), ConfigError> {
         let mut problems = Vec::new();
+        let contract = self.contract.load().map_err(|more| problems.extend(more.0)).ok();
         if self.source_log == self.target_log {
             problems.push(format!("--source-log and --target-log are the same: {}", self.source_log));
         }
         if self.source_name == self.target_name {
             problems.push(format!("--source-name and --target-name are the same: {}", self.source_name));
-        }
-        if self.topics.is_empty() {
-            problems.push("--topics names no topic".to_owned());
         }
         let of_command = match &self.command {
             Some(
@@ -217,9 +218,9 @@ impl Args {
             _ => None,
         };
         for (setting, topic) in self.topics.iter().map(|t| ("--topics", t)).chain(of_command.map(|t| ("--topic", t))) {
-            if catalogue::is_personal(topic) {
+            if contract.as_ref().is_some_and(|contract| contract.is_personal(topic)) {
                 problems.push(format!(
-                    "{setting}: {topic:?} holds personal data, or is not declared in schemas/topics.json: \
+                    "{setting}: {topic:?} holds personal data, or is not declared in the contract: \
                      it must not leave the edge"
                 ));
             }
@@ -229,7 +230,19 @@ impl Args {
                 problems.push(format!("--topics names {topic} twice"));
             }
         }
-        ConfigError::check(problems)
+        let topics = contract.as_ref().map(|contract| self.topics_of(contract)).unwrap_or_default();
+        if topics.is_empty() && problems.is_empty() {
+            problems.push("the contract has no topic that leaves the edge (\"at\": \"both\")".to_owned());
+        }
+        ConfigError::check(problems)?;
+        Ok((contract.unwrap_or_else(|| Contract::builtin().clone()), topics))
+    }
+
+    fn topics_of(&self, contract: &Contract) -> Vec<Topic> {
+        if self.topics.is_empty() {
+            return contract.leaving_the_edge().cloned().collect();
+        }
+        self.topics.iter().filter_map(|name| contract.topic(name).cloned()).collect()
     }
 }
 

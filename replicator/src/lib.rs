@@ -41,7 +41,7 @@ use prometheus_client::registry::Registry;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-pub use args::{Accept, Args, Command, DEFAULT_TOPICS, OffsetsArgs, ResumeArgs, group, group_of};
+pub use args::{Accept, Args, Command, OffsetsArgs, ResumeArgs, group, group_of};
 pub use copy::{SOURCE_CLUSTER, SOURCE_OFFSET, SOURCE_PARTITION, SOURCE_TOPIC};
 pub use metrics::{Metrics, Seconds};
 pub use pipeline::Topic;
@@ -69,7 +69,7 @@ pub async fn run_with(args: Args, metrics: Metrics, shutdown: CancellationToken)
 
 /// Runs a command. Blocking. Returns what it has to say.
 pub fn run_command(args: &Args, command: &Command) -> anyhow::Result<String> {
-    args.check()?;
+    let (contract, topics) = args.check()?;
     let opened = open(args);
     let (source, target) = match opened {
         Err(error @ Error::InUse { .. }) => {
@@ -79,9 +79,9 @@ pub fn run_command(args: &Args, command: &Command) -> anyhow::Result<String> {
         opened => opened?,
     };
     match command {
-        Command::Offsets(offsets) => offsets::run(args, offsets, &source, &target),
+        Command::Offsets(offsets) => offsets::run(args, &contract, &topics, offsets, &source, &target),
         Command::Resume(resume) => {
-            let done = resume::run(args, resume, source, target)?;
+            let done = resume::run(args, &contract, resume, source, target)?;
             Ok(format!("{done}\nstart the replicator again\n"))
         }
     }
@@ -103,12 +103,13 @@ pub async fn run_on(
     metrics: Metrics,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    args.check()?;
-    tracing::info!("copying {} from {} to {}", args.topics.join(", "), source.url(), target.url());
+    let (contract, topics) = args.check()?;
+    let names: Vec<_> = topics.iter().map(|topic| &*topic.name).collect();
+    tracing::info!("copying {} from {} to {}", names.join(", "), source.url(), target.url());
     let shutdown = shutdown.child_token();
     let readiness = &metrics.pipeline.readiness;
     let replications: Vec<_> =
-        args.topics.iter().map(|topic| Replication::new(args, topic, source.clone(), target.clone())).collect();
+        names.iter().map(|topic| Replication::new(args, &contract, topic, source.clone(), target.clone())).collect();
     for replication in &replications {
         readiness.waits_for(replication.awaited(), "copying has not begun");
     }

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
+use contract::{Contract, Topic};
 use event_log::Log;
 use serde_json::json;
 
@@ -16,11 +17,13 @@ use crate::topic::Replication;
 /// What was asked for, as text or JSON. Blocking.
 pub(crate) fn run(
     args: &Args,
+    contract: &Contract,
+    topics: &[Topic],
     offsets: &OffsetsArgs,
     source: &Arc<dyn Log>,
     target: &Arc<dyn Log>,
 ) -> anyhow::Result<String> {
-    let replication = |topic: &str| Replication::new(args, topic, source.clone(), target.clone());
+    let replication = |topic: &str| Replication::new(args, contract, topic, source.clone(), target.clone());
     let mut out = String::new();
     match (&offsets.topic, offsets.partition) {
         (Some(topic), Some(partition)) if offsets.source_offset.or(offsets.target_offset).is_some() => {
@@ -32,7 +35,7 @@ pub(crate) fn run(
         }
         (None, _) => {
             head(offsets, &mut out);
-            for topic in &args.topics {
+            for topic in topics.iter().map(|topic| &*topic.name) {
                 if let Err(error) = list(args, offsets, &replication(topic), None, &mut out) {
                     match offsets.json {
                         true => writeln!(out, "{}", json!({"topic": topic, "error": format!("{error:#}")}))?,

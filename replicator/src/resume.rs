@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
+use contract::Contract;
 use event_log::{Event, Log, Outcome, Outputs, Position, Processor};
 
 use crate::Args;
@@ -35,11 +36,12 @@ struct Decision {
 /// Lets a topic go on. Blocking. Returns what was done, in a sentence.
 pub(crate) fn run(
     args: &Args,
+    contract: &Contract,
     resume: &ResumeArgs,
     source: Arc<dyn Log>,
     target: Arc<dyn Log>,
 ) -> anyhow::Result<String> {
-    let replication = Replication::new(args, &resume.topic, source, target);
+    let replication = Replication::new(args, contract, &resume.topic, source, target);
     decide(args, &resume.accept, &replication)?;
     let mut processor = hold(args, &resume.accept, &replication)?;
     let decision = decide(args, &resume.accept, &replication)?;
@@ -82,7 +84,7 @@ fn hold(args: &Args, accept: &Accept, replication: &Replication) -> anyhow::Resu
 }
 
 fn decide(args: &Args, accept: &Accept, replication: &Replication) -> anyhow::Result<Decision> {
-    let Replication { topic, group, source, target, source_name } = replication;
+    let Replication { topic, group, source, target, source_name, .. } = replication;
     let view = View::look(args, group, topic, source, target)?;
     let problem = match view.problem() {
         Some(problem) => Some(problem),

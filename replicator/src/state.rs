@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::copies::{READ_RECORDS, visit};
 
 /// The topic of the target log that holds what this module describes.
-pub const STATE_TOPIC: &str = "replicator.state";
+pub const STATE_TOPIC: &str = contract::own::REPLICATOR_STATE;
 
 /// How long to wait until a note is written.
 const APPEND_BUDGET: Duration = Duration::from_secs(2);

@@ -14,7 +14,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
-use event_log::{Error, Event, Log, Outputs, Processor, ProcessorOptions, Range, Read, TopicSpec, catalogue};
+use contract::Contract;
+use event_log::{Error, Event, Log, Outputs, Processor, ProcessorOptions, Range, Read, TopicSpec};
 use pipeline::Options;
 use service::{Readiness, Waiting, retry_until};
 use tokio_util::sync::CancellationToken;
@@ -46,6 +47,9 @@ pub(crate) struct Replication {
     pub(crate) group: String,
     pub(crate) source: Arc<dyn Log>,
     pub(crate) target: Arc<dyn Log>,
+    /// What the contract declares of the topic, and of the replicator's own.
+    spec: TopicSpec,
+    state: TopicSpec,
 }
 
 /// Whether copying can go on.
@@ -57,9 +61,19 @@ enum Begun {
 }
 
 impl Replication {
-    pub(crate) fn new(args: &Args, topic: &str, source: Arc<dyn Log>, target: Arc<dyn Log>) -> Self {
+    /// # Panics
+    /// If the contract does not declare the topic: [`Args::check`] has found it there.
+    pub(crate) fn new(
+        args: &Args,
+        contract: &Contract,
+        topic: &str,
+        source: Arc<dyn Log>,
+        target: Arc<dyn Log>,
+    ) -> Self {
+        let spec = topics::spec(contract.expect_topic(topic));
+        let state = topics::spec(contract.expect_topic(STATE_TOPIC));
         let (source_name, group) = (args.source_name.clone(), group_of(&args.source_name, topic));
-        Self { topic: topic.into(), source_name, group, source, target }
+        Self { topic: topic.into(), source_name, group, source, target, spec, state }
     }
 
     /// What the stage waits for until this is copied.
@@ -188,12 +202,11 @@ impl Replication {
     }
 
     fn try_begin(&self, args: &Args) -> Result<Begun, Error> {
-        ensure(&self.target, &catalogue::topic(STATE_TOPIC))?;
+        ensure(&self.target, &self.state)?;
         if state::load(&self.target, &self.source_name, &self.topic)?.origin.is_none() {
-            let spec = catalogue::topic(&self.topic);
-            ensure(&self.source, &spec)?;
+            ensure(&self.source, &self.spec)?;
             let partitions = self.source.describe(&self.topic)?.partitions.len() as u32;
-            ensure(&self.target, &TopicSpec { partitions, ..spec })?;
+            ensure(&self.target, &TopicSpec { partitions, ..self.spec.clone() })?;
         }
         for is_last in [false, true] {
             let view = self.look(args)?;

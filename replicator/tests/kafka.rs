@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use brokers::{Broker, Process};
-use event_log::{AppendError, Log, Record, catalogue};
+use event_log::{AppendError, Log, Record};
 use replicator::{Accept, Accepted, Args, group};
 use support::*;
 use test_support::clock::now_ms;
@@ -109,7 +109,7 @@ fn assert_same(edge: &Arc<dyn Log>, cloud: &Arc<dyn Log>, topic: &str) -> usize 
 
 fn instances_are_killed_and_paused(edge: &Broker, cloud: &Broker) {
     let (edge_log, cloud_log) = (edge.log(), cloud.log());
-    edge_log.ensure_topic(&catalogue::topic("telemetry")).unwrap();
+    edge_log.ensure_topic(&topics::builtin("telemetry")).unwrap();
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let load = scope.spawn(|| load(&edge_log, "telemetry", &stop));
@@ -141,7 +141,7 @@ fn instances_are_killed_and_paused(edge: &Broker, cloud: &Broker) {
 
 fn a_second_instance_of_the_same_name_takes_over(edge: &Broker, cloud: &Broker) {
     let (edge_log, cloud_log) = (edge.log(), cloud.log());
-    edge_log.ensure_topic(&catalogue::topic("faults")).unwrap();
+    edge_log.ensure_topic(&topics::builtin("faults")).unwrap();
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let load = scope.spawn(|| load(&edge_log, "faults", &stop));

@@ -5,7 +5,7 @@ mod support;
 
 use std::time::Duration;
 
-use event_log::{TopicSpec, catalogue};
+use event_log::TopicSpec;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use replicator::{Args, SOURCE_CLUSTER, SOURCE_OFFSET, SOURCE_PARTITION, SOURCE_TOPIC};
@@ -77,7 +77,7 @@ async fn a_target_with_other_partitions_stops_its_topic_only() {
     let (edge, cloud) = (place.log("edge"), place.log("cloud"));
     write(&edge, "telemetry", &records(1, 100));
     write(&edge, "faults", &records(2, 100));
-    cloud.ensure_topic(&TopicSpec { partitions: 7, ..catalogue::topic("faults") }).unwrap();
+    cloud.ensure_topic(&TopicSpec { partitions: 7, ..topics::builtin("faults") }).unwrap();
     let replicator = start(place.args(&["telemetry", "faults"]));
     wait_until("the stop of faults", || replicator.metrics.stopped_topics.get() == 1).await;
     write(&edge, "telemetry", &records(3, 100));
@@ -93,7 +93,7 @@ async fn a_target_with_other_partitions_stops_its_topic_only() {
 async fn a_source_with_other_partitions_than_declared_is_matched() {
     let place = Place::new();
     let edge = place.log("edge");
-    edge.ensure_topic(&TopicSpec { partitions: 2, ..catalogue::topic("alerts") }).unwrap();
+    edge.ensure_topic(&TopicSpec { partitions: 2, ..topics::builtin("alerts") }).unwrap();
     start(place.args(&["alerts"])).stop().await.unwrap();
     assert_eq!(place.log("cloud").describe("alerts").unwrap().partitions.len(), 2);
 }

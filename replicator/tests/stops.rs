@@ -5,7 +5,7 @@ mod support;
 
 use std::sync::Arc;
 
-use event_log::{Log, TopicSpec, catalogue};
+use event_log::{Log, TopicSpec};
 use replicator::{Accept, Accepted, Args, Gap, SOURCE_OFFSET};
 use support::*;
 
@@ -121,7 +121,7 @@ async fn a_topic_created_again_with_other_partitions_is_refused() {
     write(&place.log("edge"), "alerts", &records(1, 50));
     start(args.clone()).stop().await.unwrap();
     std::fs::remove_dir_all(place.folder.path().join("edge")).unwrap();
-    place.log("edge").ensure_topic(&TopicSpec { partitions: 6, ..catalogue::topic("alerts") }).unwrap();
+    place.log("edge").ensure_topic(&TopicSpec { partitions: 6, ..topics::builtin("alerts") }).unwrap();
     let error = format!("{:#}", start(args.clone()).end().await.unwrap_err());
     assert_says(&error, &["created again", "with 4 partitions", "instead of 6"]);
     for accept in [RECREATED, PARTITIONS] {

@@ -7,7 +7,7 @@ use clap::Parser;
 use event_log::{LogArgs, LogUrl};
 use lake::{LakeArgs, LakeUrl};
 use schema_registry::SchemaRegistryArgs;
-use service::{ConfigError, ServiceArgs};
+use service::{ConfigError, ContractArgs, ServiceArgs};
 
 /// Gives each clean reading a score, and opens and closes alerts.
 ///
@@ -28,6 +28,10 @@ pub struct Args {
     /// The log with the readings; scores and alerts go there, too.
     #[command(flatten)]
     pub log: LogArgs,
+
+    /// Which topics readings, scores and alerts are.
+    #[command(flatten)]
+    pub contract: ContractArgs,
 
     /// A fixed model: a directory with manifest.json and weights.safetensors. Announcements are not followed, and the
     /// lake is not used.
@@ -78,7 +82,8 @@ pub struct Args {
     pub service: ServiceArgs,
 }
 
-const DEFAULT_GROUP: &str = "scorer";
+/// The consumer group, unless another is named.
+pub const DEFAULT_GROUP: &str = "scorer";
 const DEFAULT_INSTANCE: &str = "1";
 /// Enough to make a commit cheap, few enough to hold a few megabytes.
 const DEFAULT_BATCH: usize = 4096;
@@ -97,6 +102,7 @@ impl Args {
             log: LogArgs::new(log),
             model: None,
             models_log: None,
+            contract: ContractArgs::default(),
             lake: LakeArgs::new(lake),
             schema_registry: SchemaRegistryArgs::default(),
             group: DEFAULT_GROUP.to_owned(),

@@ -32,36 +32,28 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use event_log::{Log, catalogue};
+use contract::{Contract, ModelDefinition, Topic};
+use event_log::Log;
 use lake::Lake;
 use model::Model;
 use prometheus_client::registry::Registry;
 use schema_registry::SchemaSource;
-use service::Waiting;
-use telemetry::schema::Schemas;
+use service::{ConfigError, Waiting};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
-pub use args::Args;
+pub use args::{Args, DEFAULT_GROUP};
 pub use metrics::{Metrics, ModelInForce};
 use models::Follower;
-use transform::{READING_SCHEMA, SCORE_SCHEMA, Scoring};
+use transform::Scoring;
 
 /// The model that this program scores with: the key of its announcements.
 pub const MODEL_NAME: &str = "telemetry-anomaly";
 
 /// What a scorer without one waits for.
 const A_MODEL: &str = "a model";
-
-const READINGS: &str = "telemetry";
-const SCORES: &str = "scores";
-const ALERTS: &str = "alerts";
-const DEAD_LETTERS: &str = "scorer.dead-letter";
-const MODELS: &str = "models";
-const STATE: &str = "scorer.state";
-const TOPICS: [&str; 5] = [READINGS, SCORES, ALERTS, DEAD_LETTERS, STATE];
 
 /// Runs the stage as a process does: with its admin port.
 pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
@@ -112,9 +104,11 @@ pub async fn run_on(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     args.check()?;
-    let uses = [(READINGS, READING_SCHEMA), (SCORES, SCORE_SCHEMA)];
+    let contract = args.contract.load()?;
+    let place = place_of_model(&contract)?;
+    let uses = [&place.readings, &place.scores].map(|topic| (&*topic.name, ModelDefinition::schema(topic)));
     let Some(schemas) =
-        args.schema_registry.open(Schemas::builtin(), &uses, &metrics.pipeline.readiness, &shutdown).await?
+        args.schema_registry.open(contract.schemas(), &uses, &metrics.pipeline.readiness, &shutdown).await?
     else {
         return Ok(());
     };
@@ -122,17 +116,18 @@ pub async fn run_on(
     match models {
         ModelSource::Fixed(model) => {
             latest.send_replace(Some(Arc::new(*model)));
-            if !ensure_topics(log.clone(), &TOPICS, &metrics, &shutdown).await? {
+            if !ensure_topics(log.clone(), own_topics(&place), &metrics, &shutdown).await? {
                 return Ok(());
             }
             // The sender is kept until here, so that the channel stays open.
-            let scored = score(args, log, schemas, newest, metrics, shutdown).await;
+            let scored = score(args, log, place, schemas, newest, metrics, shutdown).await;
             drop(latest);
             scored
         }
         ModelSource::Announced { log: announcing, lake } => {
-            let follower = Follower::new(announcing, lake, latest, metrics.clone(), Handle::current());
-            follow_and_score(args, log, schemas, follower, newest, metrics, shutdown).await
+            let topic = place.announcements.name.clone();
+            let follower = Follower::new(announcing, topic, lake, latest, metrics.clone(), Handle::current());
+            follow_and_score(args, log, place, schemas, follower, newest, metrics, shutdown).await
         }
     }
 }
@@ -141,19 +136,21 @@ pub async fn run_on(
 async fn follow_and_score(
     args: &Args,
     log: Arc<dyn Log>,
+    place: ModelDefinition,
     schemas: SchemaSource,
     follower: Follower,
     models: watch::Receiver<Option<Arc<Model>>>,
     metrics: Metrics,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let mut topics = TOPICS.to_vec();
+    let mut topics = own_topics(&place);
+    let announcements = place.announcements.clone();
     if Arc::ptr_eq(&log, follower.log()) {
-        topics.push(MODELS);
-    } else if !ensure_topics(follower.log().clone(), &[MODELS], &metrics, &shutdown).await? {
+        topics.push(announcements);
+    } else if !ensure_topics(follower.log().clone(), vec![announcements], &metrics, &shutdown).await? {
         return Ok(());
     }
-    if !ensure_topics(log.clone(), &topics, &metrics, &shutdown).await? {
+    if !ensure_topics(log.clone(), topics, &metrics, &shutdown).await? {
         return Ok(());
     }
     let stop = shutdown.child_token();
@@ -161,7 +158,7 @@ async fn follow_and_score(
         let stop = stop.clone();
         spawn_blocking(move || follower.run(&stop))
     };
-    let scored = score(args, log, schemas, models, metrics, shutdown).await;
+    let scored = score(args, log, place, schemas, models, metrics, shutdown).await;
     stop.cancel();
     following.await.context("the follower of models panicked")??;
     scored
@@ -171,19 +168,20 @@ async fn follow_and_score(
 async fn score(
     args: &Args,
     log: Arc<dyn Log>,
+    place: ModelDefinition,
     schemas: SchemaSource,
     mut models: watch::Receiver<Option<Arc<Model>>>,
     metrics: Metrics,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let options = loop_options(args, log);
+    let options = loop_options(args, &place, log);
     let readiness = metrics.pipeline.readiness.clone();
     readiness.waits_for(pipeline::awaited(&options.topics, options.source.as_ref()), "the scoring has not begun");
     readiness.waits_for(A_MODEL, "none is announced, or none can be loaded yet");
     readiness.started();
     let (log, group, topic) = (&options.source, &options.group, &options.topics[0]);
     let _lag = metrics.lag.watch(log, group, topic).context("cannot start a thread")?;
-    let scorer = Scorer { options, schemas, metrics, drain_timeout: args.drain_timeout, shutdown };
+    let scorer = Scorer { options, place, schemas, metrics, drain_timeout: args.drain_timeout, shutdown };
     loop {
         let model = tokio::select! {
             () = scorer.shutdown.cancelled() => return Ok(()),
@@ -201,19 +199,19 @@ async fn score(
     }
 }
 
-fn loop_options(args: &Args, log: Arc<dyn Log>) -> pipeline::Options {
-    let topics = |names: &[&str]| names.iter().map(|name| Arc::from(*name)).collect();
+fn loop_options(args: &Args, place: &ModelDefinition, log: Arc<dyn Log>) -> pipeline::Options {
+    let name = |topic: &Topic| topic.name.clone();
     pipeline::Options {
         source: log.clone(),
         target: log,
         group: args.group.clone(),
         instance: args.instance.clone(),
-        topics: topics(&[READINGS]),
+        topics: vec![name(&place.readings)],
         // Which alerts are open: see `alerts`.
-        tables: topics(&[ALERTS]),
-        outputs: topics(&[SCORES, ALERTS]),
-        dead_letter: Some(DEAD_LETTERS.into()),
-        state: Some(STATE.into()),
+        tables: vec![name(&place.alerts)],
+        outputs: vec![name(&place.scores), name(&place.alerts)],
+        dead_letter: Some(name(&place.dead_letter)),
+        state: Some(name(&place.state)),
         snapshot_records: args.snapshot_readings,
         max_records: args.batch,
         max_wait: Duration::from_millis(args.batch_ms),
@@ -223,6 +221,7 @@ fn loop_options(args: &Args, log: Arc<dyn Log>) -> pipeline::Options {
 /// What a loop of the pipeline is made of, whichever the model.
 struct Scorer {
     options: pipeline::Options,
+    place: ModelDefinition,
     schemas: SchemaSource,
     metrics: Metrics,
     drain_timeout: Duration,
@@ -245,11 +244,11 @@ impl Scorer {
         let stop = CancellationToken::new();
         let mut scoring = {
             let (options, schemas, metrics) = (self.options.clone(), self.schemas.clone(), self.metrics.clone());
-            let stop = stop.clone();
+            let (place, stop) = (self.place.clone(), stop.clone());
             spawn_blocking(move || {
                 // Whoever waits for the end of the log must not wait for what has failed.
                 let _ended = stop.clone().drop_guard();
-                let mut transform = Scoring::new(model, schemas, metrics.clone())?;
+                let mut transform = Scoring::new(model, &place, schemas, metrics.clone())?;
                 pipeline::run(options, &mut transform, &metrics.pipeline, &stop)
             })
         };
@@ -273,25 +272,38 @@ impl Scorer {
     /// Waits until what the log holds now is scored, at most for the time-out, or until the loop has ended.
     async fn drain(&self, ended: CancellationToken) -> anyhow::Result<()> {
         let (log, group, timeout) = (self.options.source.clone(), self.options.group.clone(), self.drain_timeout);
-        let drained = spawn_blocking(move || drain::wait_for_end(&log, &group, READINGS, timeout, &ended));
+        let readings = self.place.readings.name.clone();
+        let drained = spawn_blocking(move || drain::wait_for_end(&log, &group, &readings, timeout, &ended));
         drained.await.context("the drain panicked")
     }
+}
+
+/// Where the model of this program lives in the flow of the site.
+fn place_of_model(contract: &Contract) -> Result<ModelDefinition, ConfigError> {
+    let problem =
+        || ConfigError(vec![format!("--contract: has no model {0} (models/{0}/model.json)", contract::MODEL)]);
+    contract.model(contract::MODEL).cloned().ok_or_else(problem)
+}
+
+/// The topics of the log with the readings.
+fn own_topics(place: &ModelDefinition) -> Vec<Topic> {
+    [&place.readings, &place.scores, &place.alerts, &place.dead_letter, &place.state].map(Topic::clone).into()
 }
 
 /// Waits for the log, and sees that the topics are there. `false`: shut down meanwhile.
 async fn ensure_topics(
     log: Arc<dyn Log>,
-    names: &[&'static str],
+    topics: Vec<Topic>,
     metrics: &Metrics,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<bool> {
-    let (names, shutdown, readiness) = (names.to_vec(), shutdown.clone(), metrics.pipeline.readiness.clone());
+    let (shutdown, readiness) = (shutdown.clone(), metrics.pipeline.readiness.clone());
     let ensured = spawn_blocking(move || {
         service::retry_until(
             &shutdown,
             Waiting::new(format!("the log {}", log.url())).telling(&readiness),
             |e: &event_log::Error| !e.is_retriable(),
-            || names.iter().try_for_each(|name| catalogue::ensure(log.as_ref(), name)),
+            || topics.iter().try_for_each(|topic| ::topics::ensure(log.as_ref(), topic)),
         )
     });
     Ok(ensured.await.context("waiting for the log panicked")??.is_some())

@@ -23,8 +23,8 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::MODEL_NAME;
 use crate::metrics::Metrics;
-use crate::{MODEL_NAME, MODELS};
 
 const MANIFEST: &str = "manifest.json";
 const WEIGHTS: &str = "weights.safetensors";
@@ -79,8 +79,9 @@ impl Refused {
 
 /// No model has been announced yet.
 #[derive(Debug, thiserror::Error)]
-#[error("none is announced on topic {MODELS} in {log}; `trainer` announces one, or use --model DIR")]
+#[error("none is announced on topic {topic} in {log}; `trainer` announces one, or use --model DIR")]
 struct NoneAnnounced {
+    topic: Arc<str>,
     log: String,
 }
 
@@ -110,12 +111,13 @@ pub(crate) struct Follower {
 impl Follower {
     pub(crate) fn new(
         log: Arc<dyn Log>,
+        topic: Arc<str>,
         lake: Lake,
         latest: watch::Sender<Option<Arc<Model>>>,
         metrics: Metrics,
         runtime: Handle,
     ) -> Self {
-        Self { log, lake, latest, metrics, runtime, topic: MODELS.into(), positions: Vec::new(), newest: None }
+        Self { log, lake, latest, metrics, runtime, topic, positions: Vec::new(), newest: None }
     }
 
     /// The log whose announcements it follows.
@@ -127,7 +129,7 @@ impl Follower {
     pub(crate) fn run(mut self, shutdown: &CancellationToken) -> Result<(), Error> {
         let log = self.log.url().to_string();
         let mut model = Waiting::new("a model");
-        let mut topic = Waiting::new(format!("topic {MODELS} in {log}"));
+        let mut topic = Waiting::new(format!("topic {} in {log}", self.topic));
         let mut artefact = Waiting::new(format!("the announced model in the lake {}", self.lake.url()));
         while !shutdown.is_cancelled() {
             match self.read_announcements() {
@@ -140,7 +142,7 @@ impl Follower {
                 Err(error) => artefact.note(&error),
             }
             if self.latest.borrow().is_none() && self.newest.is_none() {
-                model.note(&NoneAnnounced { log: log.clone() });
+                model.note(&NoneAnnounced { topic: self.topic.clone(), log: log.clone() });
             }
             std::thread::sleep(Duration::from_millis(POLL_MS));
         }

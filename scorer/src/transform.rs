@@ -20,6 +20,7 @@ use arrow::array::{
     Array, ArrayRef, BooleanArray, Float32Array, Int64Array, RecordBatch, StringArray, TimestampMillisecondArray,
 };
 use arrow::datatypes::SchemaRef;
+use contract::ModelDefinition;
 use event_log::{Batch, Record, RecordRef};
 use model::{FEATURES, Model, Verdict};
 use pipeline::{Emit, Transform};
@@ -31,11 +32,6 @@ use telemetry::avro::{AvroDecoder, AvroEncoder};
 use crate::alerts::{Alert, AlertStatus, Announced};
 use crate::cars::{self, Cars};
 use crate::metrics::{Metrics, now_ms};
-
-/// The columns that the model is given; older writers resolve into it.
-pub(crate) const READING_SCHEMA: &str = "telemetry.v2.avsc";
-/// A score on the wire.
-pub(crate) const SCORE_SCHEMA: &str = "score.avsc";
 
 /// Scores readings with one model.
 pub(crate) struct Scoring {
@@ -74,7 +70,9 @@ impl Identities {
     fn of(rows: &RecordBatch) -> anyhow::Result<Self> {
         fn column<A: Array + Clone + 'static>(rows: &RecordBatch, name: &str) -> anyhow::Result<A> {
             let typed = rows.column_by_name(name).and_then(|column| column.as_any().downcast_ref::<A>());
-            typed.cloned().with_context(|| format!("{READING_SCHEMA} has no {name} of the type that is needed"))
+            typed
+                .cloned()
+                .with_context(|| format!("the schema of the readings has no {name} of the type that is needed"))
         }
         Ok(Self {
             cars: column(rows, "car")?,
@@ -86,21 +84,27 @@ impl Identities {
 }
 
 impl Scoring {
-    pub(crate) fn new(model: Arc<Model>, schemas: SchemaSource, metrics: Metrics) -> anyhow::Result<Self> {
-        let score = schemas.schemas().file(SCORE_SCHEMA).context("schemas/ has no score.avsc")?;
+    pub(crate) fn new(
+        model: Arc<Model>,
+        place: &ModelDefinition,
+        schemas: SchemaSource,
+        metrics: Metrics,
+    ) -> anyhow::Result<Self> {
+        let (readings, scores) = (ModelDefinition::schema(&place.readings), ModelDefinition::schema(&place.scores));
+        let score = schemas.schemas().file(scores).with_context(|| format!("the contract has no {scores}"))?;
         // All of the model: the manifest has the hash of the weights.
         let hash = hex::encode(Sha256::digest(model.manifest().to_json()));
         Ok(Self {
             state_version: format!("cars-{}-{}-{}", cars::FORMAT, model.manifest().version, &hash[..16]),
             model,
-            decoder: schemas.decoder(READING_SCHEMA)?,
-            encoder: schemas.encoder(SCORE_SCHEMA)?,
+            decoder: schemas.decoder(readings)?,
+            encoder: schemas.encoder(scores)?,
             score_schema: score.arrow.clone(),
             schemas,
             partitions: HashMap::new(),
             announced: Announced::default(),
-            scores: crate::SCORES.into(),
-            alerts: crate::ALERTS.into(),
+            scores: place.scores.name.clone(),
+            alerts: place.alerts.name.clone(),
             metrics,
         })
     }
@@ -269,7 +273,7 @@ impl Transform for Scoring {
     }
 }
 
-/// The rows of `score.avsc`.
+/// The rows of the topic of scores.
 fn score_rows(schema: &SchemaRef, advanced: &Advanced, version: &str) -> anyhow::Result<RecordBatch> {
     let Advanced { readings: Identities { cars, boot_ids, seqs, event_times }, verdicts, .. } = advanced;
     let mut columns: Vec<ArrayRef> =
@@ -286,5 +290,5 @@ fn score_rows(schema: &SchemaRef, advanced: &Advanced, version: &str) -> anyhow:
         columns.push(Arc::new(Float32Array::from_iter_values(sizes)));
     }
     columns.push(Arc::new(StringArray::from_iter_values(verdicts.iter().map(|_| version))));
-    RecordBatch::try_new(schema.clone(), columns).context("scores do not fit schemas/score.avsc")
+    RecordBatch::try_new(schema.clone(), columns).context("scores do not fit their schema")
 }

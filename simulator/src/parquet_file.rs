@@ -5,11 +5,11 @@ use std::fs::File;
 use std::path::Path;
 
 use anyhow::Context;
+use contract::Contract;
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
 use telemetry::json::JsonDecoder;
-use telemetry::schema::Schemas;
 
 use crate::output::{Output, create};
 
@@ -26,7 +26,8 @@ pub(crate) struct ParquetFile {
 
 impl ParquetFile {
     pub(crate) fn create(path: &Path) -> anyhow::Result<Self> {
-        let schema = Schemas::builtin().file("telemetry_raw.avsc").context("no schema telemetry_raw.avsc")?;
+        let schema =
+            Contract::builtin().schemas().file("telemetry_raw.avsc").context("no schema telemetry_raw.avsc")?;
         let mut decoder = JsonDecoder::new(schema);
         let shown = path.display().to_string();
         let file = create(path)?;

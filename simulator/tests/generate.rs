@@ -74,7 +74,7 @@ fn payloads_are_what_the_schemas_say() {
     let findings = directory.path().join("findings.ndjson");
     let args = ["generate", "--cars", "40", "--duration", "20h", "--fault-share", "0.1", "--newer-schema-share", "0.5"];
     let out = simulator(&[&args[..], &["--faults", findings.to_str().unwrap()]].concat());
-    let schemas = telemetry::schema::Schemas::builtin();
+    let schemas = contract::Contract::builtin().schemas();
     for (payloads, file) in [(out.stdout, "telemetry_raw.avsc"), (std::fs::read(findings).unwrap(), "fault_raw.avsc")] {
         let mut decoder = telemetry::json::JsonDecoder::new(schemas.file(file).unwrap());
         let mut rows = 0;

@@ -13,7 +13,7 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
-use event_log::{AppendError, LogArgs, Record, catalogue};
+use event_log::{AppendError, LogArgs, Record};
 use lake::Lake;
 use support::faults::{Fault, FaultyStore, Plan};
 use support::{PATIENCE, Place, assert_complete, readings, start_on, wait_until};
@@ -36,7 +36,7 @@ async fn main() {
     let place = Place::new();
     let log_url = arguments.next().map_or_else(|| place.log_url(), |url| url.parse().unwrap());
     let log = LogArgs::new(log_url.clone()).open().unwrap();
-    let spec = event_log::TopicSpec { partitions: partitions as u32, ..catalogue::topic("telemetry") };
+    let spec = event_log::TopicSpec { partitions: partitions as u32, ..topics::builtin("telemetry") };
     log.ensure_topic(&spec).unwrap();
     let topic: Arc<str> = "telemetry".into();
     let appender = log.clone().appender(Box::new(|_| {})).unwrap();

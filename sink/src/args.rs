@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use contract::{Contract, Topic};
 use event_log::{LogArgs, LogUrl};
 use lake::{LakeArgs, LakeUrl};
 use schema_registry::SchemaRegistryArgs;
-use service::{ConfigError, ServiceArgs};
+use service::{ConfigError, ContractArgs, ServiceArgs};
 
 /// Writes topics of the log to Parquet in object storage, each record exactly once.
 ///
@@ -27,8 +28,11 @@ pub struct Args {
     /// Where schema ids come from.
     #[command(flatten)]
     pub schema_registry: SchemaRegistryArgs,
-    /// The topics to write, comma-separated: those that hold Avro.
-    #[arg(long, env = "CARSTREAM_SINK_TOPICS", value_delimiter = ',', default_value = DEFAULT_TOPICS)]
+    /// Which topics go to the lake.
+    #[command(flatten)]
+    pub contract: ContractArgs,
+    /// Write only these topics, comma-separated. Without it: all that the contract has for the lake.
+    #[arg(long, env = "CARSTREAM_SINK_TOPICS", value_delimiter = ',', value_name = "TOPIC")]
     pub topics: Vec<String>,
     /// A file ends after this many rows.
     #[arg(long, env = "CARSTREAM_SINK_MAX_ROWS", default_value_t = DEFAULT_MAX_ROWS,
@@ -57,7 +61,6 @@ pub struct Args {
     pub skip_undecodable: bool,
 }
 
-const DEFAULT_TOPICS: &str = "telemetry,faults,scores";
 /// Large enough to read fast, small enough that twelve partitions of it fit in memory.
 const DEFAULT_MAX_ROWS: u64 = 100_000;
 const DEFAULT_MAX_BYTES: u64 = 32 << 20;
@@ -72,7 +75,8 @@ impl Args {
             log: LogArgs::new(log),
             lake: LakeArgs::new(lake),
             schema_registry: SchemaRegistryArgs::default(),
-            topics: DEFAULT_TOPICS.split(',').map(str::to_owned).collect(),
+            contract: ContractArgs::default(),
+            topics: Vec::new(),
             max_rows: DEFAULT_MAX_ROWS,
             max_bytes: DEFAULT_MAX_BYTES,
             max_age: Duration::from_secs(60),
@@ -83,19 +87,31 @@ impl Args {
         }
     }
 
-    /// All that cannot work, together.
-    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+    /// The topics to write: those that are named, or all that the contract has for the lake. All settings that cannot work
+    /// are reported together.
+    pub(crate) fn check(&self) -> Result<(Contract, Vec<Topic>), ConfigError> {
         let mut problems = Vec::new();
-        if self.topics.is_empty() {
-            problems.push("--topics names no topic".to_owned());
-        }
-        for (i, topic) in self.topics.iter().enumerate() {
-            if crate::stream::schema_of(topic).is_none() {
-                let known = crate::stream::TOPICS.map(|(name, _)| name).join(", ");
-                problems.push(format!("--topics: {topic:?} has no Avro schema; those that have one: {known}"));
+        let contract = self.contract.load().map_err(|more| problems.extend(more.0)).ok();
+        let mut topics = Vec::new();
+        if let Some(contract) = &contract {
+            let known: Vec<_> = contract.lake_topics().collect();
+            for (i, name) in self.topics.iter().enumerate() {
+                match known.iter().find(|topic| *topic.name == **name) {
+                    Some(topic) => topics.push(Topic::clone(topic)),
+                    None => {
+                        let known = known.iter().map(|topic| &*topic.name).collect::<Vec<_>>().join(", ");
+                        problems.push(format!("--topics: {name:?} is not for the lake; the contract has: {known}"));
+                    }
+                }
+                if self.topics[..i].contains(name) {
+                    problems.push(format!("--topics names {name} twice"));
+                }
             }
-            if self.topics[..i].contains(topic) {
-                problems.push(format!("--topics names {topic} twice"));
+            if self.topics.is_empty() {
+                topics = known.into_iter().cloned().collect();
+            }
+            if topics.is_empty() && problems.is_empty() {
+                problems.push("the contract has no topic for the lake (\"lake\": true)".to_owned());
             }
         }
         if self.store_timeout.is_zero() {
@@ -103,7 +119,8 @@ impl Args {
         }
         problems.extend(self.lake.problems());
         problems.extend(self.schema_registry.problems());
-        ConfigError::check(problems)
+        ConfigError::check(problems)?;
+        Ok((contract.unwrap_or_else(|| Contract::builtin().clone()), topics))
     }
 }
 

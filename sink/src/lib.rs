@@ -30,7 +30,6 @@ use event_log::Log;
 use lake::{Error, Lake, LakeUrl};
 use prometheus_client::registry::Registry;
 use service::Waiting;
-use telemetry::schema::Schemas;
 use tokio_util::sync::CancellationToken;
 
 pub use args::Args;
@@ -74,14 +73,14 @@ pub async fn run_on(
     metrics: Metrics,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    args.check()?;
-    let uses = args.topics.iter().filter_map(|topic| Some((topic.as_str(), stream::schema_of(topic)?)));
-    let uses: Vec<_> = uses.collect();
-    let Some(schemas) = args.schema_registry.open(Schemas::builtin(), &uses, &metrics.readiness, &shutdown).await?
+    let (contract, topics) = args.check()?;
+    let uses: Vec<_> = topics.iter().filter_map(|topic| Some((&*topic.name, topic.schema()?))).collect();
+    let Some(schemas) = args.schema_registry.open(contract.schemas(), &uses, &metrics.readiness, &shutdown).await?
     else {
         return Ok(());
     };
-    tracing::info!("writing {} of {} to {}", args.topics.join(", "), log.url(), lake.url());
+    let names: Vec<_> = topics.iter().map(|topic| &*topic.name).collect();
+    tracing::info!("writing {} of {} to {}", names.join(", "), log.url(), lake.url());
     // Whatever ends this function, the loop and the uploads under way are not to go on without it.
     let (shutdown, give_up) = (shutdown.child_token(), CancellationToken::new());
     let _ends_with_this = (shutdown.clone().drop_guard(), give_up.clone().drop_guard());
@@ -92,7 +91,7 @@ pub async fn run_on(
             tokio::time::sleep(timeout).await;
         }
     };
-    let worker = worker::Worker::new(args, log, lake, &schemas, metrics, shutdown, give_up.clone());
+    let worker = worker::Worker::new(args, topics, log, lake, &schemas, metrics, shutdown, give_up.clone());
     let mut working = tokio::task::spawn_blocking(move || worker.run());
     let worked = tokio::select! {
         worked = &mut working => worked,

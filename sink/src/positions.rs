@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use contract::Topic;
 use event_log::{Error, Log, PartitionDescription, TopicDescription};
 use lake::Lake;
 use service::{Readiness, Waiting, retry_until};
@@ -51,16 +52,12 @@ impl Positions {
     }
 
     /// What the log holds of a topic, which is created if there is none. `None`: cancelled meanwhile.
-    pub(crate) fn in_log(
-        &self,
-        topic: &Arc<str>,
-        cancel: &CancellationToken,
-    ) -> Result<Option<TopicDescription>, Error> {
-        let waiting = Waiting::new(format!("topic {topic} in {}", self.log.url())).telling(&self.readiness);
-        let describe = || match self.log.describe(topic) {
+    pub(crate) fn in_log(&self, topic: &Topic, cancel: &CancellationToken) -> Result<Option<TopicDescription>, Error> {
+        let waiting = Waiting::new(format!("topic {} in {}", topic.name, self.log.url())).telling(&self.readiness);
+        let describe = || match self.log.describe(&topic.name) {
             Err(Error::UnknownTopic { .. }) => {
-                self.log.ensure_topic(&event_log::catalogue::topic(topic))?;
-                self.log.describe(topic)
+                self.log.ensure_topic(&topics::spec(topic))?;
+                self.log.describe(&topic.name)
             }
             described => described,
         };

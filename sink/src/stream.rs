@@ -2,22 +2,15 @@
 
 use std::sync::Arc;
 
+use contract::Topic;
 use schema_registry::SchemaSource;
 use telemetry::schema::Schema;
-
-/// The topics that hold Avro, with the schema that the lake has them in: the newest one. Records of older writers get
-/// its new columns as nulls.
-pub(crate) const TOPICS: [(&str, &str); 3] =
-    [("telemetry", "telemetry.v2.avsc"), ("faults", "fault.avsc"), ("scores", "score.avsc")];
-
-/// The schema of a topic; `None` if the topic holds no Avro.
-pub(crate) fn schema_of(topic: &str) -> Option<&'static str> {
-    TOPICS.iter().find(|(name, _)| *name == topic).map(|(_, file)| *file)
-}
 
 /// How the records of a topic become rows.
 #[derive(Debug, Clone)]
 pub(crate) struct Stream {
+    /// The topic, as the contract declares it.
+    pub(crate) topic: Topic,
     /// The reader schema.
     pub(crate) schema: Arc<Schema>,
     /// Its id.
@@ -27,32 +20,31 @@ pub(crate) struct Stream {
 }
 
 impl Stream {
-    /// The stream of a topic; `None` if the topic holds no Avro.
-    pub(crate) fn of(topic: &str, schemas: &SchemaSource) -> Option<Self> {
-        let schema = schemas.schemas().file(schema_of(topic)?).expect("the schemas of TOPICS are compiled in").clone();
+    /// The stream of a topic, whose rows the lake has in this schema: the newest one. Records of older writers get its new
+    /// columns as nulls. `None` if the topic does not go to the lake.
+    pub(crate) fn of(topic: Topic, schemas: &SchemaSource) -> Option<Self> {
+        let file = topic.schema().filter(|_| topic.lake)?;
+        let schema = schemas.schemas().file(file).expect("the contract has the schemas of its topics").clone();
         let schema_id = schema.id.expect("a schema that a topic holds has an id");
-        Some(Self { schema, schema_id, schemas: schemas.clone() })
+        Some(Self { topic, schema, schema_id, schemas: schemas.clone() })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use contract::Contract;
+
     use super::*;
 
     #[test]
-    fn every_topic_has_its_schema_with_an_event_time() {
-        for (topic, _) in TOPICS {
-            let stream = Stream::of(topic, &SchemaSource::builtin()).expect("a schema");
-            assert!(lake::event_time_column(&stream.schema.arrow).is_some(), "{topic}");
-            assert!(!event_log::catalogue::is_personal(topic), "{topic}");
+    fn every_topic_of_the_lake_has_its_schema_with_an_event_time() {
+        let contract = Contract::builtin();
+        let schemas = SchemaSource::of(contract.schemas().clone());
+        for topic in contract.lake_topics() {
+            let stream = Stream::of(topic.clone(), &schemas).expect("a schema");
+            assert!(lake::event_time_column(&stream.schema.arrow).is_some(), "{}", topic.name);
+            assert!(!topic.personal, "{}", topic.name);
         }
-        assert!(Stream::of("alerts", &SchemaSource::builtin()).is_none());
-    }
-
-    #[test]
-    fn the_catalogue_declares_the_same() {
-        let mut ours = TOPICS;
-        ours.sort_unstable();
-        assert_eq!(event_log::catalogue::schemas(), ours);
+        assert!(Stream::of(contract.expect_topic("alerts").clone(), &schemas).is_none());
     }
 }

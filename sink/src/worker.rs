@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
+use contract::Topic as DeclaredTopic;
 use event_log::{Error, Log, PartitionDescription, Range, Read, Reader, TopicPartition};
 use lake::Lake;
 use schema_registry::SchemaSource;
@@ -83,6 +84,7 @@ impl Worker {
     /// `give_up` ends the drain.
     pub(crate) fn new(
         args: &Args,
+        topics: Vec<DeclaredTopic>,
         log: Arc<dyn Log>,
         lake: Lake,
         schemas: &SchemaSource,
@@ -109,9 +111,9 @@ impl Worker {
             give_up: uploader.give_up.clone(),
         };
         let (report, ended) = channel();
-        let streams = args.topics.iter().filter_map(|topic| Some((topic.as_str().into(), Stream::of(topic, schemas)?)));
+        let stream = |topic: DeclaredTopic| Some((topic.name.clone(), Stream::of(topic, schemas)?));
         Self {
-            streams: streams.collect(),
+            streams: topics.into_iter().filter_map(stream).collect(),
             waiting: Waiting::new(format!("the log {}", log.url())).telling(&metrics.readiness),
             limits: Limits { rows: args.max_rows, bytes: args.max_bytes, age: args.max_age },
             max_memory: args.max_memory,
@@ -175,7 +177,9 @@ impl Worker {
     fn start(&mut self, topic: &Arc<str>) -> anyhow::Result<bool> {
         // The lake first: another sink may be at work, and what it has written by now the log holds by then.
         let Some(next) = self.positions.in_lake(topic, &self.shutdown)? else { return Ok(false) };
-        let Some(described) = self.positions.in_log(topic, &self.shutdown)? else { return Ok(false) };
+        let Some(described) = self.positions.in_log(&self.streams[topic].topic, &self.shutdown)? else {
+            return Ok(false);
+        };
         for (partition, bounds) in described.partitions.iter().enumerate() {
             let partition = partition as u32;
             let offset = next.get(&partition).copied().unwrap_or(bounds.first);

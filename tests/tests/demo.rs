@@ -10,7 +10,15 @@ use service::ServiceArgs;
 use tokio_util::sync::CancellationToken;
 
 fn args(keep: &Path, seed: u64, duration: u32) -> Args {
-    Args { cars: 150, duration, seed, speedup: 1200, keep: Some(keep.to_owned()), json: true }
+    Args {
+        cars: 150,
+        duration,
+        seed,
+        speedup: 1200,
+        keep: Some(keep.to_owned()),
+        json: true,
+        contract: Default::default(),
+    }
 }
 
 fn nothing_lost_nothing_doubled(report: &Report) {

@@ -18,7 +18,6 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::{Field, Schema};
 use clap::Parser;
 use telemetry::json::JsonDecoder;
-use telemetry::schema::Schemas;
 use tokio_util::sync::CancellationToken;
 use trainer::{Args, Fleet, detection, plots, train};
 
@@ -62,7 +61,7 @@ fn read(readings: &str, faults: &str) -> anyhow::Result<Fleet> {
 
 /// Rows of an NDJSON file, with the VIN in the place of the pseudonym.
 fn decode(path: &str, schema: &str, mut take: impl FnMut(RecordBatch) -> anyhow::Result<()>) -> anyhow::Result<()> {
-    let schema = Schemas::builtin().file(schema).context("the schema is built in")?;
+    let schema = contract::Contract::builtin().schemas().file(schema).context("the schema is built in")?;
     let mut decoder = JsonDecoder::new(schema);
     let file = BufReader::new(File::open(path).with_context(|| path.to_owned())?);
     for line in file.split(b'\n') {

@@ -3,10 +3,11 @@
 use std::str::FromStr;
 use std::time::Duration;
 
+use contract::ModelDefinition;
 use event_log::{LogArgs, LogUrl};
 use lake::{LakeArgs, LakeUrl, OffsetRange};
 use schema_registry::SchemaRegistryArgs;
-use service::{ConfigError, ServiceArgs};
+use service::{ConfigError, ContractArgs, ServiceArgs};
 
 /// The model that the scorer looks for.
 pub const DEFAULT_NAME: &str = "telemetry-anomaly";
@@ -89,6 +90,10 @@ pub struct Args {
     /// The log with the readings (--from log) and with the topic `models`.
     #[command(flatten)]
     pub log: LogArgs,
+
+    /// Which topics readings, findings and announcements are.
+    #[command(flatten)]
+    pub contract: ContractArgs,
 
     /// The lake with the readings (--from lake), and for the model.
     #[command(flatten)]
@@ -174,6 +179,7 @@ impl Args {
             no_announce: false,
             json: false,
             log: LogArgs::new(log),
+            contract: ContractArgs::default(),
             lake: LakeArgs::new(lake),
             schema_registry: SchemaRegistryArgs::default(),
             service: ServiceArgs::default(),
@@ -195,16 +201,26 @@ impl Args {
         let alarms = self.alarms_per_car_day;
         refuse(!(alarms.is_finite() && alarms >= 0.0), "--alarms-per-car-day must be 0 or more");
         refuse(self.max_rows < crate::train::MIN_TRAINING_ROWS, "--max-rows is too small to train with: 1000 or more");
-        let topics = |range: &Range| [crate::READINGS, crate::FINDINGS].contains(&range.0.topic.as_str());
-        refuse(!self.ranges.iter().all(topics), "--range: a model is trained on the topics telemetry and faults only");
-        let readings = |range: &Range| range.0.topic == crate::READINGS;
-        refuse(!self.ranges.is_empty() && !self.ranges.iter().any(readings), "--range: none of topic telemetry");
+        let contract = self.contract.load();
+        let place = contract.as_ref().ok().and_then(|contract| contract.model(contract::MODEL));
+        if let Some(ModelDefinition { readings, findings, .. }) = place {
+            let (readings, findings) = (&*readings.name, &*findings.name);
+            let known = |range: &Range| [readings, findings].contains(&range.0.topic.as_str());
+            let unknown = format!("--range: a model is trained on the topics {readings} and {findings} only");
+            refuse(!self.ranges.iter().all(known), &unknown);
+            let of_readings = |range: &Range| range.0.topic == readings;
+            let none = format!("--range: none of topic {readings}");
+            refuse(!self.ranges.is_empty() && !self.ranges.iter().any(of_readings), &none);
+        } else if contract.is_ok() {
+            refuse(true, &format!("--contract: has no model {0} (models/{0}/model.json)", contract::MODEL));
+        }
         let mut sorted: Vec<_> = self.ranges.iter().map(|range| &range.0).collect();
         sorted.sort();
         let overlap = |pair: &[&OffsetRange]| {
             (&pair[0].topic, pair[0].partition) == (&pair[1].topic, pair[1].partition) && pair[0].end > pair[1].start
         };
         refuse(sorted.windows(2).any(overlap), "--range: two of them overlap, so readings would count twice");
+        problems.extend(contract.err().into_iter().flat_map(|error| error.0));
         problems.extend(self.lake.problems());
         problems.extend(self.schema_registry.problems());
         ConfigError::check(problems)

@@ -29,7 +29,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
-use event_log::{Log, Record, catalogue};
+use contract::Topic;
+use event_log::{Log, Record};
 use lake::ModelFiles;
 use model::artefact::TrainingRange;
 use prometheus_client::registry::Registry;
@@ -46,10 +47,6 @@ pub use plots::plots;
 pub use report::TrainedModel;
 pub use rows::{From, TrainingSet};
 pub use train::{TooLittle, Trained, train};
-
-pub(crate) const READINGS: &str = "telemetry";
-pub(crate) const FINDINGS: &str = "faults";
-const MODELS: &str = "models";
 
 /// How often the trainer looks whether there are enough readings.
 const POLL_MS: u64 = 1_000;
@@ -122,7 +119,12 @@ pub async fn train_once(
             manifest_sha256: hex::encode(Sha256::digest(&files.manifest)),
         };
         let (log, shutdown) = (args.log.open()?, shutdown.clone());
-        spawn_blocking(move || announce(log, &announcement, &shutdown)).await.context("announcing panicked")??;
+        let contract = args.contract.load()?;
+        let place = contract.model(contract::MODEL).context("Args::check() has found the model")?;
+        let topic = place.announcements.clone();
+        spawn_blocking(move || announce(log, &topic, &announcement, &shutdown))
+            .await
+            .context("announcing panicked")??;
     }
     let seconds = started.elapsed().as_secs_f64();
     metrics.models.inc();
@@ -154,7 +156,7 @@ async fn wait_for_ranges(
             Ok(ranges) => {
                 source.over();
                 metrics.readiness.started();
-                let found = rows::readings(&ranges);
+                let found = from.count_readings(&ranges);
                 metrics.rows_available.set(found as i64);
                 // Named ranges are what they are: waiting would not make them longer.
                 if found >= args.min_rows.max(1) || !args.ranges.is_empty() {
@@ -213,13 +215,17 @@ struct Announcement {
     manifest_sha256: String,
 }
 
-fn announce(log: Arc<dyn Log>, announcement: &Announcement, shutdown: &CancellationToken) -> anyhow::Result<()> {
-    let topic = catalogue::topic(MODELS);
+fn announce(
+    log: Arc<dyn Log>,
+    topic: &Topic,
+    announcement: &Announcement,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<()> {
     let ensured = service::retry_until(
         shutdown,
         format!("the log {}", log.url()),
         |e: &event_log::Error| !e.is_retriable(),
-        || catalogue::ensure(log.as_ref(), MODELS),
+        || topics::ensure(log.as_ref(), topic),
     )?;
     if ensured.is_none() {
         bail!("stopped before model {} was announced; it is in the lake", announcement.version);

@@ -11,20 +11,17 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use contract::{ModelDefinition, Topic};
 use event_log::{Log, Read};
 use lake::{Lake, OffsetRange, RowHash};
 use schema_registry::SchemaSource;
 use service::Readiness;
-use telemetry::schema::Schemas;
 use tokio_util::sync::CancellationToken;
 
+use crate::Args;
 use crate::args::Source;
 use crate::fleet::Fleet;
-use crate::{Args, FINDINGS, READINGS};
-
-/// Schema that readings are read as, whatever they were written as.
-const READINGS_SCHEMA: &str = "telemetry.v2.avsc";
-const FINDINGS_SCHEMA: &str = "fault.avsc";
 
 /// Records per read of the log.
 const BATCH_RECORDS: usize = 8_192;
@@ -32,13 +29,20 @@ const BATCH_RECORDS: usize = 8_192;
 /// How long a read of the log blocks: a shutdown is noticed that soon.
 const READ_TIMEOUT_MS: u64 = 100;
 
-/// Where rows are read from.
+/// Where rows are read from, and which.
 #[derive(Debug)]
-pub enum From {
-    /// The lake.
+pub struct From {
+    store: Store,
+    /// The topics with readings and findings, and the files of their schemas.
+    readings: (Arc<str>, String),
+    findings: (Arc<str>, String),
+    schemas: SchemaSource,
+}
+
+#[derive(Debug)]
+enum Store {
     Lake(Lake),
-    /// The log, with the schemas of its values.
-    Log(Arc<dyn Log>, SchemaSource),
+    Log(Arc<dyn Log>),
 }
 
 /// The rows of a training set.
@@ -59,20 +63,25 @@ impl From {
         readiness: &Readiness,
         shutdown: &CancellationToken,
     ) -> anyhow::Result<Option<Self>> {
+        let contract = args.contract.load()?;
+        let place = contract.model(contract::MODEL).context("Args::check() has found the model")?;
+        let topic = |topic: &Topic| (topic.name.clone(), ModelDefinition::schema(topic).to_owned());
+        let (readings, findings) = (topic(&place.readings), topic(&place.findings));
         if args.from == Source::Lake {
-            return Ok(Some(Self::Lake(args.lake.open()?)));
+            let (store, schemas) = (Store::Lake(args.lake.open()?), SchemaSource::of(contract.schemas().clone()));
+            return Ok(Some(Self { store, readings, findings, schemas }));
         }
-        let log = args.log.open()?;
-        let uses = [READINGS, FINDINGS].map(|topic| (topic, schema_of(topic)));
-        let schemas = args.schema_registry.open(Schemas::builtin(), &uses, readiness, shutdown).await?;
-        Ok(schemas.map(|schemas| Self::Log(log, schemas)))
+        let store = Store::Log(args.log.open()?);
+        let uses = [&readings, &findings].map(|(topic, schema)| (&**topic, schema.as_str()));
+        let schemas = args.schema_registry.open(contract.schemas(), &uses, readiness, shutdown).await?;
+        Ok(schemas.map(|schemas| Self { store, readings, findings, schemas }))
     }
 
     /// What it is called in messages.
     pub fn name(&self) -> String {
-        match self {
-            Self::Lake(lake) => format!("the lake {}", lake.url()),
-            Self::Log(log, _) => format!("the log {}", log.url()),
+        match &self.store {
+            Store::Lake(lake) => format!("the lake {}", lake.url()),
+            Store::Log(log) => format!("the log {}", log.url()),
         }
     }
 
@@ -80,7 +89,7 @@ impl From {
     pub async fn ranges(&self, args: &Args) -> anyhow::Result<Vec<OffsetRange>> {
         let mut ranges: Vec<_> = args.ranges.iter().map(|range| range.0.clone()).collect();
         if ranges.is_empty() {
-            for topic in [READINGS, FINDINGS] {
+            for (topic, _) in [&self.readings, &self.findings] {
                 ranges.extend(self.all_of(topic).await?);
             }
         }
@@ -89,12 +98,15 @@ impl From {
         Ok(ranges)
     }
 
-    async fn all_of(&self, topic: &'static str) -> anyhow::Result<Vec<OffsetRange>> {
-        let log = match self {
-            Self::Lake(lake) => return Ok(lake.coverage(topic).await?),
-            Self::Log(log, _) => log.clone(),
+    async fn all_of(&self, topic: &Arc<str>) -> anyhow::Result<Vec<OffsetRange>> {
+        let log = match &self.store {
+            Store::Lake(lake) => return Ok(lake.coverage(topic).await?),
+            Store::Log(log) => log.clone(),
         };
-        let described = tokio::task::spawn_blocking(move || log.describe(topic)).await?;
+        let described = {
+            let topic = topic.clone();
+            tokio::task::spawn_blocking(move || log.describe(&topic)).await?
+        };
         let partitions = match described {
             Ok(description) => description.partitions,
             // Nothing was written yet: not an error, but nothing to read either.
@@ -102,7 +114,7 @@ impl From {
             Err(error) => return Err(error.into()),
         };
         let range = |(partition, bounds): (usize, &event_log::PartitionDescription)| OffsetRange {
-            topic: topic.to_owned(),
+            topic: topic.to_string(),
             partition: partition as u32,
             start: bounds.first,
             end: bounds.next,
@@ -116,22 +128,21 @@ impl From {
         ranges: Vec<OffsetRange>,
         shutdown: &CancellationToken,
     ) -> anyhow::Result<Option<TrainingSet>> {
-        let schema = Schemas::builtin().file(READINGS_SCHEMA).context("telemetry.v2.avsc is built in")?;
-        let mut hash = RowHash::new(&schema.arrow)?;
+        let mut hash = RowHash::new(self.schema(&self.readings.1)?.as_ref())?;
         let mut fleet = Fleet::default();
         // Readings first: findings belong to cars that are known by then.
-        for topic in [READINGS, FINDINGS] {
-            for range in ranges.iter().filter(|range| range.topic == topic) {
+        for (topic, schema) in [&self.readings, &self.findings] {
+            for range in ranges.iter().filter(|range| *range.topic == **topic) {
                 let mut take = |batch: &RecordBatch| {
-                    if topic == FINDINGS {
+                    if *topic == self.findings.0 {
                         return fleet.add_findings(batch);
                     }
                     hash.update(batch);
                     fleet.add_readings(batch)
                 };
-                let whole = match self {
-                    Self::Lake(lake) => read_lake(lake, range, shutdown, &mut take).await?,
-                    Self::Log(log, schemas) => read_log(log.clone(), schemas, range, shutdown, &mut take)?,
+                let whole = match &self.store {
+                    Store::Lake(lake) => read_lake(lake, range, self.schema(schema)?, shutdown, &mut take).await?,
+                    Store::Log(log) => read_log(log.clone(), &self.schemas, schema, range, shutdown, &mut take)?,
                 };
                 if !whole {
                     return Ok(None);
@@ -140,24 +151,26 @@ impl From {
         }
         Ok(Some(TrainingSet { fleet, ranges, row_hash: hash.finish() }))
     }
-}
 
-/// How many readings ranges hold at most: offsets may be missing where transactions ended.
-pub(crate) fn readings(ranges: &[OffsetRange]) -> u64 {
-    ranges.iter().filter(|range| range.topic == READINGS).map(|range| range.end - range.start).sum()
-}
+    /// How many readings ranges hold at most: offsets may be missing where transactions ended.
+    pub(crate) fn count_readings(&self, ranges: &[OffsetRange]) -> u64 {
+        let of_readings = ranges.iter().filter(|range| *range.topic == *self.readings.0);
+        of_readings.map(|range| range.end - range.start).sum()
+    }
 
-fn schema_of(topic: &str) -> &'static str {
-    if topic == FINDINGS { FINDINGS_SCHEMA } else { READINGS_SCHEMA }
+    fn schema(&self, file: &str) -> anyhow::Result<SchemaRef> {
+        let schema = self.schemas.schemas().file(file).with_context(|| format!("the contract has no {file}"))?;
+        Ok(schema.arrow.clone())
+    }
 }
 
 async fn read_lake(
     lake: &Lake,
     range: &OffsetRange,
+    schema: SchemaRef,
     shutdown: &CancellationToken,
     take: &mut impl FnMut(&RecordBatch) -> anyhow::Result<()>,
 ) -> anyhow::Result<bool> {
-    let schema = Schemas::builtin().file(schema_of(&range.topic)).context("the schema is built in")?.arrow.clone();
     let mut reader = lake.read(range.clone(), schema).await?;
     while let Some(rows) = reader.next().await? {
         if shutdown.is_cancelled() {
@@ -171,11 +184,12 @@ async fn read_lake(
 fn read_log(
     log: Arc<dyn Log>,
     schemas: &SchemaSource,
+    schema: &str,
     range: &OffsetRange,
     shutdown: &CancellationToken,
     take: &mut impl FnMut(&RecordBatch) -> anyhow::Result<()>,
 ) -> anyhow::Result<bool> {
-    let mut decoder = schemas.decoder(schema_of(&range.topic))?;
+    let mut decoder = schemas.decoder(schema)?;
     let wanted = event_log::Range {
         topic: range.topic.as_str().into(),
         partition: range.partition,

@@ -21,13 +21,12 @@ use arrow::array::{ArrayRef, Float32Array, Float64Array, Int32Array, Int64Array,
 use arrow::array::{TimestampMillisecondArray, new_null_array};
 use arrow::datatypes::DataType;
 use clap::Parser;
-use event_log::{Log, LogUrl, Read, Record, catalogue, partition_for_key};
+use event_log::{Log, LogUrl, Read, Record, partition_for_key};
 use lake::LakeArgs;
 use model::random::SplitMix64;
 use model::{CarState, FEATURES, Model};
 use s3::S3;
 use telemetry::avro::AvroEncoder;
-use telemetry::schema::Schemas;
 use test_support::clock::yesterday_ms;
 use tokio_util::sync::CancellationToken;
 use trainer::{Args, Metrics, TrainedModel, train_once};
@@ -44,7 +43,7 @@ fn pseudonym(car: usize) -> String {
 /// Readings of all cars at one time: speed drives the rest; a tyre of every third car leaks from reading 160 to 200.
 /// `poison`: cars whose tyre pressures are nonsense.
 fn readings(t: i64, poison: &dyn Fn(usize) -> bool) -> RecordBatch {
-    let schema = Schemas::builtin().id(2).unwrap();
+    let schema = contract::Contract::builtin().schemas().id(2).unwrap();
     let mut features: Vec<Vec<f32>> = vec![Vec::new(); FEATURES.len()];
     for car in 0..CARS {
         let mut random = SplitMix64::new(car as u64 * 1_000_003 + t as u64);
@@ -99,7 +98,7 @@ fn readings(t: i64, poison: &dyn Fn(usize) -> bool) -> RecordBatch {
 }
 
 fn findings() -> (RecordBatch, Vec<String>) {
-    let schema = Schemas::builtin().id(3).unwrap();
+    let schema = contract::Contract::builtin().schemas().id(3).unwrap();
     let cars: Vec<String> = (0..CARS).filter(|car| car % 3 == 0).map(pseudonym).collect();
     let n = cars.len();
     let time =
@@ -125,7 +124,7 @@ fn append(log: &Arc<dyn Log>, topic: &str, schema_id: u32, batch: &RecordBatch, 
         counter.fetch_add(completions.iter().filter(|c| c.durable).count(), Ordering::SeqCst);
     };
     let appender = log.clone().appender(Box::new(count)).unwrap();
-    let mut encoder = AvroEncoder::new(Schemas::builtin(), schema_id).unwrap();
+    let mut encoder = AvroEncoder::new(contract::Contract::builtin().schemas(), schema_id).unwrap();
     let encoded = encoder.encode(batch).unwrap();
     let topic: Arc<str> = topic.into();
     for (i, (value, key)) in encoded.iter().zip(keys).enumerate() {
@@ -140,7 +139,7 @@ fn append(log: &Arc<dyn Log>, topic: &str, schema_id: u32, batch: &RecordBatch, 
 fn filled_log(directory: &Path, poison: &dyn Fn(usize) -> bool) -> Arc<dyn Log> {
     let log = event_log::open(&LogUrl::Directory(directory.into()), &[]).unwrap();
     for topic in ["telemetry", "faults"] {
-        log.ensure_topic(&catalogue::topic(topic)).unwrap();
+        log.ensure_topic(&topics::builtin(topic)).unwrap();
     }
     let keys: Vec<String> = (0..CARS).map(pseudonym).collect();
     for t in 0..READINGS {

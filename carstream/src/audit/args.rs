@@ -6,15 +6,15 @@ use std::time::Duration;
 use event_log::{KafkaOption, LogUrl};
 use lake::{LakeArgs, LakeUrl, S3Args};
 use schema_registry::{SchemaRegistryArgs, SchemaSource};
-use service::ConfigError;
+use service::{ConfigError, ContractArgs};
 use telemetry::pseudonym::PseudonymKey;
 
-use super::Sources;
+use super::{Flow, Sources};
 
 /// Where every reading went: what the cars say they sent against every hop. Exits with 1 if any is lost or doubled.
 ///
 /// Reads each hop from its beginning, from the log or the store itself: no stage's own counter is believed. Hops that
-/// are not named are left out. Every reading that was acknowledged must be in telemetry.raw (or among its dead
+/// are not named are left out. Every reading that was acknowledged must be in the raw topic (or among its dead
 /// letters) and, once, at every hop behind it; every other reading either nowhere, or everywhere once. What a stage has
 /// not come to yet is its lag, not a loss: --wait gives it time. What retention has removed is said and not held
 /// against a hop. Every record that can't be used must be one dead letter.
@@ -77,6 +77,12 @@ pub struct Args {
         value_delimiter = ','
     )]
     pub cloud_kafka_options: Vec<KafkaOption>,
+    /// The site's streams.
+    #[command(flatten)]
+    pub contract: ContractArgs,
+    /// Audit this stream of the contract. Ledgers of the simulator are about the default one.
+    #[arg(long, value_name = "NAME", default_value = contract::READINGS)]
+    pub stream: String,
     /// Where the schema ids in the logs come from.
     #[command(flatten)]
     pub schema_registry: SchemaRegistryArgs,
@@ -101,6 +107,10 @@ impl Args {
     /// Opens what is named. Everything that is wrong is told together, before anything is opened.
     pub(super) fn open(&self) -> anyhow::Result<(Sources, Option<PseudonymKey>)> {
         let mut problems = self.schema_registry.problems();
+        let contract = self.contract.load().map_err(|more| problems.extend(more.0)).ok();
+        let flow = contract.as_ref().and_then(|contract| {
+            Flow::of(contract, &self.stream).map_err(|error| problems.push(format!("--stream: {error}"))).ok()
+        });
         if self.edge_log.is_none() && self.cloud_log.is_none() && self.lake.is_none() {
             problems.push("--edge-log, --cloud-log, --lake: name at least one place to look at".to_owned());
         }
@@ -128,6 +138,7 @@ impl Args {
             }
         };
         ConfigError::check(problems)?;
+        let (contract, flow) = contract.zip(flow).expect("their problems are problems");
         let open = |url: &Option<LogUrl>, options: &[KafkaOption]| {
             url.as_ref().map(|url| event_log::open(url, options)).transpose()
         };
@@ -135,7 +146,8 @@ impl Args {
             edge: open(&self.edge_log, &self.edge_kafka_options)?,
             cloud: open(&self.cloud_log, &self.cloud_kafka_options)?,
             lake: lake.as_ref().map(LakeArgs::open).transpose()?,
-            schemas: SchemaSource::builtin(),
+            flow,
+            schemas: SchemaSource::of(contract.schemas().clone()),
             scores: self.scores,
             source_name: self.source_name.clone(),
             scorer_group: self.scorer_group.clone(),

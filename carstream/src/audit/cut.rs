@@ -19,11 +19,8 @@ use lake::{Footer, Lake, ObjectName};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
-use super::readings::identity_schema;
-use super::{CLEAN, DEAD_LETTERS, RAW, SCORES, Scores, Sources};
-
-/// The consumer group of the preprocessor's stream of readings.
-const PREPROCESSOR_GROUP: &str = "preprocessor-telemetry";
+use super::flow::Flow;
+use super::{Scores, Sources};
 
 /// How long a reader may take to come up with the first record of a partition.
 const FIRST_RECORD: Duration = Duration::from_secs(10);
@@ -34,7 +31,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(250);
 /// A topic, as far as it is looked at.
 #[derive(Debug, Clone)]
 pub(crate) struct Cut {
-    pub(crate) topic: &'static str,
+    pub(crate) topic: Arc<str>,
     pub(crate) partitions: Vec<PartitionDescription>,
     /// If retention has removed records: what was written later than this is still there.
     pub(crate) kept_since_ms: Option<i64>,
@@ -42,7 +39,7 @@ pub(crate) struct Cut {
 
 impl Cut {
     /// The topic as it is now; without partitions if there is no such topic.
-    pub(crate) fn of(log: &Arc<dyn Log>, topic: &'static str) -> anyhow::Result<Self> {
+    pub(crate) fn of(log: &Arc<dyn Log>, topic: &Arc<str>) -> anyhow::Result<Self> {
         let partitions = match log.describe(topic) {
             Ok(described) => described.partitions,
             Err(Error::UnknownTopic { .. }) => Vec::new(),
@@ -54,13 +51,13 @@ impl Cut {
                 kept_since_ms = kept_since_ms.max(Some(oldest_ms(log, topic, partition, *bounds)?));
             }
         }
-        Ok(Self { topic, partitions, kept_since_ms })
+        Ok(Self { topic: topic.clone(), partitions, kept_since_ms })
     }
 
     /// Ranges to read all of it.
     pub(crate) fn ranges(&self) -> Vec<Range> {
         let range = |(partition, bounds): (u32, &PartitionDescription)| Range {
-            topic: self.topic.into(),
+            topic: self.topic.clone(),
             partition,
             start: bounds.first,
             end: Some(bounds.next),
@@ -105,9 +102,9 @@ pub(crate) struct LakeCut {
 }
 
 impl LakeCut {
-    fn of(lake: &Lake, runtime: &Handle) -> anyhow::Result<Self> {
+    fn of(flow: &Flow, lake: &Lake, runtime: &Handle) -> anyhow::Result<Self> {
         let mut cut = Self::default();
-        for name in runtime.block_on(lake.objects(CLEAN))? {
+        for name in runtime.block_on(lake.objects(flow.clean()))? {
             match runtime.block_on(lake.footer(&name)) {
                 Ok(footer) => {
                     let covered = cut.covered.entry(name.partition).or_insert((footer.start, footer.end));
@@ -121,7 +118,7 @@ impl LakeCut {
         let first =
             |object: &&ObjectCut| cut.covered.get(&object.name.partition).map(|c| c.0) == Some(object.name.start);
         for object in cut.objects.iter().filter(first).filter(|object| object.name.start > 0) {
-            let mut reader = lake.read_object(object.name.clone(), identity_schema());
+            let mut reader = lake.read_object(object.name.clone(), flow.identity_schema());
             let oldest = match runtime.block_on(reader.next()) {
                 Ok(rows) => rows.and_then(|rows| rows.timestamps_ms.values().first().copied()),
                 // It is found to be unusable when it is read.
@@ -156,19 +153,24 @@ impl Cuts {
     /// Positions first, then ends against the flow.
     pub(crate) fn take(sources: &Sources, runtime: &Handle) -> anyhow::Result<Self> {
         let (edge, cloud) = (sources.edge.as_ref(), sources.cloud.as_ref());
-        let of = |log: Option<&Arc<dyn Log>>, group: &str, topic| match log {
+        let of = |log: Option<&Arc<dyn Log>>, group: &str, topic: &str| match log {
             Some(log) => positions(log, group, topic),
             None => Ok(Vec::new()),
         };
-        let preprocessor = of(edge, PREPROCESSOR_GROUP, RAW)?;
-        let replicator = of(cloud, &replicator::group_of(&sources.source_name, CLEAN), CLEAN)?;
-        let scorer = of(edge, &sources.scorer_group, CLEAN)?;
+        let flow = &sources.flow;
+        let clean = flow.clean();
+        let preprocessor = of(edge, &flow.stream.group(), flow.raw())?;
+        let replicator = of(cloud, &replicator::group_of(&sources.source_name, clean), clean)?;
+        let scorer = if flow.model.is_some() { of(edge, &sources.scorer_group, clean)? } else { Vec::new() };
         let cut = |log: Option<&Arc<dyn Log>>, topic| log.map(|log| Cut::of(log, topic)).transpose();
-        let lake = sources.lake.as_ref().map(|lake| LakeCut::of(lake, runtime)).transpose()?;
-        let scores = if has_scores(sources)? { cut(edge, SCORES)? } else { None };
-        let (cloud, clean) = (cut(cloud, CLEAN)?, cut(edge, CLEAN)?);
-        let dead_letters = cut(edge, DEAD_LETTERS)?;
-        let raw = cut(edge, RAW)?;
+        let lake = sources.lake.as_ref().map(|lake| LakeCut::of(flow, lake, runtime)).transpose()?;
+        let scores = match &flow.model {
+            Some(model) if has_scores(sources)? => cut(edge, &model.scores.name)?,
+            _ => None,
+        };
+        let (cloud, clean) = (cut(cloud, clean)?, cut(edge, clean)?);
+        let dead_letters = cut(edge, flow.dead_letters())?;
+        let raw = cut(edge, flow.raw())?;
         Ok(Self { raw, dead_letters, clean, cloud, lake, scores, preprocessor, replicator, scorer })
     }
 }
@@ -184,7 +186,7 @@ fn positions(log: &Arc<dyn Log>, group: &str, topic: &str) -> anyhow::Result<Vec
 
 /// Whether each clean reading must have a score.
 fn has_scores(sources: &Sources) -> anyhow::Result<bool> {
-    let Some(edge) = &sources.edge else { return Ok(false) };
+    let (Some(edge), Some(model)) = (&sources.edge, &sources.flow.model) else { return Ok(false) };
     let records = |log: &Arc<dyn Log>, topic: &str| match log.describe(topic) {
         Ok(described) => Ok(Some(described.partitions.iter().any(|bounds| bounds.next > 0))),
         Err(Error::UnknownTopic { .. }) => Ok(None),
@@ -193,13 +195,13 @@ fn has_scores(sources: &Sources) -> anyhow::Result<bool> {
     match sources.scores {
         Scores::Yes => Ok(true),
         Scores::No => Ok(false),
-        Scores::Auto => match records(edge, SCORES)? {
+        Scores::Auto => match records(edge, &model.scores.name)? {
             None => Ok(false),
             Some(true) => Ok(true),
             Some(false) => {
                 let mut announced = false;
                 for log in [Some(edge), sources.cloud.as_ref()].into_iter().flatten() {
-                    announced |= records(log, "models")? == Some(true);
+                    announced |= records(log, &model.announcements.name)? == Some(true);
                 }
                 Ok(announced)
             }
@@ -231,24 +233,26 @@ pub(crate) fn wait(
         }
         std::thread::sleep(LOOK_AGAIN);
     };
+    let flow = &sources.flow;
+    let (raw_topic, clean_topic) = (flow.raw(), flow.clean());
     if let Some(edge) = &sources.edge {
-        let raw = ends(edge, RAW)?;
-        waited("the preprocessor", &mut || lag(edge, edge, PREPROCESSOR_GROUP, RAW, &raw))?;
-        let clean = ends(edge, CLEAN)?;
+        let raw = ends(edge, raw_topic)?;
+        waited("the preprocessor", &mut || lag(edge, edge, &flow.stream.group(), raw_topic, &raw))?;
+        let clean = ends(edge, clean_topic)?;
         if has_scores(sources)? {
-            waited("the scorer", &mut || lag(edge, edge, &sources.scorer_group, CLEAN, &clean))?;
+            waited("the scorer", &mut || lag(edge, edge, &sources.scorer_group, clean_topic, &clean))?;
         }
         if let Some(cloud) = &sources.cloud {
-            let group = replicator::group_of(&sources.source_name, CLEAN);
-            waited("the replicator", &mut || lag(edge, cloud, &group, CLEAN, &clean))?;
+            let group = replicator::group_of(&sources.source_name, clean_topic);
+            waited("the replicator", &mut || lag(edge, cloud, &group, clean_topic, &clean))?;
         }
     }
     if let (Some(cloud), Some(lake)) = (&sources.cloud, &sources.lake) {
-        let copied = ends(cloud, CLEAN)?;
+        let copied = ends(cloud, clean_topic)?;
         waited("the sink", &mut || {
-            let covered = LakeCut::of(lake, runtime)?.covered;
+            let covered = LakeCut::of(flow, lake, runtime)?.covered;
             let reached: Vec<_> = (0..copied.len() as u32).map(|p| covered.get(&p).map_or(0, |c| c.1)).collect();
-            records_between(cloud, CLEAN, &reached, &copied)
+            records_between(cloud, clean_topic, &reached, &copied)
         })?;
     }
     Ok(())

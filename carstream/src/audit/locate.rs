@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::cut::Cuts;
 use super::findings::Finding;
+use super::flow::Flow;
 use super::read::{self, Seen, What};
 use super::readings::Identity;
 use super::tally::Tally;
@@ -54,7 +55,7 @@ pub(crate) fn locate(
         Ok(())
     };
     if let (Some(edge), Some(cut)) = (&sources.edge, &cuts.raw) {
-        read::raw(edge, cut, stop, &mut look)?;
+        read::raw(&sources.flow, edge, cut, stop, &mut look)?;
     }
     let topics = [
         (Hop::Clean, &sources.edge, &cuts.clean),
@@ -63,19 +64,19 @@ pub(crate) fn locate(
     ];
     for (hop, log, cut) in topics {
         if let (Some(log), Some(cut)) = (log, cut) {
-            read::avro(hop, log, &sources.schemas, cut, stop, &mut look)?;
+            read::avro(&sources.flow, hop, log, &sources.schemas, cut, stop, &mut look)?;
         }
     }
     if let (Some(lake), Some(cut)) = (&sources.lake, &cuts.lake) {
         // What cannot be read was found to be so before.
-        read::objects(lake, cut, runtime, stop, &mut look, |_, _| {})?;
+        read::objects(&sources.flow, lake, cut, runtime, stop, &mut look, |_, _| {})?;
     }
     let mut found = wanted.readings.into_iter();
     for finding in findings.iter_mut() {
         if let Some((_, hop)) = finding.about
             && let Some((_, found)) = found.next()
         {
-            finding.places = told(hop, &found);
+            finding.places = told(&tally.flow, hop, &found);
         }
     }
     Ok(())
@@ -106,14 +107,14 @@ impl Wanted<'_> {
 }
 
 /// Where it is, and around where it is not.
-fn told(concerned: Hop, found: &[Found; Hop::ALL.len()]) -> Vec<String> {
+fn told(flow: &Flow, concerned: Hop, found: &[Found; Hop::ALL.len()]) -> Vec<String> {
     let at = |hop: Hop| found[hop as usize].places.iter().map(move |place| format!("in {place}{}", hop.side()));
     let mut told: Vec<_> = Hop::ALL.into_iter().flat_map(at).collect();
     let there = &found[concerned as usize];
     if there.places.is_empty() {
         for (side, neighbour) in [("after", &there.before), ("before", &there.after)] {
             if let Some((seq, place)) = neighbour {
-                told.push(format!("not in {}, where it belongs {side} {place} (seq {seq})", concerned.name()));
+                told.push(format!("not in {}, where it belongs {side} {place} (seq {seq})", flow.name(concerned)));
             }
         }
     }

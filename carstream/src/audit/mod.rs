@@ -10,8 +10,8 @@
 //! Every hop is read from its beginning, from the log or the store itself: no stage's own counter is believed, only its
 //! committed position, to tell what it has not come to from what it has lost. The pipeline may go on meanwhile.
 //!
-//! Memory is a few bytes per reading ([`readings`]) and does not depend on how large the readings are. It knows the
-//! platform's own stream of readings; streams of one's own definitions are not accounted for.
+//! Memory is a few bytes per reading ([`readings`]) and does not depend on how large the readings are. One audit is of
+//! one stream of the contract.
 //!
 //! No VIN is printed: findings name the pseudonym and positions, which is enough for who may read the edge's log.
 
@@ -19,6 +19,7 @@ mod args;
 mod cars;
 mod cut;
 mod findings;
+mod flow;
 pub(crate) mod ledger;
 mod locate;
 pub(crate) mod read;
@@ -33,17 +34,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use contract::{Contract, ModelDefinition};
 use event_log::Log;
 use lake::Lake;
 use schema_registry::SchemaSource;
 use service::Readiness;
 use telemetry::pseudonym::PseudonymKey;
-use telemetry::schema::Schemas;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 pub use args::{Args, Scores};
 pub use findings::{Finding, Kind};
+pub use flow::Flow;
 pub use report::{HopReport, Ledger, Report};
 
 pub(crate) use cars::Cars;
@@ -58,16 +60,11 @@ use tally::Tally;
 const PATIENCE: Duration = Duration::from_secs(120);
 const PAUSE: Duration = Duration::from_secs(1);
 
-const RAW: &str = "telemetry.raw";
-const DEAD_LETTERS: &str = "telemetry.dead-letter";
-const CLEAN: &str = "telemetry";
-const SCORES: &str = "scores";
-
 /// What the dead letters are called as a hop.
 const DEAD_LETTERS_HOP: &str = "dead-letters";
 
 const DEFAULT_SOURCE_NAME: &str = "edge";
-const DEFAULT_SCORER_GROUP: &str = "scorer";
+use scorer::DEFAULT_GROUP as DEFAULT_SCORER_GROUP;
 
 /// The places where each reading should be, in the order of the flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -81,11 +78,6 @@ pub(crate) enum Hop {
 
 impl Hop {
     pub(crate) const ALL: [Hop; 5] = [Hop::Raw, Hop::Clean, Hop::Cloud, Hop::Lake, Hop::Scores];
-
-    /// For people.
-    pub(crate) fn name(self) -> &'static str {
-        ["telemetry.raw", "telemetry at the edge", "telemetry in the cloud", "Parquet", "scores"][self as usize]
-    }
 
     /// What tells its positions from those of the same topic elsewhere.
     pub(crate) fn side(self) -> &'static str {
@@ -107,6 +99,8 @@ pub struct Sources {
     pub cloud: Option<Arc<dyn Log>>,
     /// The lake.
     pub lake: Option<Lake>,
+    /// What is audited.
+    pub flow: Flow,
     /// Where the schema ids in the logs come from.
     pub schemas: SchemaSource,
     /// Whether scores are a hop.
@@ -118,11 +112,24 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// These three, with the names that the stages have unless told otherwise.
+    /// These three, with the platform's contract and the names that the stages have unless told otherwise.
     pub fn new(edge: Option<Arc<dyn Log>>, cloud: Option<Arc<dyn Log>>, lake: Option<Lake>) -> Self {
+        let contract = Contract::builtin();
+        let flow = Flow::of(contract, contract::READINGS).expect("the platform has the stream of readings");
+        Self::of(contract, flow, edge, cloud, lake)
+    }
+
+    /// The same for a stream of a contract.
+    pub fn of(
+        contract: &Contract,
+        flow: Flow,
+        edge: Option<Arc<dyn Log>>,
+        cloud: Option<Arc<dyn Log>>,
+        lake: Option<Lake>,
+    ) -> Self {
         let (source_name, scorer_group) = (DEFAULT_SOURCE_NAME.to_owned(), DEFAULT_SCORER_GROUP.to_owned());
-        let schemas = SchemaSource::builtin();
-        Self { edge, cloud, lake, schemas, scores: Scores::Auto, source_name, scorer_group }
+        let schemas = SchemaSource::of(contract.schemas().clone());
+        Self { flow, edge, cloud, lake, schemas, scores: Scores::Auto, source_name, scorer_group }
     }
 }
 
@@ -138,8 +145,11 @@ pub struct Evidence {
 /// Runs `carstream audit`: prints the result. Findings are an error.
 pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
     let (mut sources, key) = args.open()?;
-    let uses = [CLEAN, SCORES].map(|topic| (topic, read::schema_of(topic)));
-    let schemas = args.schema_registry.open(Schemas::builtin(), &uses, &Readiness::default(), &shutdown).await?;
+    let mut uses = vec![(&**sources.flow.clean(), sources.flow.clean_schema.as_str())];
+    let scores = sources.flow.model.as_ref().map(|model| &model.scores);
+    uses.extend(scores.map(|scores| (&*scores.name, ModelDefinition::schema(scores))));
+    let own = sources.schemas.schemas().clone();
+    let schemas = args.schema_registry.open(&own, &uses, &Readiness::default(), &shutdown).await?;
     sources.schemas = schemas.context("stopped while waiting for the schema registry")?;
     let evidence = Evidence { ledgers: args.ledger.clone(), key };
     let report = audit(sources, evidence, args.wait, shutdown).await?;
@@ -202,7 +212,7 @@ pub fn audit_on(
     runtime: &Handle,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<Report> {
-    let mut tally = Tally::of_ledgers(&evidence.ledgers, evidence.key.clone())?;
+    let mut tally = Tally::of_ledgers(&sources.flow, &evidence.ledgers, evidence.key.clone())?;
     let cuts = Cuts::take(sources, runtime)?;
     tally.begin(&cuts, &evidence.ledgers)?;
     tally.count(sources, &cuts, runtime, shutdown)?;
@@ -213,6 +223,8 @@ pub fn audit_on(
     let mut dead_letters_by_reason: Vec<_> = tally.dead_letters.clone().into_iter().collect();
     dead_letters_by_reason.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
     let mut report = Report {
+        stream: sources.flow.stream.name.clone(),
+        topics: [sources.flow.raw(), sources.flow.clean()].map(ToString::to_string),
         ledger: sums.ledger,
         hops: hops(sources, &cuts, &tally, &sums),
         caught_up: tally.lag.iter().all(|lag| *lag == 0),
@@ -249,7 +261,7 @@ fn hops(sources: &Sources, cuts: &Cuts, tally: &Tally, sums: &settle::Sums) -> V
     let of_topic = |hop: Hop, log, cut| topic(hop.key(), log, cut, of(hop).0, of(hop).1);
     let lake = sources.lake.as_ref().zip(cuts.lake.as_ref()).map(|(lake, cut)| HopReport {
         hop: Hop::Lake.key(),
-        place: format!("{CLEAN} in {}", lake.url()),
+        place: format!("{} in {}", sources.flow.clean(), lake.url()),
         records: of(Hop::Lake).0,
         begins_at: cut.covered.iter().filter(|(_, c)| c.0 > 0).map(|(partition, c)| (*partition, c.0)).collect(),
         lag: of(Hop::Lake).1,

@@ -9,18 +9,18 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::Int64Type;
+use contract::ModelDefinition;
 use event_log::{Batch, Log, Read};
 use lake::Lake;
 use pipeline::DeadLetterHeader;
 use schema_registry::SchemaSource;
 use telemetry::json::JsonDecoder;
-use telemetry::schema::Schemas;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
+use super::Hop;
 use super::cut::{Cut, LakeCut};
-use super::readings::identity_schema;
-use super::{DEAD_LETTERS, Hop, RAW, SCORES};
+use super::flow::Flow;
 use crate::dead_letter::REPLAYED_FROM;
 
 /// Records a read.
@@ -52,7 +52,7 @@ pub(crate) enum What<'a> {
 /// Where something lies, cheaply.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PlaceRef<'a> {
-    pub(crate) topic: &'static str,
+    pub(crate) topic: &'a str,
     pub(crate) partition: u32,
     pub(crate) offset: u64,
     /// Of a row: its object, and its number in there from 0.
@@ -90,7 +90,7 @@ pub(crate) fn each_batch(
     shutdown: &CancellationToken,
     mut then: impl FnMut(&Batch) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let topic = cut.topic;
+    let topic = &cut.topic;
     let mut reader = log.clone().reader(cut.ranges())?;
     loop {
         if shutdown.is_cancelled() {
@@ -107,15 +107,17 @@ pub(crate) fn each_batch(
 
 /// Reads the raw topic: JSON as the cars sent it.
 pub(crate) fn raw(
+    flow: &Flow,
     log: &Arc<dyn Log>,
     cut: &Cut,
     shutdown: &CancellationToken,
     mut then: impl FnMut(&Seen<'_>) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let mut decoder = JsonDecoder::new(Schemas::builtin().file("telemetry_raw.avsc").context("it is built in")?);
+    let mut decoder = JsonDecoder::new(&flow.stream.input.schema);
+    let identity = flow.raw_identity();
     each_batch(log, cut, shutdown, |batch| {
         let decoded: Vec<_> = batch.iter().map(|record| decoder.decode(record.value.unwrap_or_default())).collect();
-        let rows = Identities::of(&decoder.finish(), "vin")?;
+        let rows = Identities::of(&decoder.finish(), identity)?;
         let mut row = 0;
         for (record, decoded) in batch.iter().zip(decoded) {
             let what = match &decoded {
@@ -128,7 +130,7 @@ pub(crate) fn raw(
                 }
                 Err(reject) => What::Unusable(reject.reason),
             };
-            let place = PlaceRef { topic: RAW, partition: batch.partition(), offset: record.offset, row: None };
+            let place = PlaceRef { topic: &cut.topic, partition: batch.partition(), offset: record.offset, row: None };
             let raw = Some((record.key, record.value.unwrap_or_default()));
             then(&Seen { hop: Hop::Raw, place, timestamp_ms: record.timestamp_ms, what, raw })?;
         }
@@ -136,13 +138,9 @@ pub(crate) fn raw(
     })
 }
 
-/// What a topic of Avro is read as.
-pub(crate) fn schema_of(topic: &str) -> &'static str {
-    if topic == SCORES { "score.avsc" } else { "telemetry.v2.avsc" }
-}
-
-/// Reads a topic of Avro with `car`, `boot_id` and `seq`.
+/// Reads a topic of Avro, as this schema has it, with the columns that identify a clean reading.
 pub(crate) fn avro(
+    flow: &Flow,
     hop: Hop,
     log: &Arc<dyn Log>,
     schemas: &SchemaSource,
@@ -150,11 +148,16 @@ pub(crate) fn avro(
     shutdown: &CancellationToken,
     mut then: impl FnMut(&Seen<'_>) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let mut decoder = schemas.decoder(schema_of(cut.topic))?;
+    let schema = match (&flow.model, hop) {
+        (Some(model), Hop::Scores) => ModelDefinition::schema(&model.scores),
+        _ => &flow.clean_schema,
+    };
+    let mut decoder = schemas.decoder(schema)?;
+    let identity = flow.stream.clean_identity();
     each_batch(log, cut, shutdown, |batch| {
         schemas.resolve(&mut decoder, batch.iter().filter_map(|record| record.value))?;
         let decoded: Vec<_> = batch.iter().map(|record| decoder.decode(record.value.unwrap_or_default())).collect();
-        let rows = Identities::of(&decoder.finish(), "car")?;
+        let rows = Identities::of(&decoder.finish(), identity)?;
         let mut row = 0;
         for (record, decoded) in batch.iter().zip(decoded) {
             let what = match &decoded {
@@ -164,7 +167,7 @@ pub(crate) fn avro(
                 }
                 Err(reject) => What::Unusable(reject.reason),
             };
-            let place = PlaceRef { topic: cut.topic, partition: batch.partition(), offset: record.offset, row: None };
+            let place = PlaceRef { topic: &cut.topic, partition: batch.partition(), offset: record.offset, row: None };
             then(&Seen { hop, place, timestamp_ms: record.timestamp_ms, what, raw: None })?;
         }
         Ok(())
@@ -173,6 +176,7 @@ pub(crate) fn avro(
 
 /// Reads the objects of the lake. `unusable` gets the name of an object that cannot be read to its end, and why.
 pub(crate) fn objects(
+    flow: &Flow,
     lake: &Lake,
     cut: &LakeCut,
     runtime: &Handle,
@@ -182,7 +186,7 @@ pub(crate) fn objects(
 ) -> anyhow::Result<()> {
     for object in &cut.objects {
         let name = object.name.to_string();
-        let mut reader = lake.read_object(object.name.clone(), identity_schema());
+        let mut reader = lake.read_object(object.name.clone(), flow.identity_schema());
         let mut row = 0;
         loop {
             if shutdown.is_cancelled() {
@@ -197,13 +201,13 @@ pub(crate) fn objects(
                 }
                 Err(error) => return Err(error.into()),
             };
-            let rows = Identities::of(&read.batch, "car")?;
+            let rows = Identities::of(&read.batch, flow.stream.clean_identity())?;
             for (index, (offset, timestamp_ms)) in
                 read.offsets.values().iter().zip(read.timestamps_ms.values()).enumerate()
             {
                 let (offset, timestamp_ms) = (*offset as u64, *timestamp_ms);
                 let partition = object.name.partition;
-                let place = PlaceRef { topic: super::CLEAN, partition, offset, row: Some((&name, row)) };
+                let place = PlaceRef { topic: flow.clean(), partition, offset, row: Some((&name, row)) };
                 then(&Seen { hop: Hop::Lake, place, timestamp_ms, what: rows.get(index), raw: None })?;
                 row += 1;
             }
@@ -229,7 +233,7 @@ pub(crate) fn dead_letters(
                 topic.zip(partition).zip(offset).map(|((topic, partition), offset)| (topic, partition, offset));
             let (partition, offset) = (batch.partition(), record.offset);
             then(&DeadLetter {
-                place: PlaceRef { topic: DEAD_LETTERS, partition, offset, row: None },
+                place: PlaceRef { topic: &cut.topic, partition, offset, row: None },
                 reason: text(DeadLetterHeader::REASON).unwrap_or("no reason"),
                 source,
                 key: record.key,
@@ -241,15 +245,16 @@ pub(crate) fn dead_letters(
     })
 }
 
-/// Boot id and sequence number of bytes that may be no JSON at all: what stands behind `"boot_id":` and `"seq":`.
+/// Boot id and sequence number of bytes that may be no JSON at all: the numbers behind the names of these two fields.
 ///
 /// Good enough to tell which of a car's broken readings this is, and nothing else: whose it is says the record's key.
-pub(crate) fn guess(payload: &[u8]) -> Option<(i64, i64)> {
-    Some((number_behind(payload, b"\"boot_id\":")?, number_behind(payload, b"\"seq\":")?))
+pub(crate) fn guess(payload: &[u8], [boot_id, seq]: [&str; 2]) -> Option<(i64, i64)> {
+    Some((number_behind(payload, boot_id)?, number_behind(payload, seq)?))
 }
 
-fn number_behind(payload: &[u8], name: &[u8]) -> Option<i64> {
-    let at = payload.windows(name.len()).position(|window| window == name)? + name.len();
+fn number_behind(payload: &[u8], field: &str) -> Option<i64> {
+    let name = format!("\"{field}\":").into_bytes();
+    let at = payload.windows(name.len()).position(|window| *window == name)? + name.len();
     let rest = payload[at..].trim_ascii_start();
     let digits = rest.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(rest.len());
     // Digits that end with the payload may have been cut off.
@@ -265,14 +270,14 @@ struct Identities {
 }
 
 impl Identities {
-    fn of(rows: &RecordBatch, car: &str) -> anyhow::Result<Self> {
+    fn of(rows: &RecordBatch, [car, boot_id, seq]: [&str; 3]) -> anyhow::Result<Self> {
         let column = |name: &str| rows.column_by_name(name).with_context(|| format!("there is no column {name}"));
         let number = |name: &str| {
             let numbers = column(name)?.as_primitive_opt::<Int64Type>();
             Ok::<_, anyhow::Error>(numbers.with_context(|| format!("column {name} holds no numbers"))?.values().clone())
         };
         let cars = column(car)?.as_string_opt::<i32>().with_context(|| format!("column {car} holds no text"))?;
-        Ok(Self { cars: cars.clone(), boot_ids: number("boot_id")?, seqs: number("seq")? })
+        Ok(Self { cars: cars.clone(), boot_ids: number(boot_id)?, seqs: number(seq)? })
     }
 
     fn get(&self, row: usize) -> What<'_> {
@@ -286,6 +291,7 @@ mod tests {
 
     #[test]
     fn broken_payloads_often_still_say_which_they_are() {
+        let guess = |payload: &[u8]| guess(payload, ["boot_id", "seq"]);
         let whole = br#"{"vin":"V","boot_id":81,"seq": 7,"speed":1}"#;
         assert_eq!(guess(whole), Some((81, 7)));
         let end = whole.len() - br#","speed":1}"#.len();

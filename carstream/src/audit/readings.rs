@@ -13,9 +13,6 @@
 //! four bytes; a boot of a single reading costs a page.
 
 use std::collections::HashMap;
-use std::sync::{Arc, LazyLock};
-
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 
 use super::Hop;
 
@@ -31,15 +28,6 @@ pub(crate) struct Identity {
     pub(crate) car: u32,
     pub(crate) boot_id: i64,
     pub(crate) seq: i64,
-}
-
-/// The columns of a clean row that say which reading it is.
-pub(crate) fn identity_schema() -> SchemaRef {
-    static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
-        let number = |name: &str| Field::new(name, DataType::Int64, false);
-        Arc::new(Schema::new(vec![Field::new("car", DataType::Utf8, false), number("boot_id"), number("seq")]))
-    });
-    SCHEMA.clone()
 }
 
 /// What is known of one reading.

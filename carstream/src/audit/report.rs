@@ -53,6 +53,10 @@ pub struct HopReport {
 /// The result of an audit.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Report {
+    /// The stream that was audited.
+    pub stream: String,
+    /// Its raw topic and its clean topic.
+    pub topics: [String; 2],
     /// Readings, hop by hop.
     pub ledger: Ledger,
     /// The hops that were looked at.
@@ -97,6 +101,7 @@ impl Report {
     /// The table, line by line; `scores` is said beside the scores.
     pub(crate) fn table(&self, f: &mut fmt::Formatter<'_>, scores: &str) -> fmt::Result {
         let l = &self.ledger;
+        let [raw, clean] = &self.topics;
         let mut row = |name: &str, count: u64, note: String| {
             let line = format!("  {name:<34}{:>12}   {note}", thousands(count));
             writeln!(f, "{}", line.trim_end())
@@ -107,13 +112,13 @@ impl Report {
             row("acknowledged to the cars", l.acknowledged, "PUBACK, after the log had committed".into())?;
         }
         if given("raw") {
-            row("telemetry.raw", l.raw, "the edge's log, as sent".into())?;
+            row(raw, l.raw, "the edge's log, as sent".into())?;
             row("  duplicates removed", l.duplicates_removed, "repeated by cars after a lost connection".into())?;
             row("  dead letters", l.dead_letters, reasons(&self.dead_letters_by_reason))?;
-            row("telemetry, clean", l.clean, "validated, joined, pseudonymised".into())?;
+            row(&format!("{clean}, clean"), l.clean, "validated, joined, pseudonymised".into())?;
         }
         if given("cloud") {
-            row("telemetry, in the cloud's log", l.replicated, String::new())?;
+            row(&format!("{clean}, in the cloud's log"), l.replicated, String::new())?;
         }
         if given("parquet") {
             row("Parquet rows", l.parquet_rows, format!("in {} objects", self.objects))?;

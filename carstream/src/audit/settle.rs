@@ -113,10 +113,10 @@ impl Judge<'_> {
         self.sums.excused += u64::from(excused);
         if let Some(hop) = missing {
             let what = if reading.is(Reading::ACKNOWLEDGED) { "was acknowledged and" } else { "is at other hops, but" };
-            self.add(Kind::Missing, identity, hop, &format!("{what} is missing in {}", hop.name()));
+            self.add(Kind::Missing, identity, hop, &format!("{what} is missing in {}", self.tally.flow.name(hop)));
         }
         if let Some(hop) = doubled(reading, &self.tally.given) {
-            self.add(Kind::Doubled, identity, hop, &format!("is more than once in {}", hop.name()));
+            self.add(Kind::Doubled, identity, hop, &format!("is more than once in {}", self.tally.flow.name(hop)));
         }
         if let Some(ledgers) = &self.tally.ledgers
             && !reading.is(Reading::KNOWN)
@@ -124,7 +124,12 @@ impl Judge<'_> {
         {
             self.sums.unknown += 1;
             if ledgers.complete {
-                self.add(Kind::Unknown, identity, hop, &format!("is in {}, but no car sent it", hop.name()));
+                self.add(
+                    Kind::Unknown,
+                    identity,
+                    hop,
+                    &format!("is in {}, but no car sent it", self.tally.flow.name(hop)),
+                );
             }
         }
     }
@@ -139,7 +144,8 @@ impl Judge<'_> {
             return;
         }
         self.sums.gaps += missing;
-        let what = format!("begins a gap: {missing} numbers before {next} are missing in {}", hop.name());
+        let what =
+            format!("begins a gap: {missing} numbers before {next} are missing in {}", self.tally.flow.name(hop));
         let finding = self.named(Kind::Gap, from, hop, &what);
         self.findings.add(Kind::Gap, missing, || finding);
     }
@@ -153,7 +159,7 @@ impl Judge<'_> {
             if missing > 0 {
                 let what = format!(
                     "is broken, was acknowledged, and is neither in {} nor a dead letter ({missing} of this car)",
-                    Hop::Raw.name()
+                    self.tally.flow.name(Hop::Raw)
                 );
                 let finding = self.named(Kind::BrokenMissing, example, Hop::Raw, &what);
                 self.findings.add(Kind::BrokenMissing, missing, || finding);

@@ -19,11 +19,12 @@ use tokio_util::sync::CancellationToken;
 use super::cars::Cars;
 use super::cut::{Cuts, LakeCut};
 use super::findings::{Finding, Findings, Kind};
+use super::flow::Flow;
 use super::ledger::{self, Outcome};
 use super::read::{self, DeadLetter, Seen, What};
 use super::readings::{Identity, Reading, Readings};
 use super::refusals::Refusals;
-use super::{DEAD_LETTERS_HOP, Hop, RAW, Sources};
+use super::{DEAD_LETTERS_HOP, Hop, Sources};
 
 /// What retention has just removed may be so much newer than what it has left: a log drops records many at a time, and
 /// the cars' clocks, which say when a reading was sent, are not the log's.
@@ -65,6 +66,7 @@ pub(crate) struct Ledgers {
 /// The count.
 #[derive(Debug)]
 pub(crate) struct Tally {
+    pub(crate) flow: Flow,
     pub(crate) cars: Cars,
     pub(crate) readings: Readings,
     pub(crate) given: Given,
@@ -86,8 +88,9 @@ pub(crate) struct Tally {
 
 impl Tally {
     /// Reads the ledgers. Before the hops are looked at, so that what they have as acknowledged must be there.
-    pub(crate) fn of_ledgers(files: &[PathBuf], key: Option<PseudonymKey>) -> anyhow::Result<Self> {
+    pub(crate) fn of_ledgers(flow: &Flow, files: &[PathBuf], key: Option<PseudonymKey>) -> anyhow::Result<Self> {
         let mut tally = Self {
+            flow: flow.clone(),
             cars: Cars::new(key),
             readings: Readings::default(),
             given: Given { chain: Vec::new(), scores: false },
@@ -191,7 +194,7 @@ impl Tally {
                 self.dead_letter(letter);
                 Ok(())
             })?;
-            read::raw(edge, raw, stop, |seen| {
+            read::raw(&sources.flow, edge, raw, stop, |seen| {
                 self.raw(seen, cuts);
                 Ok(())
             })?;
@@ -204,7 +207,7 @@ impl Tally {
         ];
         for (hop, log, cut) in topics {
             let (Some(log), Some(cut)) = (log, cut) else { continue };
-            read::avro(hop, log, &sources.schemas, cut, stop, |seen| {
+            read::avro(&sources.flow, hop, log, &sources.schemas, cut, stop, |seen| {
                 self.seen(seen, cuts);
                 Ok(())
             })?;
@@ -213,6 +216,7 @@ impl Tally {
             let mut unusable = cut.unusable.clone();
             let broken = |name: &str, what| unusable.push((name.to_owned(), what));
             read::objects(
+                &sources.flow,
                 lake,
                 cut,
                 runtime,
@@ -231,7 +235,7 @@ impl Tally {
     fn dead_letter(&mut self, letter: &DeadLetter<'_>) {
         let hop = DEAD_LETTERS_HOP;
         let source = match letter.source {
-            Some((topic, partition, offset)) if topic == RAW => (partition, offset),
+            Some((topic, partition, offset)) if *topic == **self.flow.raw() => (partition, offset),
             // Of another topic: nothing that is accounted for here.
             Some(_) => return,
             None => {
@@ -246,7 +250,7 @@ impl Tally {
             None => drop(self.dead_letters.insert(letter.reason.to_owned(), 1)),
         }
         if !self.refusals.note(source.0, source.1) {
-            let what = format!("{RAW}/{} offset {} is a dead letter twice", source.0, source.1);
+            let what = format!("{}/{} offset {} is a dead letter twice", self.flow.raw(), source.0, source.1);
             let kind = Kind::DoubledDeadLetter;
             self.findings.add(kind, 1, || Finding::at(kind, hop, what, letter.place));
             return;
@@ -258,7 +262,8 @@ impl Tally {
     /// one that is missing: so a repeat of one could hide the loss of another.
     fn refused(&mut self, key: &[u8], value: &[u8], replayed: bool) {
         let Ok(vin) = std::str::from_utf8(key) else { return };
-        let guess = read::guess(value);
+        let [_, boot_id, seq] = self.flow.raw_identity();
+        let guess = read::guess(value, [boot_id, seq]);
         if self.ledgers.is_none() {
             let car = self.cars.of_vin(vin);
             if let Some((boot_id, seq)) = guess {
@@ -318,8 +323,9 @@ impl Tally {
         for (partition, offset) in self.refusals.unmet() {
             let gone = partitions.get(partition as usize).is_some_and(|bounds| offset < bounds.first);
             if !gone {
-                let what = format!("a dead letter names {RAW}/{partition} offset {offset}, where no record is");
-                let place = read::PlaceRef { topic: RAW, partition, offset, row: None };
+                let topic = self.flow.raw();
+                let what = format!("a dead letter names {topic}/{partition} offset {offset}, where no record is");
+                let place = read::PlaceRef { topic, partition, offset, row: None };
                 let kind = Kind::StrayDeadLetter;
                 self.findings.add(kind, 1, || Finding::at(kind, DEAD_LETTERS_HOP, what, place));
             }
@@ -331,7 +337,7 @@ impl Tally {
         self.records[hop as usize] += 1;
         let What::Reading { car, boot_id, seq } = seen.what else {
             let What::Unusable(why) = seen.what else { return };
-            let what = format!("a record of {} cannot be read: {why}", hop.name());
+            let what = format!("a record of {} cannot be read: {why}", self.flow.name(hop));
             self.findings.add(Kind::Unreadable, 1, || Finding::at(Kind::Unreadable, hop.key(), what, place));
             return;
         };

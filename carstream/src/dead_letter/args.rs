@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use chrono::{DateTime, NaiveDate, NaiveTime, Utc};
 use event_log::LogArgs;
+use service::ContractArgs;
 
 /// Records that could not be used: list them, look at one, put them back.
 #[derive(Debug, Clone, clap::Args)]
@@ -42,6 +43,9 @@ pub struct ListArgs {
     /// The log with the dead letters.
     #[command(flatten)]
     pub log: LogArgs,
+    /// Which topics hold dead letters.
+    #[command(flatten)]
+    pub contract: ContractArgs,
     /// Which ones.
     #[command(flatten)]
     pub filter: Filter,
@@ -75,6 +79,9 @@ pub struct ReplayArgs {
     /// The log with the dead letters.
     #[command(flatten)]
     pub log: LogArgs,
+    /// Which topics hold dead letters.
+    #[command(flatten)]
+    pub contract: ContractArgs,
     /// Which ones.
     #[command(flatten)]
     pub filter: Filter,
@@ -95,7 +102,7 @@ pub struct Filter {
     /// Only with this reason, such as out-of-range; may be repeated.
     #[arg(long, value_name = "REASON")]
     pub reason: Vec<String>,
-    /// Only in this dead-letter topic; may be repeated. Otherwise those of readings, workshop findings and the scorer.
+    /// Only in this dead-letter topic; may be repeated. Otherwise all that the contract has.
     #[arg(long, value_name = "TOPIC")]
     pub topic: Vec<String>,
     /// Only those put aside at this time or later: 2026-11-21T08:15:00Z, 2026-11-21 (from midnight, UTC), or an age:

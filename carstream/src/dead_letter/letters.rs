@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+
 use event_log::{Error, Log, Range, Read, RecordRef, TopicDescription};
 use pipeline::DeadLetterHeader;
 use tokio_util::sync::CancellationToken;
 
-use super::TOPICS;
 use super::args::{Filter, Position};
 
 /// How late a shutdown may be noticed.
@@ -66,12 +66,12 @@ impl<'a> Letter<'a> {
     }
 }
 
-/// The topics of a filter. One that it names must exist; of the others those that do.
-pub(super) fn topics(log: &Arc<dyn Log>, filter: &Filter) -> anyhow::Result<Vec<Topic>> {
+/// The topics of a filter. Those that it names must exist; without any, those of `known` that do.
+pub(super) fn topics(log: &Arc<dyn Log>, known: &[Arc<str>], filter: &Filter) -> anyhow::Result<Vec<Topic>> {
     let named = !filter.topic.is_empty();
     let names: Vec<&str> = match named {
         true => filter.topic.iter().map(String::as_str).collect(),
-        false => TOPICS.to_vec(),
+        false => known.iter().map(|topic| &**topic).collect(),
     };
     let mut topics = Vec::new();
     for name in names {

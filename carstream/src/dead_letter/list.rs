@@ -5,6 +5,7 @@ use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
 use chrono::{DateTime, SecondsFormat, Utc};
+use contract::Contract;
 use event_log::Log;
 use pipeline::DeadLetterHeader;
 use serde::Serialize;
@@ -59,12 +60,13 @@ pub struct Line {
 
 pub(super) fn list(
     log: &Arc<dyn Log>,
+    contract: &Contract,
     filter: &Filter,
     limit: usize,
     oldest: bool,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<Listing> {
-    let topics = letters::topics(log, filter)?;
+    let topics = letters::topics(log, &contract.dead_letters(), filter)?;
     let marks = Marks::read(log)?;
     let mut counts = BTreeMap::<(String, String), (u64, u64)>::new();
     let mut lines = BTreeMap::<(i64, Position), Line>::new();

@@ -25,6 +25,7 @@ mod show;
 use std::sync::Arc;
 
 use anyhow::Context;
+use contract::Contract;
 use event_log::{Log, LogArgs, LogUrl};
 use service::ConfigError;
 use tokio_util::sync::CancellationToken;
@@ -37,10 +38,7 @@ pub use replay::Replayed;
 pub const REPLAYED_FROM: &str = "replayed.from";
 
 /// The topic of the marks.
-const MARKS: &str = "dead-letter.replayed";
-
-/// The topics that are looked into unless others are named.
-const TOPICS: [&str; 3] = ["telemetry.dead-letter", "faults.dead-letter", "scorer.dead-letter"];
+const MARKS: &str = contract::own::REPLAYED;
 
 /// Runs `carstream dead-letter`.
 pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
@@ -50,7 +48,8 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
 fn run_blocking(args: &Args, shutdown: &CancellationToken) -> anyhow::Result<()> {
     match &args.command {
         Command::List(args) => {
-            let listing = list::list(&open(&args.log)?, &args.filter, args.limit, args.oldest, shutdown)?;
+            let listing =
+                list::list(&open(&args.log)?, &args.contract.load()?, &args.filter, args.limit, args.oldest, shutdown)?;
             print!("{}", if args.json { listing.to_json_lines() } else { listing.to_string() });
         }
         Command::Show(args) => {
@@ -61,7 +60,8 @@ fn run_blocking(args: &Args, shutdown: &CancellationToken) -> anyhow::Result<()>
                 let problem = "replay what? name a filter such as --reason, or --all".to_owned();
                 return Err(ConfigError(vec![problem]).into());
             }
-            let replayed = replay::replay(&open(&args.log)?, &args.filter, args.dry_run, shutdown)?;
+            let replayed =
+                replay::replay(&open(&args.log)?, &args.contract.load()?, &args.filter, args.dry_run, shutdown)?;
             if args.json {
                 println!("{}", replayed.to_json());
             } else {
@@ -83,8 +83,14 @@ fn open(args: &LogArgs) -> anyhow::Result<Arc<dyn Log>> {
 }
 
 /// Lists dead letters: counts, and the newest (or oldest) `limit` of them. Blocking.
-pub fn list(log: &Arc<dyn Log>, filter: &Filter, limit: usize, oldest: bool) -> anyhow::Result<Listing> {
-    list::list(log, filter, limit, oldest, &CancellationToken::new())
+pub fn list(
+    log: &Arc<dyn Log>,
+    contract: &Contract,
+    filter: &Filter,
+    limit: usize,
+    oldest: bool,
+) -> anyhow::Result<Listing> {
+    list::list(log, contract, filter, limit, oldest, &CancellationToken::new())
 }
 
 /// Puts dead letters back into their source topics, each once. With `dry_run` it only counts. Blocking.
@@ -92,9 +98,10 @@ pub fn list(log: &Arc<dyn Log>, filter: &Filter, limit: usize, oldest: bool) -> 
 /// At shutdown it ends between two transactions.
 pub fn replay(
     log: &Arc<dyn Log>,
+    contract: &Contract,
     filter: &Filter,
     dry_run: bool,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<Replayed> {
-    replay::replay(log, filter, dry_run, shutdown)
+    replay::replay(log, contract, filter, dry_run, shutdown)
 }

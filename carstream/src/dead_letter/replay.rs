@@ -6,12 +6,13 @@
 //!                                         └──────────────────────────┘
 //! ```
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
 use anyhow::bail;
-use event_log::{Error, Log, LogUrl, Outputs, ProcessorOptions, Record, Transactor, catalogue, partition_for_key};
+use contract::Contract;
+use event_log::{Error, Log, LogUrl, Outputs, ProcessorOptions, Record, Transactor, partition_for_key};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
@@ -31,9 +32,6 @@ const GROUP: &str = "dead-letter-replay";
 
 /// What a dead letter's own headers begin with.
 const OWN_HEADERS: &str = "dead-letter.";
-
-/// Topics that may be written to end so: a duplicate filter reads them.
-const RAW_SUFFIX: &str = ".raw";
 
 /// What a replay did, or would do.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -76,17 +74,18 @@ impl fmt::Display for Replayed {
 
 pub(super) fn replay(
     log: &Arc<dyn Log>,
+    contract: &Contract,
     filter: &Filter,
     dry_run: bool,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<Replayed> {
     let mut replay = match dry_run {
-        true => Replay::dry(log)?,
-        false => Replay::take_over(log)?,
+        true => Replay::dry(log, contract)?,
+        false => Replay::take_over(log, contract)?,
     };
     // As far as they go now: what fails again is not replayed once more in the same run. After the taking over: who
     // stops another one has seen what that one was to replay.
-    let topics = letters::topics(log, filter)?;
+    let topics = letters::topics(log, &contract.dead_letters(), filter)?;
     for topic in &topics {
         letters::each(log, topic, filter, BATCH, shutdown, |letters| replay.batch(topic, letters))?;
     }
@@ -100,7 +99,14 @@ struct Replay {
     marks: Marks,
     /// Partitions of source topics; none if there is no such topic.
     partitions: HashMap<String, Option<u32>>,
+    /// Topics that may be written to: a duplicate filter reads them.
+    inputs: BTreeSet<Arc<str>>,
     done: Replayed,
+}
+
+/// The input topics of all streams.
+fn inputs(contract: &Contract) -> BTreeSet<Arc<str>> {
+    contract.streams().map(|stream| stream.input.topic.clone()).collect()
 }
 
 struct Writer {
@@ -112,14 +118,14 @@ struct Writer {
 }
 
 impl Replay {
-    fn dry(log: &Arc<dyn Log>) -> anyhow::Result<Self> {
+    fn dry(log: &Arc<dyn Log>, contract: &Contract) -> anyhow::Result<Self> {
         let (log, marks) = (log.clone(), Marks::read(log)?);
         let done = Replayed { dry_run: true, ..Replayed::default() };
-        Ok(Self { log, writer: None, marks, partitions: HashMap::new(), done })
+        Ok(Self { log, writer: None, marks, partitions: HashMap::new(), inputs: inputs(contract), done })
     }
 
-    fn take_over(log: &Arc<dyn Log>) -> anyhow::Result<Self> {
-        let spec = catalogue::topic(MARKS);
+    fn take_over(log: &Arc<dyn Log>, contract: &Contract) -> anyhow::Result<Self> {
+        let spec = topics::spec(contract.expect_topic(MARKS));
         log.ensure_topic(&spec)?;
         let options = ProcessorOptions { group: GROUP.into(), instance: "1".into(), topics: Vec::new() };
         let place = match log.url() {
@@ -131,7 +137,8 @@ impl Replay {
         // Only now: nobody else can add a mark after this without being fenced.
         let marks = Marks::read(log)?;
         let log = log.clone();
-        Ok(Self { log, writer: Some(writer), marks, partitions: HashMap::new(), done: Replayed::default() })
+        let (inputs, done) = (inputs(contract), Replayed::default());
+        Ok(Self { log, writer: Some(writer), marks, partitions: HashMap::new(), inputs, done })
     }
 
     /// Replays what of a batch was not, in one transaction.
@@ -193,7 +200,7 @@ impl Replay {
             return Ok(*partitions);
         }
         let partitions = match self.log.describe(&source.topic) {
-            Ok(described) if source.topic.ends_with(RAW_SUFFIX) => Some(described.partitions.len() as u32),
+            Ok(described) if self.inputs.contains(source.topic.as_str()) => Some(described.partitions.len() as u32),
             Ok(_) | Err(Error::UnknownTopic { .. }) => None,
             Err(error) => return Err(error.into()),
         };

@@ -10,10 +10,10 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{Float32Type, Int64Type, TimestampMillisecondType};
+use contract::{Contract, ModelDefinition, Topic};
 use event_log::{Batch, Log};
 use telemetry::avro::AvroDecoder;
 use telemetry::pseudonym::PseudonymKey;
-use telemetry::schema::Schemas;
 use tokio_util::sync::CancellationToken;
 
 use crate::audit::{Cars, Cut, Identity, ledger, read};
@@ -40,14 +40,19 @@ pub(crate) struct Scored {
 
 /// The readings of one run.
 pub(crate) struct Account {
+    /// Where the model's topics are.
+    pub(crate) place: ModelDefinition,
+    pub(crate) contract: Contract,
     cars: Cars,
     readings: HashMap<Identity, Reading>,
 }
 
 impl Account {
     /// Reads the simulator's ledger.
-    pub(crate) fn open(ledger: &Path, key: &PseudonymKey) -> anyhow::Result<Self> {
-        let mut account = Self { cars: Cars::new(Some(key.clone())), readings: HashMap::new() };
+    pub(crate) fn open(contract: &Contract, ledger: &Path, key: &PseudonymKey) -> anyhow::Result<Self> {
+        let place = contract.model(contract::MODEL).context("the demo needs the platform's model")?.clone();
+        let contract = contract.clone();
+        let mut account = Self { place, contract, cars: Cars::new(Some(key.clone())), readings: HashMap::new() };
         ledger::read(ledger, |row| {
             let Some(sent_ms) = row.first_sent_ms.filter(|_| !row.broken) else { return Ok(()) };
             let car = account.cars.of_vin(row.vin);
@@ -63,7 +68,8 @@ impl Account {
     /// Notes which readings of the cloud's topic the model was trained on. `until`: where the training ended, by
     /// partition.
     pub(crate) fn note_training(&mut self, cloud: &Arc<dyn Log>, until: &HashMap<u32, u64>) -> anyhow::Result<()> {
-        self.each_reading(cloud, "telemetry", "telemetry.v2.avsc", |batch, _| {
+        let readings = &self.place.readings.clone();
+        self.each_reading(cloud, readings, |batch, _| {
             let until = until.get(&batch.partition()).copied().unwrap_or(0);
             Ok(Box::new(move |index, reading| reading.trained_on |= batch.get(index).offset < until))
         })
@@ -71,7 +77,8 @@ impl Account {
 
     /// Notes the scores.
     pub(crate) fn note_scores(&mut self, edge: &Arc<dyn Log>) -> anyhow::Result<()> {
-        self.each_reading(edge, "scores", "score.avsc", |batch, rows| {
+        let scores = &self.place.scores.clone();
+        self.each_reading(edge, scores, |batch, rows| {
             let scores = column::<Float32Type>(rows, "score")?;
             Ok(Box::new(move |index, reading| {
                 reading.score = Some(Scored { score: scores[index], at_ms: batch.get(index).timestamp_ms });
@@ -83,15 +90,14 @@ impl Account {
     fn each_reading(
         &mut self,
         log: &Arc<dyn Log>,
-        topic: &'static str,
-        schema: &str,
+        topic: &Topic,
         of_batch: impl for<'b> Fn(&'b Batch, &RecordBatch) -> anyhow::Result<Note<'b>>,
     ) -> anyhow::Result<()> {
-        let mut decoder = AvroDecoder::new(Schemas::builtin(), schema)?;
-        each_batch(log, topic, |batch| {
+        let mut decoder = AvroDecoder::new(self.contract.schemas(), ModelDefinition::schema(topic))?;
+        each_batch(log, &topic.name, |batch| {
             for record in batch.iter() {
                 if let Err(reject) = decoder.decode(record.value.unwrap_or_default()) {
-                    bail!("{topic}/{} offset {}: {}", batch.partition(), record.offset, reject.detail);
+                    bail!("{}/{} offset {}: {}", topic.name, batch.partition(), record.offset, reject.detail);
                 }
             }
             let rows = decoder.finish();
@@ -126,7 +132,7 @@ type Note<'b> = Box<dyn FnMut(usize, &mut Reading) + 'b>;
 /// Reads a topic from its beginning to its present end.
 pub(crate) fn each_batch(
     log: &Arc<dyn Log>,
-    topic: &'static str,
+    topic: &Arc<str>,
     then: impl FnMut(&Batch) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     read::each_batch(log, &Cut::of(log, topic)?, &CancellationToken::new(), then)

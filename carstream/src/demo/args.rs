@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use service::ContractArgs;
+
 /// Settings of the demo. Nothing of it needs Docker, Java or a network.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
@@ -21,6 +23,9 @@ pub struct Args {
     /// interrupted, even by kill -9, goes on where it was if its directory is named here.
     #[arg(long, value_name = "DIR")]
     pub keep: Option<PathBuf>,
+    /// What the site has. Further streams are sent, carried and accounted for beside the readings.
+    #[command(flatten)]
+    pub contract: ContractArgs,
     /// Print the report as one line of JSON on standard output, and nothing else there.
     #[arg(long)]
     pub json: bool,

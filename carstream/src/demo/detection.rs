@@ -9,10 +9,10 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use arrow::array::AsArray;
+use contract::ModelDefinition;
 use event_log::Log;
 use serde::Deserialize;
 use telemetry::avro::AvroDecoder;
-use telemetry::schema::Schemas;
 use trainer::Curves;
 
 use super::Trained;
@@ -111,9 +111,10 @@ fn judge_alerts(
 
 /// The workshop's findings by car.
 fn faults(account: &Account, cloud: &Arc<dyn Log>) -> anyhow::Result<HashMap<u32, Vec<Span>>> {
-    let mut decoder = AvroDecoder::new(Schemas::builtin(), "fault.avsc")?;
+    let findings = &account.place.findings;
+    let mut decoder = AvroDecoder::new(account.contract.schemas(), ModelDefinition::schema(findings))?;
     let mut faults = HashMap::<u32, Vec<Span>>::new();
-    each_batch(cloud, "faults", |batch| {
+    each_batch(cloud, &findings.name, |batch| {
         for record in batch.iter() {
             // Only what can be read can be held against.
             let _ = decoder.decode(record.value.unwrap_or_default());
@@ -144,11 +145,12 @@ struct Alert {
 fn alerts(account: &Account, cloud: &Arc<dyn Log>) -> anyhow::Result<(HashMap<u32, Vec<Span>>, u64)> {
     let mut by_id = HashMap::<String, (u32, Span)>::new();
     let mut messages = 0;
-    each_batch(cloud, "alerts", |batch| {
+    let topic = &account.place.alerts.name;
+    each_batch(cloud, topic, |batch| {
         messages += batch.len() as u64;
         for record in batch.iter() {
             let alert: Alert = serde_json::from_slice(record.value.unwrap_or_default())
-                .with_context(|| format!("alerts/{} offset {}", batch.partition(), record.offset))?;
+                .with_context(|| format!("{topic}/{} offset {}", batch.partition(), record.offset))?;
             let Some(car) = account.car_number(&alert.car) else { continue };
             let open = Span { from_ms: alert.opened_ms, to_ms: i64::MAX };
             let (_, span) = by_id.entry(alert.alert_id).or_insert((car, open));

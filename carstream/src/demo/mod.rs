@@ -31,7 +31,7 @@ pub use crate::audit::Ledger;
 pub use args::Args;
 pub use report::{Alerts, Detection, Latency, Notes, Report};
 
-use crate::audit::{self, Evidence, Scores, Sources, thousands};
+use crate::audit::{self, Evidence, Flow, Scores, Sources, thousands};
 use account::Account;
 use live::Live;
 use place::Place;
@@ -121,10 +121,11 @@ pub(crate) struct Trained {
     pub(crate) until: HashMap<u32, u64>,
 }
 
-impl From<&Manifest> for Trained {
-    fn from(manifest: &Manifest) -> Self {
+impl Trained {
+    /// From a model that learnt from the topic `readings`.
+    fn of(manifest: &Manifest, readings: &str) -> Self {
         let (training, metrics) = (&manifest.training, &manifest.metrics);
-        let ranges = training.ranges.iter().filter(|range| range.topic == "telemetry");
+        let ranges = training.ranges.iter().filter(|range| range.topic == readings);
         Self {
             version: manifest.version.clone(),
             rows: training.rows,
@@ -143,12 +144,17 @@ fn settle(
     runtime: &tokio::runtime::Handle,
 ) -> anyhow::Result<Report> {
     let (edge, cloud, lake) = (place.edge().open()?, place.cloud().open()?, Lake::open(&place.lake())?);
-    let mut sources = Sources::new(Some(edge.clone()), Some(cloud.clone()), Some(lake));
+    let contract = &place.contract;
+    let sources_of = |stream: &str| -> anyhow::Result<Sources> {
+        let flow = Flow::of(contract, stream)?;
+        Ok(Sources::of(contract, flow, Some(edge.clone()), Some(cloud.clone()), Some(lake.clone())))
+    };
+    let mut sources = sources_of(contract::READINGS)?;
     sources.scores = if trained.is_some() { Scores::Yes } else { Scores::No };
     let evidence = Evidence { ledgers: vec![place.ledger()], key: Some(place.key()?) };
     let audit = audit::audit_on(&sources, &evidence, runtime, &CancellationToken::new())?;
 
-    let mut account = Account::open(&place.ledger(), &place.key()?)?;
+    let mut account = Account::open(contract, &place.ledger(), &place.key()?)?;
     account.note_training(&cloud, trained.map_or(&HashMap::new(), |trained| &trained.until))?;
     account.note_scores(&edge)?;
     let judged = detection::judge(&account, &cloud, trained)?;

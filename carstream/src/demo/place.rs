@@ -8,13 +8,15 @@
 //! ```
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::Context;
+use contract::{Contract, StreamDefinition};
 use event_log::{LogArgs, LogUrl};
 use lake::{Lake, LakeUrl};
 use model::Manifest;
 use serde::{Deserialize, Serialize};
-use service::ConfigError;
+use service::{ConfigError, ContractArgs};
 use sha2::{Digest, Sha256};
 use telemetry::pseudonym::PseudonymKey;
 
@@ -27,6 +29,9 @@ pub(crate) struct Place {
     pub(crate) directory: PathBuf,
     /// An interrupted run goes on.
     pub(crate) resumed: bool,
+    /// What the site has.
+    pub(crate) contract: Contract,
+    pub(crate) contract_args: ContractArgs,
     run: Run,
 }
 
@@ -110,7 +115,10 @@ impl Place {
                 return Err(ConfigError(vec![problem]).into());
             }
         }
-        let place = Self { directory: directory.canonicalize()?, resumed: found.is_some(), run };
+        let (contract, contract_args) = (args.contract.load()?, args.contract.clone());
+        let resumed = found.is_some();
+        let place = Self { directory: directory.canonicalize()?, resumed, contract, contract_args, run };
+        place.check_contract()?;
         place.write(RUN_FILE, &serde_json::to_string(&place.run)?)?;
         // From the seed, so that a seed gives the same pseudonyms. A real site's key comes from /dev/urandom.
         let key = Sha256::new().chain_update(b"carstream demo").chain_update(args.seed.to_le_bytes()).finalize();
@@ -134,9 +142,28 @@ impl Place {
             .with_context(|| format!("cannot write {}", path.display()))
     }
 
+    /// The demo is about the platform's readings and their model; a contract may have more, and not less.
+    fn check_contract(&self) -> Result<(), ConfigError> {
+        let (stream, model) = (contract::READINGS, contract::MODEL);
+        let problem = |what: &str, name: &str| format!("--contract: has no {what} {name}, which the demo is about");
+        let stream = self.contract.stream(stream).is_none().then(|| problem("stream", stream));
+        let model = self.contract.model(model).is_none().then(|| problem("model", model));
+        ConfigError::check(stream.into_iter().chain(model).collect())
+    }
+
+    /// The clean topic of the readings.
+    pub(crate) fn clean_topic(&self) -> &Arc<str> {
+        &self.stream().output_topic
+    }
+
+    /// The stream of readings.
+    pub(crate) fn stream(&self) -> &StreamDefinition {
+        self.contract.stream(contract::READINGS).expect("prepare() has looked")
+    }
+
     /// Rows of readings that are in the lake.
     pub(crate) async fn rows_in_lake(&self) -> anyhow::Result<u64> {
-        let ranges = Lake::open(&self.lake())?.coverage("telemetry").await?;
+        let ranges = Lake::open(&self.lake())?.coverage(self.clean_topic()).await?;
         Ok(ranges.iter().map(|range| range.end - range.start).sum())
     }
 
@@ -148,14 +175,15 @@ impl Place {
             version: String,
         }
         let mut newest = None;
-        each_batch(&self.cloud().open()?, "models", |batch| {
+        let place = self.contract.model(contract::MODEL).context("the demo needs the platform's model")?;
+        each_batch(&self.cloud().open()?, &place.announcements.name, |batch| {
             newest = batch.iter().filter_map(|record| record.value.map(<[u8]>::to_vec)).last().or(newest.take());
             Ok(())
         })?;
         let Some(newest) = newest else { return Ok(None) };
         let announced: Announcement = serde_json::from_slice(&newest).context("the newest announcement of a model")?;
         let files = Lake::open(&self.lake())?.get_model(&announced.name, &announced.version).await?;
-        Ok(Some(Trained::from(&Manifest::from_json(&files.manifest)?)))
+        Ok(Some(Trained::of(&Manifest::from_json(&files.manifest)?, &place.readings.name)))
     }
 
     pub(crate) fn edge(&self) -> LogArgs {

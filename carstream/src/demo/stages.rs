@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use contract::StreamDefinition;
 use event_log::Log;
 use mqtt_bridge::Bridge;
 use prometheus_client::registry::Registry;
@@ -102,29 +103,35 @@ impl Stages {
         // Whether one has ended is looked at with the other news, at every tick.
         let ended = CancellationToken::new();
         let any_port = (std::net::Ipv4Addr::LOCALHOST, 0).into();
-        let bridge_args = mqtt_bridge::Args::new(any_port, edge.clone(), Some(place.key_file()));
+        let contract = || place.contract_args.clone();
+        let mut bridge_args = mqtt_bridge::Args::new(any_port, edge.clone(), Some(place.key_file()));
+        bridge_args.contract = contract();
         let bridge = Bridge::bind(bridge_args, metrics.bridge.clone()).await.context("cannot start the bridge")?;
         let address = bridge.local_addr();
         let bridge = Stage::start("mqtt-bridge", &ended, |stop| bridge.serve(stop));
 
         let preprocessor = {
-            let args = preprocessor::Args::new(edge.log.clone(), place.key_file());
+            let mut args = preprocessor::Args::new(edge.log.clone(), place.key_file());
+            args.contract = contract();
             let metrics = metrics.preprocessor.clone();
             Stage::start("preprocessor", &ended, |stop| preprocessor::run_with(args, metrics, stop))
         };
         let scorer = {
             let mut args = scorer::Args::new(edge.log.clone(), place.lake());
+            args.contract = contract();
             args.models_log = Some(cloud.log.clone());
             let metrics = metrics.scorer.clone();
             Stage::start("scorer", &ended, |stop| scorer::run_with(args, metrics, stop))
         };
         let replicator = {
-            let args = replicator::Args::new(edge.log.clone(), cloud.log.clone());
+            let mut args = replicator::Args::new(edge.log.clone(), cloud.log.clone());
+            args.contract = contract();
             let metrics = metrics.replicator.clone();
             Stage::start("replicator", &ended, |stop| replicator::run_with(args, metrics, stop))
         };
         let sink = {
             let mut args = sink::Args::new(cloud.log.clone(), place.lake());
+            args.contract = contract();
             args.max_age = SINK_MAX_AGE;
             let metrics = metrics.sink.clone();
             Stage::start("sink", &ended, |stop| sink::run_with(args, metrics, stop))
@@ -199,11 +206,12 @@ impl Stages {
                 thousands(trained.manifest.training.rows),
                 trained.seconds
             ));
-            self.trained = Some(Trained::from(&trained.manifest));
+            self.trained = Some(Trained::of(&trained.manifest, self.place.clean_topic()));
         }
         if self.trained.is_none() && self.training.is_none() && self.rows_in_lake() >= self.train_at_rows {
             live.say("training from the lake");
             let mut args = trainer::Args::new(self.place.cloud().log, self.place.lake());
+            args.contract = self.place.contract_args.clone();
             args.seed = self.seed;
             args.min_rows = MIN_TRAINING_ROWS;
             let metrics = self.metrics.trainer.clone();
@@ -217,7 +225,7 @@ impl Stages {
 
     /// Notes when the scorer has the model and has caught up with what came before.
     fn note_in_force(&mut self, live: &Live) {
-        let lag = self.lag_of(&self.edge, "scorer", &self.edge, "telemetry");
+        let lag = self.scorer_lag();
         let in_force = self.metrics.scorer.model_in_force().borrow().is_some();
         let Some(trained) = self.trained.as_mut().filter(|trained| trained.in_force_ms.is_none()) else { return };
         if in_force && lag.is_ok_and(|lag| lag <= CAUGHT_UP_RECORDS) {
@@ -236,13 +244,12 @@ impl Stages {
             bridge.drain().await?;
         }
         self.wait(live, "the preprocessor", |s| {
-            Ok(s.lag_of(&s.edge, "preprocessor-telemetry", &s.edge, "telemetry.raw")?
-                + s.lag_of(&s.edge, "preprocessor-faults", &s.edge, "faults.raw")?)
+            s.place.contract.streams().map(|stream| s.preprocessor_lag(stream)).sum()
         })
         .await?;
         self.last_chance_to_train(live).await?;
         if self.trained.is_some() {
-            self.wait(live, "the scorer", |s| s.lag_of(&s.edge, "scorer", &s.edge, "telemetry")).await?;
+            self.wait(live, "the scorer", Self::scorer_lag).await?;
         } else {
             remarks.push("no model: the run was too short to collect what a training needs".to_owned());
         }
@@ -309,15 +316,23 @@ impl Stages {
 
     fn replication_lag(&self) -> anyhow::Result<u64> {
         let mut lag = 0;
-        for topic in replicator::DEFAULT_TOPICS {
-            lag += self.lag_of(&self.edge, &replicator::group(topic), &self.cloud, topic)?;
+        for topic in self.place.contract.leaving_the_edge() {
+            lag += self.lag_of(&self.edge, &replicator::group(&topic.name), &self.cloud, &topic.name)?;
         }
         Ok(lag)
     }
 
+    fn preprocessor_lag(&self, stream: &StreamDefinition) -> anyhow::Result<u64> {
+        self.lag_of(&self.edge, &stream.group(), &self.edge, &stream.input.topic)
+    }
+
+    fn scorer_lag(&self) -> anyhow::Result<u64> {
+        self.lag_of(&self.edge, scorer::DEFAULT_GROUP, &self.edge, self.place.clean_topic())
+    }
+
     /// Rows of readings that are in the lake.
     fn rows_in_lake(&self) -> u64 {
-        self.rows_before + self.metrics.sink.rows.get_or_create(&sink::Topic::new("telemetry")).get()
+        self.rows_before + self.metrics.sink.rows.get_or_create(&sink::Topic::new(self.place.clean_topic())).get()
     }
 
     /// How many alerts reached their cars.
@@ -331,12 +346,12 @@ impl Stages {
             let described = self.edge.describe(topic);
             described.map_or(0, |d| d.partitions.iter().map(|p| p.next).sum::<u64>())
         };
-        let lag = |group: &str, topic: &str| self.lag_of(&self.edge, group, &self.edge, topic).ok();
+        let stream = self.place.stream();
         let line = |stage, done, lag, note| Line { stage, done: Some(done), lag, note };
-        let telemetry = records("telemetry");
+        let clean = records(&stream.output_topic);
         let rows = self.rows_in_lake();
-        let objects = m.sink.objects.get_or_create(&sink::Topic::new("telemetry")).get();
-        let copied = self.cloud.describe("telemetry").map_or(0, |d| d.partitions.iter().map(|p| p.next).sum());
+        let objects = m.sink.objects.get_or_create(&sink::Topic::new(self.place.clean_topic())).get();
+        let copied = self.cloud.describe(&stream.output_topic).map_or(0, |d| d.partitions.iter().map(|p| p.next).sum());
         let connected = m.simulator.cars_connected.get();
         let trainer = match (&self.trained, &self.training) {
             (Some(trained), _) => format!("model {}", trained.version),
@@ -345,14 +360,14 @@ impl Stages {
         };
         vec![
             line("cars", m.simulator.sent.get(), None, format!("{} connected", thousands(connected.max(0) as u64))),
-            line("mqtt-bridge", records("telemetry.raw"), None, format!("{} in flight", m.bridge.in_flight())),
-            line("preprocessor", telemetry, lag("preprocessor-telemetry", "telemetry.raw"), {
-                format!("{} dead letters", thousands(records("telemetry.dead-letter")))
+            line("mqtt-bridge", records(&stream.input.topic), None, format!("{} in flight", m.bridge.in_flight())),
+            line("preprocessor", clean, self.preprocessor_lag(stream).ok(), {
+                format!("{} dead letters", thousands(records(&stream.dead_letter)))
             }),
             line("replicator", copied, self.replication_lag().ok(), String::new()),
             line("sink", rows, Some(copied.saturating_sub(rows)), format!("{objects} objects")),
             Line { stage: "trainer", done: None, lag: None, note: trainer },
-            line("scorer", m.scorer.scored.get(), lag("scorer", "telemetry"), {
+            line("scorer", m.scorer.scored.get(), self.scorer_lag().ok(), {
                 format!("{} alerts open", m.scorer.open_alerts.get())
             }),
         ]

@@ -1,14 +1,13 @@
 //! The settings of a deployment.
 
-use std::path::PathBuf;
-
+use contract::Contract;
 use event_log::{KafkaOption, LogUrl};
 use schema_registry::SchemaRegistryArgs;
-use service::{ConfigError, ServiceArgs};
+use service::{ConfigError, ContractArgs, ServiceArgs};
 
 /// Makes the topics and registers the schemas; says what is there with other settings. Can run again.
 ///
-/// The topics are those that schemas/topics.json declares, in the logs where they belong; the schemas get the
+/// The topics are those that the contract declares, in the logs where they belong; the schemas get the
 /// compatibility FULL_TRANSITIVE.
 ///
 /// What is there already is compared. A topic with other partitions, retention or compaction, or a schema that does not go
@@ -37,7 +36,7 @@ pub struct Args {
     /// Only report: what is missing is a finding, too.
     #[arg(long)]
     pub check: bool,
-    /// Partitions of every topic that has more than one, in place of those of schemas/topics.json: as many instances of a
+    /// Partitions of every topic that has more than one, in place of those of the contract: as many instances of a
     /// stage can share the work. They cannot be changed later without giving up what the topics hold.
     #[arg(long, env = "CARSTREAM_PARTITIONS", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub partitions: Option<u32>,
@@ -45,9 +44,9 @@ pub struct Args {
     /// (default.replication.factor).
     #[arg(long, env = "CARSTREAM_REPLICATION_FACTOR", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub replication_factor: Option<u16>,
-    /// Stream definitions of your own, as for the preprocessor: their output schemas are registered.
-    #[arg(long, env = "CARSTREAM_STREAMS", value_name = "DIR")]
-    pub streams: Option<PathBuf>,
+    /// What the site has.
+    #[command(flatten)]
+    pub contract: ContractArgs,
     /// A librdkafka property for the edge's log; may be repeated, or comma-separated in the environment.
     #[arg(long = "kafka-option", env = "CARSTREAM_KAFKA_OPTIONS", value_name = "KEY=VALUE", value_delimiter = ',')]
     pub kafka_options: Vec<KafkaOption>,
@@ -66,8 +65,9 @@ pub struct Args {
 
 impl Args {
     /// What cannot work, together.
-    pub(super) fn check(&self) -> Result<(), ConfigError> {
+    pub(super) fn check(&self) -> Result<Contract, ConfigError> {
         let mut problems = self.schema_registry.problems();
+        let contract = self.contract.load().map_err(|more| problems.extend(more.0));
         if self.log.is_none() && self.cloud_log.is_none() && self.schema_registry.schema_registry.is_none() {
             problems.push("--log, --cloud-log, --schema-registry: name at least one place to deploy to".to_owned());
         }
@@ -83,6 +83,7 @@ impl Args {
                 _ => {}
             }
         }
-        ConfigError::check(problems)
+        ConfigError::check(problems)?;
+        Ok(contract.unwrap_or_else(|()| Contract::builtin().clone()))
     }
 }

@@ -1,8 +1,8 @@
 //! The deployment: everything that the stages expect to find, made once, before they start.
 //!
 //! ```text
-//!  schemas/topics.json ──► topics of the edge's log, topics of the cloud's log
-//!  schemas/*.avsc ───────► subjects of the schema registry, FULL_TRANSITIVE
+//!  contract: topics ─────► topics of the edge's log, topics of the cloud's log
+//!  contract: schemas ────► subjects of the schema registry, FULL_TRANSITIVE
 //!                             │
 //!                             └─► what is there with other settings: all of it, each with what to do; exit code 1
 //! ```
@@ -17,12 +17,9 @@ mod topics;
 use std::sync::Arc;
 
 use anyhow::Context;
-use event_log::catalogue::{self, Site};
+use contract::{Contract, Site};
 use event_log::{KafkaOption, Log, LogUrl};
-use preprocessor::definition::Definitions;
 use schema_registry::Registry;
-use service::ConfigError;
-use telemetry::schema::Schemas;
 use tokio_util::sync::CancellationToken;
 
 pub use args::Args;
@@ -38,10 +35,9 @@ struct Outcome {
 
 /// Runs `carstream deploy`: prints what is there, and ends with an error if anything is not as it should be.
 pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
-    args.check()?;
-    let definitions = args.streams.as_deref().map(Definitions::load).transpose().map_err(ConfigError)?;
+    let contract = args.check()?;
     let registry = args.schema_registry.connect()?;
-    let deployed = tokio::task::spawn_blocking(move || deploy(&args, definitions.as_ref(), registry, &shutdown));
+    let deployed = tokio::task::spawn_blocking(move || deploy(&args, &contract, registry, &shutdown));
     let outcome = deployed.await.context("the deployment panicked")??;
     for line in &outcome.lines {
         println!("{line}");
@@ -56,7 +52,7 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
 
 fn deploy(
     args: &Args,
-    definitions: Option<&Definitions>,
+    contract: &Contract,
     registry: Option<Registry>,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<Outcome> {
@@ -67,17 +63,23 @@ fn deploy(
     for (site, url, options) in sides {
         let Some(url) = url else { continue };
         let log = event_log::open(url, options)?;
-        outcome.add(topics(args, site, &log, shutdown)?);
+        outcome.add(topics(args, contract, site, &log, shutdown)?);
     }
     if let Some(registry) = registry {
-        outcome.add(schemas(args, definitions, &registry, shutdown)?);
+        outcome.add(schemas(args, contract, &registry, shutdown)?);
     }
     Ok(outcome)
 }
 
-fn topics(args: &Args, site: Site, log: &Arc<dyn Log>, shutdown: &CancellationToken) -> anyhow::Result<Outcome> {
+fn topics(
+    args: &Args,
+    contract: &Contract,
+    site: Site,
+    log: &Arc<dyn Log>,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<Outcome> {
     let mut outcome = Outcome::default();
-    let (mut made, specs) = (0, catalogue::topics_of(site));
+    let (mut made, specs) = (0, contract.topics_of(site).map(::topics::spec).collect::<Vec<_>>());
     for mut spec in specs.iter().cloned() {
         if let Some(partitions) = args.partitions.filter(|_| spec.partitions > 1) {
             spec.partitions = partitions;
@@ -103,28 +105,20 @@ fn topics(args: &Args, site: Site, log: &Arc<dyn Log>, shutdown: &CancellationTo
 
 fn schemas(
     args: &Args,
-    definitions: Option<&Definitions>,
+    contract: &Contract,
     registry: &Registry,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<Outcome> {
-    // One's own definitions replace the platform's; scores are the platform's in any case.
-    let of_streams = definitions.map(|definitions| {
-        let outputs = definitions.streams.iter().map(|stream| (&*stream.output_topic, &*stream.output.file));
-        (&definitions.schemas, outputs.collect::<Vec<_>>())
-    });
-    let is_defined = |topic: &str| of_streams.iter().any(|(_, uses)| uses.iter().any(|(other, _)| *other == topic));
-    let platform = catalogue::schemas().into_iter().filter(|(topic, _)| !is_defined(topic)).collect();
     let mut outcome = Outcome::default();
-    for (own, uses) in of_streams.into_iter().chain([(Schemas::builtin(), platform)]) {
-        let deployed = service::retry_until(
-            shutdown,
-            format!("the schema registry {}", registry.url()),
-            |e: &schema_registry::Error| !e.is_retriable(),
-            || schema_registry::deploy(registry, own, &uses, args.check),
-        )?;
-        let deployed = deployed.context("stopped before all was deployed")?;
-        outcome.add(Outcome { lines: deployed.lines, problems: deployed.problems });
-    }
+    let uses: Vec<_> = contract.avro_topics().collect();
+    let deployed = service::retry_until(
+        shutdown,
+        format!("the schema registry {}", registry.url()),
+        |e: &schema_registry::Error| !e.is_retriable(),
+        || schema_registry::deploy(registry, contract.schemas(), &uses, args.check),
+    )?;
+    let deployed = deployed.context("stopped before all was deployed")?;
+    outcome.add(Outcome { lines: deployed.lines, problems: deployed.problems });
     let at = format!("{}: ", registry.url());
     for text in outcome.lines.iter_mut().chain(&mut outcome.problems) {
         text.insert_str(0, &at);

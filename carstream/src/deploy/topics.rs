@@ -1,6 +1,6 @@
 //! One topic: made, or held against what it should be.
 
-use event_log::catalogue::Hours;
+use ::topics::Hours;
 use event_log::{Error, Log, LogUrl, TopicDescription, TopicSpec};
 
 /// Makes the topic if it is missing, unless it is only looked at. Returns whether it was made, and what is not as it
@@ -118,7 +118,7 @@ mod tests {
     #[test]
     fn every_difference_is_told_with_its_remedy() {
         let kafka: LogUrl = "kafka://broker:9092".parse().unwrap();
-        let spec = event_log::catalogue::topic("telemetry.raw");
+        let spec = ::topics::builtin("telemetry.raw");
         assert_eq!(problems(&kafka, &spec, Some(1), &described(4, false, Some(24))), [""; 0]);
         let told = problems(&kafka, &spec, Some(3), &described(6, true, None));
         for (told, wanted) in told.iter().zip([
@@ -131,7 +131,7 @@ mod tests {
             assert!(told.starts_with("topic telemetry.raw in kafka://broker:9092: "), "{told}");
         }
         assert_eq!(told.len(), 4);
-        let state = event_log::catalogue::topic("scorer.state");
+        let state = ::topics::builtin("scorer.state");
         let told = problems(&"directory".parse().unwrap(), &state, None, &described(4, true, Some(1)));
         assert!(told.len() == 1 && told[0].contains("as it was made"), "{told:?}");
     }

@@ -7,7 +7,7 @@ use event_log::{KafkaOption, LogArgs, LogUrl};
 use lake::{LakeUrl, S3Args};
 use mqtt_bridge::{ClientIdRule, Limits, Listen, TlsArgs};
 use schema_registry::SchemaRegistryArgs;
-use service::{ConfigError, ServiceArgs};
+use service::{ConfigError, ContractArgs, ServiceArgs};
 
 /// An edge site in one process, without Docker or Java: MQTT in, clean readings and scores in an embedded log, and to
 /// the cloud if there is an uplink.
@@ -36,9 +36,9 @@ pub struct Args {
     /// Which cars a client without a certificate may publish for.
     #[arg(long, env = "CARSTREAM_MQTT_CLIENT_ID", value_enum, default_value_t)]
     pub client_id: ClientIdRule,
-    /// Stream definitions of your own, as for the preprocessor.
-    #[arg(long, env = "CARSTREAM_STREAMS", value_name = "DIR")]
-    pub streams: Option<PathBuf>,
+    /// What the site has.
+    #[command(flatten)]
+    pub contract: ContractArgs,
 
     /// Score with this model, a directory with manifest.json and weights.safetensors: needs no uplink, ever.
     #[arg(long, env = "CARSTREAM_MODEL", value_name = "DIR", conflicts_with_all = ["lake", "models_log"])]
@@ -111,6 +111,7 @@ impl Args {
     pub(super) fn bridge(&self) -> mqtt_bridge::Args {
         let any_port = (std::net::Ipv4Addr::LOCALHOST, 0).into();
         let mut args = mqtt_bridge::Args::new(any_port, self.log(), Some(self.pseudonym_key_file.clone()));
+        args.contract = self.contract.clone();
         args.listen = self.listen;
         args.tls = self.tls.clone();
         args.client_id = self.client_id;
@@ -120,7 +121,7 @@ impl Args {
 
     pub(super) fn preprocessor(&self) -> preprocessor::Args {
         let mut args = preprocessor::Args::new(self.log().log, self.pseudonym_key_file.clone());
-        args.streams = self.streams.clone();
+        args.contract = self.contract.clone();
         args.schema_registry = self.schema_registry.clone();
         args
     }
@@ -130,6 +131,7 @@ impl Args {
         let lake = self.lake.clone().unwrap_or_else(|| LakeUrl::Directory(PathBuf::new()));
         let mut args = scorer::Args::new(self.log().log, lake);
         args.log = self.log();
+        args.contract = self.contract.clone();
         args.lake.s3 = self.s3.clone();
         args.model = self.model.clone();
         args.models_log = self.models_log.clone().or_else(|| self.cloud_log.clone());
@@ -142,6 +144,7 @@ impl Args {
     pub(super) fn replicator(&self) -> Option<replicator::Args> {
         let mut args = replicator::Args::new(self.log().log, self.cloud_log.clone()?);
         args.target_kafka_options = self.cloud_kafka_options.clone();
+        args.contract = self.contract.clone();
         args.source_name = self.site.clone();
         args.drain_timeout = self.drain_timeout;
         Some(args)

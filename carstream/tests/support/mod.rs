@@ -10,13 +10,12 @@ use arrow::array::{ArrayRef, Float32Array, Float64Array, Int32Array, Int64Array,
 use arrow::array::{BooleanArray, TimestampMillisecondArray, new_null_array};
 use arrow::datatypes::{DataType, SchemaRef};
 use carstream::audit::{Evidence, Report, Sources, audit};
-use event_log::{Log, LogUrl, Outputs, Position, ProcessorOptions, Range, Read, Record, catalogue, partition_for_key};
+use event_log::{Log, LogUrl, Outputs, Position, ProcessorOptions, Range, Read, Record, partition_for_key};
 use lake::{Lake, LakeUrl, ObjectName, ObjectWriter};
 use pipeline::DeadLetterHeader;
 use serde_json::json;
 use telemetry::avro::AvroEncoder;
 use telemetry::pseudonym::PseudonymKey;
-use telemetry::schema::Schemas;
 use test_support::clock::now_ms;
 use tokio_util::sync::CancellationToken;
 
@@ -36,7 +35,7 @@ pub fn payload(car: u32, boot_id: i64, seq: i64) -> Vec<u8> {
         "driver": "Anna Schmidt", "plate": "S-AB 1234", "latitude": 48.7, "longitude": 9.2,
         "control_unit_firmware": 2000,
     });
-    for schema_field in &Schemas::builtin().file("telemetry_raw.avsc").unwrap().fields {
+    for schema_field in &contract::Contract::builtin().schemas().file("telemetry_raw.avsc").unwrap().fields {
         let name = &schema_field.name;
         if reading.get(name).is_none() && !schema_field.nullable {
             reading[name] = json!(0.5);
@@ -75,9 +74,9 @@ impl Site {
         let edge = event_log::open(&LogUrl::Directory(path("edge")), &[]).unwrap();
         let cloud = event_log::open(&LogUrl::Directory(path("cloud")), &[]).unwrap();
         for topic in ["telemetry.raw", "telemetry.dead-letter", "telemetry", "scores", "drivers"] {
-            edge.ensure_topic(&catalogue::topic(topic)).unwrap();
+            edge.ensure_topic(&topics::builtin(topic)).unwrap();
         }
-        cloud.ensure_topic(&catalogue::topic("telemetry")).unwrap();
+        cloud.ensure_topic(&topics::builtin("telemetry")).unwrap();
         let lake = Lake::open(&LakeUrl::Directory(path("lake"))).unwrap();
         let key = PseudonymKey::from_bytes(b"a key of one test site, and no other").unwrap();
         Self { directory, edge, cloud, lake, key }
@@ -169,7 +168,7 @@ impl Site {
             At::Raw | At::Lake => unreachable!("they hold no Avro"),
         };
         let rows = self.rows(if id == 4 { "score.avsc" } else { "telemetry.v2.avsc" }, readings);
-        let encoded = AvroEncoder::new(Schemas::builtin(), id).unwrap().encode(&rows).unwrap();
+        let encoded = AvroEncoder::new(contract::Contract::builtin().schemas(), id).unwrap().encode(&rows).unwrap();
         let mut outputs = Outputs::default();
         for ((car, _, _), message) in readings.iter().zip(encoded.iter()) {
             let key = self.key.pseudonym(&vin(*car));
@@ -181,7 +180,7 @@ impl Site {
 
     /// Writes readings as one object per partition that answers for offsets from `start` on.
     pub async fn objects(&self, readings: &[(u32, i64, i64)], start: u64) {
-        let schema = &Schemas::builtin().file("telemetry.v2.avsc").unwrap().arrow;
+        let schema = &contract::Contract::builtin().schemas().file("telemetry.v2.avsc").unwrap().arrow;
         for partition in 0..4 {
             let key = |car: u32| self.key.pseudonym(&vin(car));
             let mut of_partition = readings.to_vec();
@@ -203,7 +202,7 @@ impl Site {
     }
 
     fn rows(&self, schema: &str, readings: &[(u32, i64, i64)]) -> RecordBatch {
-        self.rows_of(&Schemas::builtin().file(schema).unwrap().arrow, readings)
+        self.rows_of(&contract::Contract::builtin().schemas().file(schema).unwrap().arrow, readings)
     }
 
     /// Readings as rows of this schema, with nulls where it has them.

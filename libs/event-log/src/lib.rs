@@ -19,7 +19,6 @@
 
 mod args;
 mod batch;
-pub mod catalogue;
 mod embedded;
 mod error;
 mod kafka;

@@ -257,20 +257,3 @@ fn a_damaged_journal_does_not_open() {
         other => panic!("{other:?}"),
     }
 }
-
-#[test]
-fn a_stage_takes_a_topic_as_it_was_deployed_unless_it_would_lose_records() {
-    let backend = embedded();
-    let log = backend.open();
-    let declared = catalogue::topic("telemetry");
-    log.ensure_topic(&TopicSpec { partitions: 7, retention: None, ..declared.clone() }).unwrap();
-    catalogue::ensure(&*log, "telemetry").unwrap();
-    let found = log.describe("telemetry").unwrap();
-    assert_eq!((found.partitions.len(), found.retention, found.replicas), (7, None, None), "left as it was");
-    catalogue::ensure(&*log, "faults").unwrap();
-    let found = log.describe("faults").unwrap();
-    assert_eq!((found.partitions.len(), found.retention), (declared.partitions as usize, declared.retention));
-    log.ensure_topic(&TopicSpec { compacted: true, ..catalogue::topic("scores") }).unwrap();
-    let refused = catalogue::ensure(&*log, "scores").unwrap_err();
-    assert!(matches!(&refused, Error::TopicDiffers { setting: "compaction", .. }), "{refused:?}");
-}

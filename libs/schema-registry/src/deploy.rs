@@ -44,7 +44,7 @@ pub fn deploy(registry: &Registry, own: &Schemas, uses: &[(&str, &str)], check: 
     }
     if other_ids {
         deployed.lines.push(
-            "these ids are not those of schemas/ids.json: whatever writes or reads these logs needs --schema-registry"
+            "these ids are not those of the contract's ids.json: whatever writes or reads these logs needs --schema-registry"
                 .to_owned(),
         );
     }

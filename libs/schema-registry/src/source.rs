@@ -24,7 +24,7 @@ const ASK_AGAIN_AFTER: Duration = Duration::from_secs(30);
 /// Ids that nobody knows and that are remembered as such: they come from damaged records, and could be any.
 const MAX_ABSENT: usize = 10_000;
 
-/// The schemas of a stage, from `schemas/ids.json` or from a registry: the same for whoever uses them.
+/// The schemas of a stage, from the contract's `ids.json` or from a registry: the same for whoever uses them.
 #[derive(Debug, Clone)]
 pub struct SchemaSource {
     schemas: Arc<Schemas>,
@@ -52,11 +52,6 @@ impl SchemaSource {
     /// Without a registry: `schemas` and nothing else.
     pub fn of(schemas: Schemas) -> Self {
         Self { schemas: Arc::new(schemas), others: None }
-    }
-
-    /// Without a registry: the platform's own, with the ids of `schemas/ids.json`.
-    pub fn builtin() -> Self {
-        Self::of(Schemas::builtin().clone())
     }
 
     pub(crate) fn of_registry(

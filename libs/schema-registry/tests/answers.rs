@@ -7,7 +7,6 @@ use std::net::TcpListener;
 
 use schema_registry::{Error, Registry, SchemaRegistryArgs};
 use service::Readiness;
-use telemetry::schema::Schemas;
 use tokio_util::sync::CancellationToken;
 
 const NO_SUBJECT: (u16, &str) = (404, r#"{"error_code":40401,"message":"Subject not found"}"#);
@@ -93,7 +92,7 @@ async fn a_registry_that_is_not_ready_is_waited_for_and_an_empty_one_is_not() {
     let (url, requests) = answering(&[(503, ""), (500, ""), NO_SUBJECT, NO_SUBJECT]);
     let error = args(&url)
         .open(
-            Schemas::builtin(),
+            contract::Contract::builtin().schemas(),
             &[("telemetry", "telemetry.v2.avsc")],
             &Readiness::default(),
             &CancellationToken::new(),
@@ -115,7 +114,9 @@ async fn a_registry_that_never_comes_is_waited_for_until_shutdown() {
     readiness.started();
     let opened = {
         let (shutdown, readiness, uses) = (shutdown.clone(), readiness.clone(), [("scores", "score.avsc")]);
-        tokio::spawn(async move { args(&nobody).open(Schemas::builtin(), &uses, &readiness, &shutdown).await })
+        tokio::spawn(async move {
+            args(&nobody).open(contract::Contract::builtin().schemas(), &uses, &readiness, &shutdown).await
+        })
     };
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
     while readiness.is_ready() {
@@ -130,7 +131,7 @@ async fn a_registry_that_never_comes_is_waited_for_until_shutdown() {
 #[tokio::test]
 async fn without_a_registry_the_ids_are_those_of_ids_json() {
     let opened = SchemaRegistryArgs::default()
-        .open(Schemas::builtin(), &[], &Readiness::default(), &CancellationToken::new())
+        .open(contract::Contract::builtin().schemas(), &[], &Readiness::default(), &CancellationToken::new())
         .await;
     let schemas = opened.unwrap().unwrap();
     assert_eq!(schemas.schemas().file("telemetry.v2.avsc").unwrap().id, Some(2));

@@ -6,9 +6,11 @@
 //!            ▼                 SIGTERM/Ctrl-C; a second one, or --stop-timeout, exits at once
 //! ```
 //!
-//! What a stage does is the stage's own; nothing here knows a topic or a reading.
+//! What a stage does is the stage's own; nothing here knows a topic or a reading. The contract, which does, is only read
+//! here and handed on.
 
 mod admin;
+mod contract;
 mod process;
 mod readiness;
 mod waiting;
@@ -22,6 +24,7 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use tokio_util::sync::CancellationToken;
 
+pub use crate::contract::{ContractArgs, read_contract};
 pub use admin::{AdminError, with_admin};
 pub use readiness::Readiness;
 pub use waiting::{Waiting, retry_until};

@@ -11,26 +11,13 @@
 //! nobody knows: a misspelt `"pii"` must not turn a personal field into a harmless one.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use arrow::datatypes::{DataType, SchemaRef, TimeUnit};
 use serde::Deserialize;
 
 /// The time zone of every timestamp column.
 pub const UTC: &str = "+00:00";
-
-static BUILTIN: LazyLock<Schemas> = LazyLock::new(|| {
-    let files = [
-        ("driver.avsc", include_str!("../../../schemas/driver.avsc")),
-        ("fault.avsc", include_str!("../../../schemas/fault.avsc")),
-        ("fault_raw.avsc", include_str!("../../../schemas/fault_raw.avsc")),
-        ("score.avsc", include_str!("../../../schemas/score.avsc")),
-        ("telemetry.v1.avsc", include_str!("../../../schemas/telemetry.v1.avsc")),
-        ("telemetry.v2.avsc", include_str!("../../../schemas/telemetry.v2.avsc")),
-        ("telemetry_raw.avsc", include_str!("../../../schemas/telemetry_raw.avsc")),
-    ];
-    Schemas::parse(files, include_str!("../../../schemas/ids.json")).expect("schemas/ is valid: a test parses it")
-});
 
 /// A set of schemas: by file name, and those that go over the wire as Avro also by id.
 #[derive(Debug, Clone)]
@@ -40,41 +27,13 @@ pub struct Schemas {
 }
 
 impl Schemas {
-    /// The platform's own, compiled in from `schemas/`.
-    pub fn builtin() -> &'static Schemas {
-        &BUILTIN
-    }
-
-    /// Parses schema files (name and text), and `ids.json`, which gives the ids of some of them:
-    /// `{"1": "telemetry.v1.avsc"}`. All mistakes are returned together.
-    pub fn parse<'a>(files: impl IntoIterator<Item = (&'a str, &'a str)>, ids: &str) -> Result<Self, Vec<SchemaError>> {
-        let mut errors = Vec::new();
-        let ids: BTreeMap<u32, String> = serde_json::from_str(ids).unwrap_or_else(|e| {
-            errors.push(SchemaError::new("ids.json", format!("is not an object of id: file name: {e}")));
-            BTreeMap::new()
-        });
-        let id_of: HashMap<&str, u32> = ids.iter().map(|(id, file)| (file.as_str(), *id)).collect();
-        let mut by_file = BTreeMap::new();
-        for (file, text) in files {
-            match Schema::parse(file, text, id_of.get(file).copied()) {
-                Ok(schema) => {
-                    by_file.insert(file.to_owned(), Arc::new(schema));
-                }
-                Err(error) => errors.push(error),
-            }
-        }
-        let mut by_id = BTreeMap::new();
-        for (id, file) in &ids {
-            match by_file.get(file) {
-                Some(schema) if schema.id == Some(*id) => {
-                    by_id.insert(*id, schema.clone());
-                }
-                Some(_) => errors.push(SchemaError::new("ids.json", format!("gives {file} two ids: keep one"))),
-                None if errors.iter().any(|e| e.file == *file) => {}
-                None => errors.push(SchemaError::new("ids.json", format!("names {file}, which does not exist"))),
-            }
-        }
-        if errors.is_empty() { Ok(Self { by_file, by_id }) } else { Err(errors) }
+    /// A set of these; those with an id can be written and read by it. Of two with the same file name, or id, the last
+    /// one is kept: whoever collects them says so before.
+    pub fn new(schemas: impl IntoIterator<Item = Schema>) -> Self {
+        let schemas = schemas.into_iter().map(Arc::new);
+        let by_file: BTreeMap<_, _> = schemas.map(|schema| (schema.file.clone(), schema)).collect();
+        let by_id = by_file.values().filter_map(|schema| Some((schema.id?, schema.clone()))).collect();
+        Self { by_file, by_id }
     }
 
     /// The schema in `file`, such as `telemetry.v2.avsc`.
@@ -133,11 +92,16 @@ impl Schema {
     /// Parses the text of one `.avsc` file.
     pub fn parse(file: &str, text: &str, id: Option<u32>) -> Result<Self, SchemaError> {
         let error = |what: String| SchemaError::new(file, what);
-        let declared: DeclaredRecord = serde_json::from_str(text).map_err(|e| error(e.to_string()))?;
+        let declared: DeclaredRecord = serde_json::from_str(text)
+            .map_err(|e| SchemaError { line: (e.line() > 0).then(|| e.line()), ..error(e.to_string()) })?;
         if declared.kind != "record" {
-            return Err(error(format!("is a {:?}, wanted a \"record\"", declared.kind)));
+            return Err(error(format!("is a {:?}, expected a \"record\"", declared.kind)));
         }
-        let fields = declared.fields.into_iter().map(Field::new).collect::<Result<Vec<_>, _>>().map_err(error)?;
+        let field = |declared: DeclaredField| {
+            let name = declared.name.clone();
+            Field::new(declared).map_err(|what| SchemaError { field: Some(name), ..error(what) })
+        };
+        let fields = declared.fields.into_iter().map(field).collect::<Result<Vec<_>, _>>()?;
         let name = match declared.namespace {
             Some(namespace) => format!("{namespace}.{}", declared.name),
             None => declared.name,
@@ -327,11 +291,15 @@ pub struct SchemaError {
     pub file: String,
     /// What is wrong.
     pub what: String,
+    /// The line that cannot be parsed.
+    pub line: Option<usize>,
+    /// The field that it is about.
+    pub field: Option<String>,
 }
 
 impl SchemaError {
     pub(crate) fn new(file: &str, what: impl Into<String>) -> Self {
-        Self { file: file.to_owned(), what: what.into() }
+        Self { file: file.to_owned(), what: what.into(), line: None, field: None }
     }
 }
 
@@ -416,21 +384,6 @@ mod tests {
     }
 
     #[test]
-    fn the_builtin_schemas_parse() {
-        let schemas = Schemas::builtin();
-        let raw = schemas.file("telemetry_raw.avsc").unwrap();
-        assert_eq!(raw.field("vin").unwrap().pii, Some(Pii::Identifier));
-        assert_eq!(raw.field("vin").unwrap().bounds, Some(Bounds::Length { min: 17, max: 17 }));
-        assert_eq!(raw.field("speed").unwrap().bounds, Some(Bounds::Real { min: 0.0, max: 120.0 }));
-        assert!(raw.field("ambient_temp").unwrap().nullable);
-        let (v1, v2) = (schemas.id(1).unwrap(), schemas.id(2).unwrap());
-        assert_eq!((v1.name.as_str(), &v1.name), ("carstream.Telemetry", &v2.name));
-        assert_eq!(v2.fields.len(), v1.fields.len() + 1);
-        assert_eq!(v2.arrow.field(3).data_type(), &DataType::Timestamp(TimeUnit::Millisecond, Some("+00:00".into())));
-        assert_eq!(v2.arrow.field_with_name("speed").unwrap().metadata()["unit"], "m/s");
-    }
-
-    #[test]
     fn what_is_not_understood_is_refused_by_name() {
         for (text, message) in [
             (r#"{"name": "a", "type": "string", "ppi": "personal"}"#, "unknown field `ppi`"),
@@ -449,15 +402,5 @@ mod tests {
             assert!(error.contains(message), "{text}: {error}");
             assert!(error.starts_with("schema r.avsc: "), "{error}");
         }
-    }
-
-    #[test]
-    fn all_mistakes_of_a_set_are_reported_together() {
-        let good = r#"{"type": "record", "name": "R", "fields": []}"#;
-        let errors =
-            Schemas::parse([("a.avsc", "{"), ("b.avsc", good), ("c.avsc", "[]")], r#"{"1": "b.avsc", "2": "d.avsc"}"#)
-                .unwrap_err();
-        let files: Vec<_> = errors.iter().map(|e| e.file.as_str()).collect();
-        assert_eq!(files, ["a.avsc", "c.avsc", "ids.json"]);
     }
 }

@@ -10,7 +10,7 @@ use arrow_avro::schema::{AvroSchema, Fingerprint, FingerprintAlgorithm, SchemaSt
 use proptest::prelude::*;
 use telemetry::avro::{AvroDecoder, AvroEncoder, Error, REASONS, schema_id};
 use telemetry::json::JsonDecoder;
-use telemetry::schema::{Kind, Schema, Schemas};
+use telemetry::schema::{Kind, Schema};
 
 /// JSON of one row of `schema`, made from `seed`.
 fn json_row(schema: &Schema, seed: u64) -> String {
@@ -31,7 +31,7 @@ fn json_row(schema: &Schema, seed: u64) -> String {
 }
 
 fn batch_of(file: &str, seeds: &[u64]) -> RecordBatch {
-    let schema = Schemas::builtin().file(file).unwrap();
+    let schema = contract::Contract::builtin().schemas().file(file).unwrap();
     let mut decoder = JsonDecoder::new(schema);
     for seed in seeds {
         decoder.decode(json_row(schema, *seed).as_bytes()).unwrap();
@@ -40,11 +40,17 @@ fn batch_of(file: &str, seeds: &[u64]) -> RecordBatch {
 }
 
 fn messages(id: u32, batch: &RecordBatch) -> Vec<Vec<u8>> {
-    AvroEncoder::new(Schemas::builtin(), id).unwrap().encode(batch).unwrap().iter().map(<[u8]>::to_vec).collect()
+    AvroEncoder::new(contract::Contract::builtin().schemas(), id)
+        .unwrap()
+        .encode(batch)
+        .unwrap()
+        .iter()
+        .map(<[u8]>::to_vec)
+        .collect()
 }
 
 fn decoder(reader: &str) -> AvroDecoder {
-    AvroDecoder::new(Schemas::builtin(), reader).unwrap()
+    AvroDecoder::new(contract::Contract::builtin().schemas(), reader).unwrap()
 }
 
 #[test]
@@ -116,7 +122,7 @@ fn what_is_no_message_is_rejected() {
 
 #[test]
 fn a_batch_that_does_not_fit_is_refused_whole() {
-    let mut encoder = AvroEncoder::new(Schemas::builtin(), 4).unwrap();
+    let mut encoder = AvroEncoder::new(contract::Contract::builtin().schemas(), 4).unwrap();
     let good = batch_of("score.avsc", &[1, 2, 3]);
     let replaced = |name: &str, column: ArrayRef| {
         let schema = good.schema();
@@ -136,13 +142,13 @@ fn a_batch_that_does_not_fit_is_refused_whole() {
     // Nothing of them is left in the encoder.
     let rows = encoder.encode(&good).unwrap();
     assert_eq!(rows.len(), 3);
-    assert!(matches!(AvroEncoder::new(Schemas::builtin(), 77), Err(Error::NoSuchId(77))));
-    assert!(matches!(AvroDecoder::new(Schemas::builtin(), "x.avsc"), Err(Error::NoSuchSchema(_))));
+    assert!(matches!(AvroEncoder::new(contract::Contract::builtin().schemas(), 77), Err(Error::NoSuchId(77))));
+    assert!(matches!(AvroDecoder::new(contract::Contract::builtin().schemas(), "x.avsc"), Err(Error::NoSuchSchema(_))));
 }
 
 /// The same messages through arrow-avro.
 fn arrow_avro_decodes(file: &str, messages: &[Vec<u8>]) -> RecordBatch {
-    let schema = Schemas::builtin().file(file).unwrap();
+    let schema = contract::Contract::builtin().schemas().file(file).unwrap();
     let mut store = SchemaStore::new_with_type(FingerprintAlgorithm::Id);
     store.set(Fingerprint::Id(schema.id.unwrap()), AvroSchema::new(schema.json.clone())).unwrap();
     let mut decoder = ReaderBuilder::new().with_writer_schema_store(store).build_decoder().unwrap();
@@ -159,7 +165,7 @@ proptest! {
     /// JSON → Arrow → Avro → Arrow gives the same rows, and arrow-avro agrees.
     #[test]
     fn every_schema_makes_the_round_trip(seeds in prop::collection::vec(any::<u64>(), 1..30)) {
-        for (id, schema) in Schemas::builtin().with_ids() {
+        for (id, schema) in contract::Contract::builtin().schemas().with_ids() {
             let batch = batch_of(&schema.file, &seeds);
             let messages = messages(id, &batch);
             let mut decoder = decoder(&schema.file);
@@ -204,13 +210,16 @@ proptest! {
 
 #[test]
 fn a_registry_gives_other_ids_and_more_versions() {
-    let own = |file: &str, id| Schema { id: Some(id), ..Schema::clone(Schemas::builtin().file(file).unwrap()) };
-    let newer = Schemas::builtin().file("telemetry.v2.avsc").unwrap().json.replace(
+    let own = |file: &str, id| Schema {
+        id: Some(id),
+        ..Schema::clone(contract::Contract::builtin().schemas().file(file).unwrap())
+    };
+    let newer = contract::Contract::builtin().schemas().file("telemetry.v2.avsc").unwrap().json.replace(
         r#""ambient_temp", "type""#,
         r#""humidity", "type": ["null", "float"], "default": null}, {"name": "ambient_temp", "type""#,
     );
     let newer = Schema::of_writer("version 3 of telemetry-value", &newer, 70).unwrap();
-    let schemas = Schemas::builtin().with_ids_of([own("telemetry.v2.avsc", 12), newer.clone()]);
+    let schemas = contract::Contract::builtin().schemas().with_ids_of([own("telemetry.v2.avsc", 12), newer.clone()]);
     assert_eq!(schemas.file("telemetry.v2.avsc").unwrap().id, Some(12));
     assert_eq!(schemas.file("telemetry.v1.avsc").unwrap().id, None, "the registry did not name it");
     let row = batch_of("telemetry.v2.avsc", &[5]);
@@ -233,15 +242,18 @@ fn a_registry_gives_other_ids_and_more_versions() {
 #[test]
 fn a_writer_can_be_made_known_later() {
     let message = &messages(1, &batch_of("telemetry.v1.avsc", &[1]))[0];
-    let known = Schema { id: Some(2), ..Schema::clone(Schemas::builtin().file("telemetry.v2.avsc").unwrap()) };
-    let schemas = Schemas::builtin().with_ids_of([known]);
+    let known = Schema {
+        id: Some(2),
+        ..Schema::clone(contract::Contract::builtin().schemas().file("telemetry.v2.avsc").unwrap())
+    };
+    let schemas = contract::Contract::builtin().schemas().with_ids_of([known]);
     let mut decoder = AvroDecoder::new(&schemas, "telemetry.v2.avsc").unwrap();
     assert_eq!(decoder.unknown_id(message), Some(1));
     assert_eq!(decoder.decode(message).unwrap_err().reason, "unknown-schema");
     decoder.add_writer(1, Err("it holds bytes"));
     let reject = decoder.decode(message).unwrap_err();
     assert_eq!((reject.reason, reject.detail.contains("it holds bytes")), ("incompatible-schema", true));
-    decoder.add_writer(1, Ok(Schemas::builtin().id(1).unwrap()));
+    decoder.add_writer(1, Ok(contract::Contract::builtin().schemas().id(1).unwrap()));
     assert_eq!(decoder.unknown_id(message), None);
     decoder.decode(message).unwrap();
     assert_eq!((decoder.rows(), decoder.unknown_id(b"not Avro")), (1, None));

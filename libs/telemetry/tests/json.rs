@@ -8,7 +8,7 @@ use arrow::datatypes::{Float32Type, Float64Type, Int32Type, Int64Type, Timestamp
 use proptest::prelude::*;
 use telemetry::Reject;
 use telemetry::json::{JsonDecoder, MAX_RECORD_BYTES, REASONS};
-use telemetry::schema::{Schema, Schemas};
+use telemetry::schema::Schema;
 
 const READING: &str = r#"{"vin":"WVWZZZ1JZXW000001","boot_id":7,"seq":0,"event_time_ms":1700000000000,"trip_id":12,
     "driver":"Jörg Canary","plate":"B-CA 1","latitude":52.5,"longitude":13.4,"coolant_temp":90.5,"intake_air_temp":25,
@@ -18,7 +18,7 @@ const READING: &str = r#"{"vin":"WVWZZZ1JZXW000001","boot_id":7,"seq":0,"event_t
     "accelerometer_21_value":1.5,"accelerometer_22_value":2.5,"control_unit_firmware":2000,"ambient_temp":-3.5}"#;
 
 fn raw() -> Arc<Schema> {
-    Schemas::builtin().file("telemetry_raw.avsc").unwrap().clone()
+    contract::Contract::builtin().schemas().file("telemetry_raw.avsc").unwrap().clone()
 }
 
 fn decode_one(value: &[u8]) -> Result<RecordBatch, Reject> {

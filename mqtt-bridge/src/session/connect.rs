@@ -8,7 +8,7 @@ use rmqtt_codec::{v3, v5};
 
 use super::{Message, Rules, Session, only_car};
 use crate::close::{Close, Refusal};
-use crate::topics::Kind;
+use crate::topics::Topics;
 use crate::window::Window;
 use crate::wire::{self, Connect, Malformed, Version};
 
@@ -42,7 +42,7 @@ impl Session {
         let will = match connect.will {
             Some(will) => {
                 let only = only_car(certified.as_deref(), &client_id, rules);
-                Some(Box::new(check_will(connect.version, will, only)?))
+                Some(Box::new(check_will(connect.version, will, only, &rules.topics)?))
             }
             None => None,
         };
@@ -129,14 +129,14 @@ fn connack_v3(return_code: v3::ConnectAckReason) -> v3::Packet {
 
 /// A will has to be a car's status, and short. MQTT 3.1.1 can't be told that QoS 2 and retaining are not offered, so
 /// there the one is lowered to QoS 1 and the other ignored.
-fn check_will(version: Version, will: wire::Will, only_car: Option<&str>) -> Result<Message, Refusal> {
+fn check_will(version: Version, will: wire::Will, only_car: Option<&str>, topics: &Topics) -> Result<Message, Refusal> {
     if version == Version::V5 && will.qos == QoS::ExactlyOnce {
         return Err(Refusal::WillQos);
     }
     if version == Version::V5 && will.retain {
         return Err(Refusal::WillRetain);
     }
-    let message = Message::of_will(will.topic, will.payload).filter(|message| message.kind == Kind::Status);
+    let message = Message::of_will(will.topic, will.payload, topics).filter(|message| topics.takes_wills(message.kind));
     let message = message.ok_or(Refusal::WillTopic)?;
     if only_car.is_some_and(|only| only != message.vin()) {
         return Err(Refusal::WillNotAuthorized);

@@ -6,7 +6,7 @@ use std::ops::Range;
 use bytes::Bytes;
 use rmqtt_codec::types::Publish;
 
-use crate::topics::{self, Kind};
+use crate::topics::{self, Kind, Topics};
 
 /// A message for the log.
 #[derive(Debug)]
@@ -31,15 +31,15 @@ enum Topic {
 
 impl Message {
     /// The message of a PUBLISH packet. `None`: its topic is not one that a car may publish to.
-    pub(super) fn of_packet(publish: Box<Publish>) -> Option<Self> {
-        let (vin, kind) = parse(&publish.topic)?;
+    pub(super) fn of_packet(publish: Box<Publish>, topics: &Topics) -> Option<Self> {
+        let (vin, kind) = parse(topics, &publish.topic)?;
         let packet_id = publish.packet_id.map_or(0, NonZeroU16::get);
         Some(Self { kind, vin, payload: publish.payload.clone(), packet_id, topic: Topic::Packet(publish) })
     }
 
     /// The message of a will.
-    pub(super) fn of_will(topic: String, payload: Bytes) -> Option<Self> {
-        let (vin, kind) = parse(&topic)?;
+    pub(super) fn of_will(topic: String, payload: Bytes, topics: &Topics) -> Option<Self> {
+        let (vin, kind) = parse(topics, &topic)?;
         Some(Self { kind, vin, payload, packet_id: 0, topic: Topic::Owned(topic.into_boxed_str()) })
     }
 
@@ -63,8 +63,8 @@ impl Message {
 }
 
 /// Where the VIN is in the topic of a car, and the kind.
-fn parse(topic: &str) -> Option<(Range<usize>, Kind)> {
-    let (vin, kind) = topics::parse(topic)?;
+fn parse(topics: &Topics, topic: &str) -> Option<(Range<usize>, Kind)> {
+    let (vin, kind) = topics.parse(topic)?;
     let start = topics::PREFIX.len();
     Some((start..start + vin.len(), kind))
 }

@@ -11,8 +11,18 @@ use crate::wire::tests::{Random, connect_frame};
 
 const CAR: &str = "WVWZZZ1JZXW000001";
 
+fn kind(level: &str) -> Kind {
+    rules().topics.parse(&to(level)).expect("a level of the contract").1
+}
+
 fn rules() -> Rules {
-    Rules { client_id: ClientIdRule::Any, limits: Limits { max_in_flight: 4, ..Limits::default() }, alerts: true }
+    let topics = Arc::new(Topics::new(contract::Contract::builtin()));
+    Rules {
+        topics,
+        client_id: ClientIdRule::Any,
+        limits: Limits { max_in_flight: 4, ..Limits::default() },
+        alerts: true,
+    }
 }
 
 /// A session and what the test has seen of it.
@@ -107,9 +117,9 @@ fn messages_come_out_as_sent_though_bytes_come_one_by_one() {
         assert_eq!(
             appended,
             [
-                (Kind::Telemetry, CAR, &b"{\"a\": 1}"[..], 1),
-                (Kind::Faults, CAR, b"\xff\0not UTF-8", 0),
-                (Kind::Drivers, "OTHER", b"", 2),
+                (kind("telemetry"), CAR, &b"{\"a\": 1}"[..], 1),
+                (kind("faults"), CAR, b"\xff\0not UTF-8", 0),
+                (kind("drivers"), "OTHER", b"", 2),
             ]
         );
         assert_eq!(driven.take_out(), [0xd0, 0], "PINGRESP, and no PUBACK before the log has committed");
@@ -179,7 +189,7 @@ fn a_wrong_topic_is_refused_in_its_turn_or_closes() {
 fn with_the_vin_rule_a_car_speaks_for_itself_only() {
     let strict = Rules { client_id: ClientIdRule::Vin, ..rules() };
     for version in BOTH {
-        let mut driven = Driven::new(version, strict);
+        let mut driven = Driven::new(version, strict.clone());
         driven.feed(&publish(version, &to("telemetry"), QoS::AtLeastOnce, 1, b"x")).unwrap();
         assert_eq!(driven.appended.len(), 1);
         let other = driven.feed(&publish(version, "vehicles/OTHER/telemetry", QoS::AtLeastOnce, 2, b"x"));
@@ -295,7 +305,7 @@ fn a_will_is_a_status_of_the_car() {
     for (version, rules, will, wanted) in [
         (v5, rules(), will(&to("telemetry"), qos1, false, 1), Some(Refusal::WillTopic)),
         (v3, rules(), will("a/b", qos1, false, 1), Some(Refusal::WillTopic)),
-        (v5, strict, will("vehicles/OTHER/status", qos1, false, 1), Some(Refusal::WillNotAuthorized)),
+        (v5, strict.clone(), will("vehicles/OTHER/status", qos1, false, 1), Some(Refusal::WillNotAuthorized)),
         (v5, rules(), will("vehicles/OTHER/status", qos1, false, 1), None),
         (v5, rules(), will(&to("status"), qos2, false, 1), Some(Refusal::WillQos)),
         (v3, rules(), will(&to("status"), qos2, true, 1), None),
@@ -310,7 +320,7 @@ fn a_will_is_a_status_of_the_car() {
         driven.session = open_with(will(&to("status"), qos1, false, 3), v5, &rules()).unwrap();
         assert_eq!(driven.feed(goodbye), Err(Close::Goodbye));
         let will = driven.session.take_will();
-        assert_eq!(will.as_ref().map(|w| (w.kind, w.vin().to_owned())), left.then(|| (Kind::Status, CAR.to_owned())));
+        assert_eq!(will.as_ref().map(|w| (w.kind, w.vin().to_owned())), left.then(|| (kind("status"), CAR.to_owned())));
         assert!(driven.session.take_will().is_none(), "once");
     }
 }
@@ -374,7 +384,11 @@ fn alerts_are_sent_acknowledged_and_stopped() {
         driven.feed(&subscribe(version, &[&to("alerts")])).unwrap();
         driven.take_out();
         assert!(!driven.session.queue_alert(Bytes::from_static(b"{}"), &limits));
-        assert_eq!(driven.session.send_alerts(&mut driven.out), SentAlerts::default(), "QoS 1 waits for the PUBACK");
+        assert_eq!(
+            driven.session.send_alerts(&driven.rules, &mut driven.out),
+            SentAlerts::default(),
+            "QoS 1 waits for the PUBACK"
+        );
         let sent = driven.take_out();
         assert_eq!(sent, publish(version, &to("alerts"), QoS::AtLeastOnce, 1, b"{}"));
         assert_eq!(driven.session.outstanding_alerts(), 1);
@@ -406,9 +420,9 @@ fn a_client_that_does_not_read_is_sent_no_more_alerts() {
     driven.session.alerts.as_mut().unwrap().qos = QoS::AtMostOnce;
     driven.out = BytesMut::zeroed(MAX_OUT_BYTES); // not taken yet
     driven.session.queue_alert(Bytes::from_static(b"{}"), &limits);
-    assert_eq!(driven.session.send_alerts(&mut driven.out), SentAlerts::default());
+    assert_eq!(driven.session.send_alerts(&driven.rules, &mut driven.out), SentAlerts::default());
     driven.out.clear();
-    assert_eq!(driven.session.send_alerts(&mut driven.out).delivered, 1);
+    assert_eq!(driven.session.send_alerts(&driven.rules, &mut driven.out).delivered, 1);
 }
 
 #[test]

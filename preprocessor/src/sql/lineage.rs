@@ -16,7 +16,7 @@ use telemetry::schema::{Field, Pii};
 
 use super::functions::{COARSEN, MIN_COARSEN_STEP, PSEUDONYM, hides_position};
 use super::shape::{Shape, is_of};
-use crate::definition::Definition;
+use contract::StreamDefinition;
 
 /// Where one output column comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,7 +46,7 @@ pub struct Source {
 
 impl Lineage {
     /// Follows every output column back.
-    pub(super) fn of(shape: &Shape, definition: &Definition) -> Vec<Self> {
+    pub(super) fn of(shape: &Shape, definition: &StreamDefinition) -> Vec<Self> {
         let trace = Trace { shape, definition };
         let columns = shape.columns.iter().map(|expr| {
             let (column, expr) = match expr {
@@ -82,7 +82,7 @@ impl Lineage {
 
 struct Trace<'a> {
     shape: &'a Shape,
-    definition: &'a Definition,
+    definition: &'a StreamDefinition,
 }
 
 impl Trace<'_> {

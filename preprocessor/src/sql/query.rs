@@ -30,7 +30,7 @@ use super::lookup::LookupTable;
 use super::output;
 use super::shape::{Lookup, Shape, is_of, used_columns};
 use super::statement;
-use crate::definition::Definition;
+use contract::StreamDefinition;
 
 /// A planned statement.
 #[derive(Debug)]
@@ -60,7 +60,7 @@ pub struct Selected {
 
 impl Query {
     /// Plans the statement of a definition; everything that is wrong with it is returned.
-    pub fn plan(definition: &Definition, key: &PseudonymKey) -> Result<Self, Vec<String>> {
+    pub fn plan(definition: &StreamDefinition, key: &PseudonymKey) -> Result<Self, Vec<String>> {
         let one = |problem| vec![problem];
         let statement = statement::parse(&definition.name, &definition.sql).map_err(one)?;
         let catalogue = Catalogue::new(definition, key);
@@ -88,7 +88,7 @@ impl Query {
     fn compile(
         shape: Shape,
         assigned: &[usize],
-        definition: &Definition,
+        definition: &StreamDefinition,
         lineage: Vec<Lineage>,
         key_column: usize,
     ) -> Result<Self, DataFusionError> {
@@ -134,7 +134,7 @@ impl Query {
     }
 
     /// Empty tables, one per look-up, for [`Query::run`]. Each keeps what this statement uses.
-    pub fn tables(&self, definition: &Definition) -> Vec<LookupTable> {
+    pub fn tables(&self, definition: &StreamDefinition) -> Vec<LookupTable> {
         let schema = |lookup: &Lookup| &definition.tables[lookup.table].schema.arrow;
         let pairs = self.lookups.iter().zip(&self.lookup_columns);
         pairs.map(|(lookup, columns)| LookupTable::new(schema(lookup), columns.clone())).collect()
@@ -200,7 +200,7 @@ fn simplify(plan: LogicalPlan) -> Result<LogicalPlan, DataFusionError> {
 }
 
 /// The one column that is `pseudonym(key of the input)` and nothing else: its place in the statement.
-fn key_column(shape: &Shape, definition: &Definition) -> Result<usize, String> {
+fn key_column(shape: &Shape, definition: &StreamDefinition) -> Result<usize, String> {
     let key = &definition.input.schema.fields[definition.identity[0]].name;
     let is_key = |expr: &Expr| match expr.clone().unalias() {
         Expr::ScalarFunction(f) if f.name() == PSEUDONYM => match f.args.as_slice() {
@@ -224,7 +224,7 @@ struct Catalogue {
 }
 
 impl Catalogue {
-    fn new(definition: &Definition, key: &PseudonymKey) -> Self {
+    fn new(definition: &StreamDefinition, key: &PseudonymKey) -> Self {
         let source = |schema: &SchemaRef| Arc::new(LogicalTableSource::new(schema.clone())) as Arc<dyn TableSource>;
         let mut tables = HashMap::from([(definition.input.table.clone(), source(&definition.input.schema.arrow))]);
         tables.extend(definition.tables.iter().map(|table| (table.table.clone(), source(&table.schema.arrow))));

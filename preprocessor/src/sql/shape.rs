@@ -8,7 +8,7 @@ use datafusion_expr::{BinaryExpr, Expr, ExprSchemable, LogicalPlan, Operator};
 
 use super::functions::{COARSEN, coarsen_step};
 use super::statement::refusal;
-use crate::definition::Definition;
+use contract::StreamDefinition;
 
 /// What a plan comes down to.
 #[derive(Debug)]
@@ -38,7 +38,7 @@ pub(super) struct Lookup {
 
 impl Shape {
     /// Takes the plan apart, or says what it has that we can't run.
-    pub(super) fn of(plan: &LogicalPlan, definition: &Definition) -> Result<Self, String> {
+    pub(super) fn of(plan: &LogicalPlan, definition: &StreamDefinition) -> Result<Self, String> {
         let LogicalPlan::Projection(projection) = plan else { return Err(unexpected(plan)) };
         let (filter, from) = match projection.input.as_ref() {
             LogicalPlan::Filter(filter) => (Some(filter.predicate.clone()), &filter.input),
@@ -58,7 +58,7 @@ impl Shape {
         Ok(shape)
     }
 
-    fn add_from(&mut self, plan: &LogicalPlan, definition: &Definition) -> Result<(), String> {
+    fn add_from(&mut self, plan: &LogicalPlan, definition: &StreamDefinition) -> Result<(), String> {
         let LogicalPlan::Join(join) = plan else {
             let (alias, table) = relation(plan)?;
             if table != definition.input.table {

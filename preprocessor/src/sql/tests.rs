@@ -8,11 +8,11 @@ use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{Float64Type, Int64Type};
 use telemetry::json::JsonDecoder;
 use telemetry::pseudonym::PseudonymKey;
-use telemetry::schema::{Schema, Schemas};
+use telemetry::schema::Schema;
 
 use super::functions::coarsen;
 use super::*;
-use crate::definition::{Definition, Definitions};
+use contract::{Contract, StreamDefinition};
 
 const KEY: &[u8] = b"a key for tests!";
 
@@ -21,9 +21,8 @@ fn key() -> PseudonymKey {
 }
 
 /// The stream `telemetry` with another statement and other output fields.
-fn definition(select: &str, fields: &str) -> Definition {
-    let definitions = Definitions::builtin().unwrap();
-    let mut definition = definitions.streams.into_iter().find(|d| d.name == "telemetry").unwrap();
+fn definition(select: &str, fields: &str) -> StreamDefinition {
+    let mut definition = Contract::builtin().stream("telemetry").unwrap().clone();
     definition.sql = format!("-- A comment.\ncreate stream telemetry AS {select}");
     let schema = format!(r#"{{"type": "record", "name": "Out", "fields": [{fields}]}}"#);
     definition.output = Arc::new(Schema::parse("out.avsc", &schema, Some(7)).unwrap());
@@ -190,7 +189,7 @@ fn the_output_must_be_as_declared() {
 
 /// Raw readings: VIN, seq, speed, ambient temperature.
 fn readings(rows: &[(&str, i64, f64, Option<f64>)]) -> RecordBatch {
-    let mut decoder = JsonDecoder::new(Schemas::builtin().file("telemetry_raw.avsc").unwrap());
+    let mut decoder = JsonDecoder::new(Contract::builtin().schemas().file("telemetry_raw.avsc").unwrap());
     for (vin, seq, speed, ambient) in rows {
         let mut reading = serde_json::json!({
             "vin": vin, "boot_id": 1, "seq": seq, "event_time_ms": 1_700_000_000_000i64, "driver": "D", "plate": "P",
@@ -210,7 +209,7 @@ fn readings(rows: &[(&str, i64, f64, Option<f64>)]) -> RecordBatch {
 
 /// Drivers: VIN, segment, years.
 fn drivers(rows: &[(&str, &str, i32)]) -> RecordBatch {
-    let mut decoder = JsonDecoder::new(Schemas::builtin().file("driver.avsc").unwrap());
+    let mut decoder = JsonDecoder::new(Contract::builtin().schemas().file("driver.avsc").unwrap());
     for (vin, segment, years) in rows {
         let row = serde_json::json!({
             "vin": vin, "name": "n", "email": "e", "phone": "p", "licence_number": "l", "address": "a",

@@ -3,20 +3,20 @@
 
 mod memory;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{Float32Type, Float64Type, Int32Type, Int64Type};
-use event_log::{AppendError, Log, LogUrl, Range, Read, Record, TopicSpec, catalogue};
+use event_log::{AppendError, Log, LogUrl, Range, Read, Record, TopicSpec};
 use preprocessor::{Args, Metrics, reason};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
+use service::ContractArgs;
 use telemetry::avro::AvroDecoder;
 use telemetry::pseudonym::PseudonymKey;
-use telemetry::schema::Schemas;
 use test_support::clock::now_ms;
 use tokio_util::sync::CancellationToken;
 
@@ -88,11 +88,11 @@ impl Site {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("site.key"), format!("{KEY}\n")).unwrap();
         let log = event_log::open(&LogUrl::Directory(directory.path().join("log")), &[]).unwrap();
-        let raw = catalogue::topic("telemetry.raw");
+        let raw = topics::builtin("telemetry.raw");
         log.ensure_topic(&TopicSpec { retention: of_raw.or(raw.retention), ..raw }).unwrap();
         let topics = ["faults.raw", "drivers", "telemetry", "faults", "telemetry.dead-letter", "faults.dead-letter"];
         for topic in topics {
-            log.ensure_topic(&catalogue::topic(topic)).unwrap();
+            log.ensure_topic(&topics::builtin(topic)).unwrap();
         }
         Self { directory, log }
     }
@@ -181,7 +181,7 @@ impl Site {
 }
 
 fn decode(schema: &str, records: &[Stored]) -> RecordBatch {
-    let mut decoder = AvroDecoder::new(Schemas::builtin(), schema).unwrap();
+    let mut decoder = AvroDecoder::new(contract::Contract::builtin().schemas(), schema).unwrap();
     for record in records {
         decoder.decode(&record.value).unwrap();
     }
@@ -420,25 +420,27 @@ fn no_canary_gets_out() {
     assert!(haystack.windows(5).any(|window| window == b"fleet"));
 }
 
-fn own_definitions(directory: &Path, sql: &str) -> PathBuf {
+/// A contract in which the platform's stream of readings has another statement.
+fn own_contract(directory: &Path, sql: &str) -> ContractArgs {
     let own = directory.join("own");
-    std::fs::create_dir_all(own.join("streams")).unwrap();
-    let schemas = Path::new(env!("CARGO_MANIFEST_DIR")).join("../schemas");
-    for entry in std::fs::read_dir(&schemas).unwrap().flatten().filter(|entry| entry.path().is_file()) {
-        std::fs::copy(entry.path(), own.join(entry.file_name())).unwrap();
+    for (path, text) in contract::Contract::platform_files() {
+        if path.starts_with("streams/telemetry/") {
+            let path = own.join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
     }
-    std::fs::copy(schemas.join("streams/faults.sql"), own.join("streams/faults.sql")).unwrap();
-    std::fs::write(own.join("streams/telemetry.sql"), sql).unwrap();
-    own
+    std::fs::write(own.join("streams/telemetry/query.sql"), sql).unwrap();
+    ContractArgs::of(own)
 }
 
 #[test]
-fn definitions_of_ones_own_replace_the_platforms() {
+fn the_stream_of_a_sites_contract_replaces_the_platforms() {
     let site = Site::new();
-    let schemas = Path::new(env!("CARGO_MANIFEST_DIR")).join("../schemas/streams/telemetry.sql");
-    let sql = std::fs::read_to_string(schemas).unwrap() + " WHERE r.speed > 40 AND d.segment = 'fleet'";
+    let platform = contract::Contract::builtin().stream("telemetry").unwrap();
+    let sql = platform.sql.clone() + " WHERE r.speed > 40 AND d.segment = 'fleet'";
     let mut args = site.args();
-    args.streams = Some(own_definitions(site.directory.path(), &sql));
+    args.contract = own_contract(site.directory.path(), &sql);
     assert!(preprocessor::check(&args).unwrap().contains("stream telemetry"));
     let shutdown = CancellationToken::new();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
@@ -473,7 +475,7 @@ fn everything_wrong_with_the_settings_is_told_together() {
     args.max_records = 0;
     args.pseudonym_key_file = Some(site.directory.path().join("missing.key"));
     let leak = "CREATE STREAM telemetry AS SELECT plate AS car FROM telemetry_raw";
-    args.streams = Some(own_definitions(site.directory.path(), leak));
+    args.contract = own_contract(site.directory.path(), leak);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let metrics = Metrics::new(&mut Registry::default());
     let error = runtime.block_on(preprocessor::run_with(args, metrics, CancellationToken::new())).unwrap_err();

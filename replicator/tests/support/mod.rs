@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use event_log::{Log, LogArgs, LogUrl, Outputs, Processor, ProcessorOptions, Range, Read, Record, catalogue};
+use event_log::{Log, LogArgs, LogUrl, Outputs, Processor, ProcessorOptions, Range, Read, Record};
 use prometheus_client::registry::Registry;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -62,7 +62,7 @@ pub fn any_record(rng: &mut ChaCha8Rng, i: u64) -> Whole {
 
 /// Writes records into chosen partitions, a transaction for each few of them.
 pub fn write(log: &Arc<dyn Log>, topic: &str, records: &[(u32, Whole)]) {
-    log.ensure_topic(&catalogue::topic(topic)).unwrap();
+    log.ensure_topic(&topics::builtin(topic)).unwrap();
     let topic: Arc<str> = topic.into();
     let options =
         ProcessorOptions { group: format!("writer-{topic}"), instance: "1".into(), topics: vec![topic.clone()] };

@@ -12,7 +12,7 @@ use arrow::array::{
 };
 use arrow::compute::cast;
 use arrow::datatypes::{Float32Type, Int64Type, TimestampMillisecondType};
-use event_log::{Log, LogUrl, Range, Read, Record, catalogue};
+use event_log::{Log, LogUrl, Range, Read, Record};
 use lake::{Lake, LakeUrl};
 use model::alert::AlertRule;
 use model::artefact::{Detection, FORMAT, Metrics as Quality, Split, Training};
@@ -24,7 +24,6 @@ use scorer::alerts::Alert;
 use scorer::{MODEL_NAME, Metrics, ModelInForce};
 use sha2::{Digest, Sha256};
 use telemetry::avro::{AvroDecoder, AvroEncoder};
-use telemetry::schema::Schemas;
 use test_support::clock::yesterday_ms;
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -46,7 +45,7 @@ impl Site {
         let directory = tempfile::tempdir().unwrap();
         let log = event_log::open(&LogUrl::Directory(directory.path().join("log")), &[]).unwrap();
         for topic in ["telemetry", "scores", "alerts", "scorer.dead-letter", "models"] {
-            log.ensure_topic(&catalogue::topic(topic)).unwrap();
+            log.ensure_topic(&topics::builtin(topic)).unwrap();
         }
         Self { directory, log }
     }
@@ -133,7 +132,7 @@ impl Site {
 
     /// The scores by identity. A score that occurs twice fails the test.
     pub(crate) fn scores(&self) -> HashMap<(String, i64), Score> {
-        let mut decoder = AvroDecoder::new(Schemas::builtin(), "score.avsc").unwrap();
+        let mut decoder = AvroDecoder::new(contract::Contract::builtin().schemas(), "score.avsc").unwrap();
         let mut scores = HashMap::new();
         for stored in self.read("scores") {
             decoder.decode(&stored.value).unwrap();
@@ -289,7 +288,7 @@ pub(crate) fn readings(cars: usize, from: i64, to: i64, broken: impl Fn(usize, i
 
 /// The rows of schema telemetry.v2.
 pub(crate) fn rows(readings: &[Reading]) -> RecordBatch {
-    let schema = Schemas::builtin().file("telemetry.v2.avsc").unwrap().arrow.clone();
+    let schema = contract::Contract::builtin().schemas().file("telemetry.v2.avsc").unwrap().arrow.clone();
     let columns = schema.fields().iter().map(|field| -> ArrayRef {
         let feature = FEATURES.iter().position(|name| name == field.name());
         match (field.name().as_str(), feature) {
@@ -314,13 +313,13 @@ pub(crate) fn rows(readings: &[Reading]) -> RecordBatch {
 
 /// Readings on the wire: schema telemetry.v2.
 pub(crate) fn encode(readings: &[Reading]) -> Vec<Vec<u8>> {
-    let mut encoder = AvroEncoder::new(Schemas::builtin(), 2).unwrap();
+    let mut encoder = AvroEncoder::new(contract::Contract::builtin().schemas(), 2).unwrap();
     encoder.encode(&rows(readings)).unwrap().iter().map(<[u8]>::to_vec).collect()
 }
 
 /// Readings as an older writer sends them: schema telemetry.v1.
 pub(crate) fn encode_v1(readings: &[Reading]) -> Vec<Vec<u8>> {
-    let schemas = Schemas::builtin();
+    let schemas = contract::Contract::builtin().schemas();
     let wanted = schemas.id(1).unwrap().arrow.clone();
     let rows = rows(readings);
     let columns = wanted.fields().iter().map(|field| rows[field.name()].clone()).collect();

@@ -14,7 +14,6 @@ use event_log::{
 };
 use telemetry::avro::AvroEncoder;
 use telemetry::json::JsonDecoder;
-use telemetry::schema::Schemas;
 
 use crate::random::Random;
 use crate::{SCHEMA, TOPIC};
@@ -26,7 +25,7 @@ const MOST_RECORDS: u64 = 60;
 
 /// Avro messages; a schedule takes some of them.
 static MESSAGES: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
-    let schemas = Schemas::builtin();
+    let schemas = contract::Contract::builtin().schemas();
     let schema = schemas.file(SCHEMA).unwrap();
     let mut decoder = JsonDecoder::new(schema);
     for i in 0..MOST_PARTITIONS * MOST_RECORDS {

@@ -11,7 +11,6 @@ use lake::{Footer, Lake, LakeUrl, ObjectName, OffsetRange};
 use object_store::memory::InMemory;
 use object_store::{ObjectStore, ObjectStoreExt};
 use telemetry::avro::AvroDecoder;
-use telemetry::schema::Schemas;
 
 use crate::log::{Record, Records};
 use crate::store::World;
@@ -50,7 +49,8 @@ async fn read_alone(name: &ObjectName, bytes: Bytes) -> Result<Vec<(u64, RecordB
     let lake = Lake::with_store(store, LakeUrl::Directory("lake".into()));
     let Footer { start, end, .. } = lake.footer(name).await?;
     let range = OffsetRange { topic: TOPIC.to_owned(), partition: name.partition, start, end };
-    let mut reader = lake.read(range, Schemas::builtin().file(SCHEMA).unwrap().arrow.clone()).await?;
+    let mut reader =
+        lake.read(range, contract::Contract::builtin().schemas().file(SCHEMA).unwrap().arrow.clone()).await?;
     let mut found = Vec::new();
     while let Some(rows) = reader.next().await? {
         let offsets = rows.offsets.values().iter().enumerate();
@@ -71,7 +71,7 @@ fn check_rows(partition: usize, mut rows: Vec<(u64, RecordBatch)>, log: &[Record
             return Err(format!("the lake {what} {TOPIC}/{partition} offsets {offsets:?}"));
         }
     }
-    let mut decoder = AvroDecoder::new(Schemas::builtin(), SCHEMA).unwrap();
+    let mut decoder = AvroDecoder::new(contract::Contract::builtin().schemas(), SCHEMA).unwrap();
     sound.iter().for_each(|record| decoder.decode(&record.value).unwrap());
     let wanted = decoder.finish();
     let found = concat_batches(wanted.schema_ref(), rows.iter().map(|(_, row)| row)).unwrap();

@@ -11,13 +11,12 @@ use std::time::{Duration, Instant};
 
 use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
-use event_log::{AppendError, Log, LogArgs, LogUrl, Range, Read, Record, catalogue};
+use event_log::{AppendError, Log, LogArgs, LogUrl, Range, Read, Record};
 use lake::{Lake, LakeUrl, OffsetRange, RowHash};
 use prometheus_client::registry::Registry;
 use sink::{Args, Metrics};
 use telemetry::avro::{AvroDecoder, AvroEncoder};
 use telemetry::json::JsonDecoder;
-use telemetry::schema::Schemas;
 use test_support::clock::yesterday_ms;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -91,7 +90,7 @@ fn noise(i: u64, k: u64) -> f64 {
 /// Avro messages of `count` readings from `first` on, one a second since yesterday at 08:00; schema id 1 has no
 /// ambient_temp.
 pub fn readings(first: u64, count: u64, schema_id: u32) -> Vec<Vec<u8>> {
-    let schemas = Schemas::builtin();
+    let schemas = contract::Contract::builtin().schemas();
     let mut decoder = JsonDecoder::new(schemas.id(schema_id).unwrap());
     for i in first..first + count {
         let ambient = if schema_id == 2 { format!(r#","ambient_temp":{}"#, i % 40) } else { String::new() };
@@ -117,7 +116,7 @@ pub fn readings(first: u64, count: u64, schema_id: u32) -> Vec<Vec<u8>> {
 /// Appends values, spread over the partitions by key, and waits until they are durable. The record timestamps lie 5 ms
 /// after the event times of [`readings`].
 pub fn append(log: &Arc<dyn Log>, topic: &str, first: u64, values: &[Vec<u8>]) {
-    log.ensure_topic(&catalogue::topic(topic)).unwrap();
+    log.ensure_topic(&topics::builtin(topic)).unwrap();
     let topic: Arc<str> = topic.into();
     let appender =
         log.clone().appender(Box::new(|completions| assert!(completions.iter().all(|c| c.durable)))).unwrap();
@@ -210,7 +209,7 @@ pub fn rows_of_log(log: &Arc<dyn Log>, topic: &str, schema: &str) -> Vec<Rows> {
         let (partition, start, end) = (partition as u32, bounds.first, bounds.next);
         let range = Range { topic: topic.into(), partition, start, end: Some(end) };
         let mut reader = log.clone().reader(vec![range]).unwrap();
-        let mut decoder = AvroDecoder::new(Schemas::builtin(), schema).unwrap();
+        let mut decoder = AvroDecoder::new(contract::Contract::builtin().schemas(), schema).unwrap();
         let (mut offsets, mut timestamps_ms) = (Vec::new(), Vec::new());
         loop {
             match reader.next(10_000, Duration::from_secs(1)).unwrap() {
@@ -234,7 +233,7 @@ pub fn rows_of_log(log: &Arc<dyn Log>, topic: &str, schema: &str) -> Vec<Rows> {
 
 /// What the lake holds of a topic, partition by partition.
 pub async fn rows_of_lake(lake: &Lake, topic: &str, schema: &str) -> Vec<Rows> {
-    let schema = Schemas::builtin().file(schema).unwrap().arrow.clone();
+    let schema = contract::Contract::builtin().schemas().file(schema).unwrap().arrow.clone();
     let mut all = Vec::new();
     for range in lake.coverage(topic).await.unwrap() {
         let mut reader = lake.read(range.clone(), schema.clone()).await.unwrap();

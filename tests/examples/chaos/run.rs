@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use contract::Contract;
 use event_log::{Error, Log};
 use lake::{Lake, LakeUrl};
 use tokio::runtime::Handle;
@@ -187,13 +188,13 @@ fn hops(scenario: &Scenario, site: &Site, edge: &Arc<dyn Log>, cloud: &Arc<dyn L
             }
             Role::Scorer => push(edge, "telemetry", group(edge, "scorer")),
             Role::Replicator => {
-                for topic in replicator::DEFAULT_TOPICS {
+                for topic in Contract::builtin().leaving_the_edge().map(|topic| &*topic.name) {
                     push(edge, topic, group(cloud, &replicator::group(topic)));
                 }
             }
             Role::Sink => {
                 let lake = Lake::open(&LakeUrl::Directory(site.lake_directory()))?;
-                for topic in ["telemetry", "faults", "scores"] {
+                for topic in Contract::builtin().lake_topics().map(|topic| &*topic.name) {
                     push(cloud, topic, Positions::Lake(lake.clone()));
                 }
             }

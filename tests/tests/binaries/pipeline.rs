@@ -9,7 +9,6 @@ use arrow::array::AsArray;
 use arrow::datatypes::Int64Type;
 use event_log::{Log, LogUrl, Range, Read};
 use telemetry::avro::AvroDecoder;
-use telemetry::schema::Schemas;
 
 use crate::examples;
 use crate::independent;
@@ -157,7 +156,7 @@ fn identities(log: &Arc<dyn Log>, topic: &str, schema: &str) -> BTreeSet<(String
         end: Some(bounds.next),
     });
     let mut reader = log.clone().reader(ranges.collect()).unwrap();
-    let mut decoder = AvroDecoder::new(Schemas::builtin(), schema).unwrap();
+    let mut decoder = AvroDecoder::new(contract::Contract::builtin().schemas(), schema).unwrap();
     loop {
         match reader.next(4096, Duration::from_secs(1)).unwrap() {
             Read::Batch(batch) => {
