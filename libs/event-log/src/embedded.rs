@@ -24,13 +24,13 @@ mod block;
 mod commit;
 mod consumer;
 mod cursor;
+mod directories;
 mod disk;
 mod index;
 mod maintenance;
 mod partition;
 mod positions;
 mod reader;
-mod registry;
 mod store;
 mod topics;
 mod transactor;
@@ -49,7 +49,7 @@ use crate::{
 ///
 /// The same directory gives the same log for as long as anyone in this process holds it.
 pub(crate) fn open(path: &Path) -> Result<Arc<dyn Log>, Error> {
-    Ok(registry::open(path)?)
+    Ok(directories::open(path)?)
 }
 
 /// An open log. Closed when the last one who holds it lets go.
@@ -59,7 +59,7 @@ struct Embedded {
     store: Arc<Store>,
     maintenance: Maintenance,
     // Last: the directory is free when everything above is closed.
-    _claim: registry::Claim,
+    _claim: directories::Claim,
 }
 
 impl Log for Embedded {

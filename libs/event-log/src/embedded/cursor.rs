@@ -81,7 +81,7 @@ impl Cursor {
             self.index = 0;
             if let Err(what) = block::unpack(place.first, &bytes, &mut self.unpacked) {
                 self.unpacked.reset_columns();
-                return Err(disk.corrupt(partition.place(place.first), what));
+                return Err(disk.corrupt(partition.location(place.first), what));
             }
             self.take(batch, limit, max_records);
             if is_full(batch, max_records) {

@@ -93,17 +93,17 @@ impl Disk {
     }
 
     fn place(&self, partition: &Partition, near: u64, entry: fjall::Guard) -> Result<Place, Error> {
-        let (key, value) = entry.into_inner().map_err(|e| self.unreadable(partition.place(near), &e))?;
+        let (key, value) = entry.into_inner().map_err(|e| self.unreadable(partition.location(near), &e))?;
         Place::decode(&key, &value)
-            .ok_or_else(|| self.corrupt(partition.place(near), "the place of a block cannot be read"))
+            .ok_or_else(|| self.corrupt(partition.location(near), "the place of a block cannot be read"))
     }
 
     /// The bytes of a block; none if retention or compaction has just removed it.
     pub(super) fn block(&self, partition: &Partition, place: &Place) -> Result<Option<UserValue>, Error> {
         let found = partition.blocks.get(place.number.to_be_bytes());
-        let found = found.map_err(|e| self.unreadable(partition.place(place.first), &e))?;
+        let found = found.map_err(|e| self.unreadable(partition.location(place.first), &e))?;
         if found.is_none() && place.first >= partition.first() && !partition.compacted {
-            return Err(self.corrupt(partition.place(place.first), "its block is missing"));
+            return Err(self.corrupt(partition.location(place.first), "its block is missing"));
         }
         Ok(found)
     }

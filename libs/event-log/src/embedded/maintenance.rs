@@ -228,7 +228,7 @@ fn compact(disk: &Disk, partition: &Partition, now_ms: i64) -> Result<Compacted,
 }
 
 fn unpack(disk: &Disk, partition: &Partition, place: &Place, records: &mut Batch) -> Result<(), Error> {
-    let corrupt = |what| disk.corrupt(partition.place(place.first), what);
+    let corrupt = |what| disk.corrupt(partition.location(place.first), what);
     // Only compaction removes blocks here, and this is the only one that runs.
     let bytes = disk.block(partition, place)?.ok_or_else(|| corrupt("its block is missing"))?;
     block::unpack(place.first, &bytes, records).map_err(corrupt)

@@ -58,7 +58,7 @@ impl Partition {
         Error::OutOfRange { topic: self.topic.to_string(), partition: self.index, offset, first, next }
     }
 
-    pub(super) fn place(&self, offset: u64) -> String {
+    pub(super) fn location(&self, offset: u64) -> String {
         format!("{}/{} offset {offset}", self.topic, self.index)
     }
 

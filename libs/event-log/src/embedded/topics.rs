@@ -169,7 +169,7 @@ fn load_bounds(disk: &Disk, partition: Partition) -> Result<Partition, Error> {
     let (first, next_at_least) = match bounds {
         None => (0, 0),
         Some(bytes) => decode_bounds(&bytes)
-            .ok_or_else(|| disk.corrupt(partition.place(0), "the bounds of the partition are cut off"))?,
+            .ok_or_else(|| disk.corrupt(partition.location(0), "the bounds of the partition are cut off"))?,
     };
     let last = disk.place_before(&partition, u64::MAX)?;
     partition.set_first(first);

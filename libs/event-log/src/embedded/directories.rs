@@ -21,14 +21,14 @@ const STORE_FOLDER: &str = "store";
 const NEW_STORE_FOLDER: &str = "store.new";
 
 #[derive(Default)]
-struct Registry {
+struct OpenDirectories {
     open: Mutex<HashMap<PathBuf, Weak<Embedded>>>,
     released: Condvar,
 }
 
-static REGISTRY: LazyLock<Registry> = LazyLock::new(Registry::default);
+static OPEN: LazyLock<OpenDirectories> = LazyLock::new(OpenDirectories::default);
 
-impl Registry {
+impl OpenDirectories {
     fn lock(&self) -> MutexGuard<'_, HashMap<PathBuf, Weak<Embedded>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -56,10 +56,10 @@ impl Drop for DirectoryLock {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        let mut open = REGISTRY.lock();
+        let mut open = OPEN.lock();
         self.lock.take();
         open.remove(&self.path);
-        REGISTRY.released.notify_all();
+        OPEN.released.notify_all();
     }
 }
 
@@ -79,13 +79,13 @@ pub(super) fn open(path: &Path) -> Result<Arc<Embedded>, Error> {
     std::fs::create_dir_all(path).map_err(|e| cannot("the directory cannot be created", e))?;
     let canonical = path.canonicalize().map_err(|e| cannot("the directory cannot be found", e))?;
 
-    let mut registry = REGISTRY.lock();
-    while let Some(held) = registry.get(&canonical) {
+    let mut open = OPEN.lock();
+    while let Some(held) = open.get(&canonical) {
         if let Some(log) = held.upgrade() {
             return Ok(log);
         }
         // Its last holder is about to close it.
-        registry = REGISTRY.released.wait(registry).unwrap_or_else(PoisonError::into_inner);
+        open = OPEN.released.wait(open).unwrap_or_else(PoisonError::into_inner);
     }
     check_folder(path, &canonical).map_err(|e| cannot("the directory cannot be read", e))??;
     let lock_file = canonical.join(LOCK_FILE);
@@ -106,7 +106,7 @@ pub(super) fn open(path: &Path) -> Result<Arc<Embedded>, Error> {
     })?;
     let claim = Claim { path: canonical.clone(), lock: Some(lock) };
     let log = Arc::new(Embedded { url, store, maintenance, _claim: claim });
-    registry.insert(canonical, Arc::downgrade(&log));
+    open.insert(canonical, Arc::downgrade(&log));
     Ok(log)
 }
 
