@@ -33,7 +33,7 @@ const SHA256: &str = "snapshot.sha256";
 
 /// Whose state, and when.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Of<'a> {
+pub(crate) struct SnapshotId<'a> {
     pub(crate) group: &'a str,
     /// The partition, and how far its records have been taken in.
     pub(crate) at: &'a Position,
@@ -59,23 +59,23 @@ struct Label {
 pub(crate) fn write(
     outputs: &mut Outputs,
     (topic, partition): (&Arc<str>, u32),
-    of: Of<'_>,
+    id: SnapshotId<'_>,
     state: &[u8],
     chunks_before: u32,
 ) -> u32 {
     let chunks = state.len().div_ceil(CHUNK_BYTES).max(1) as u32;
-    let (position, count, bytes) = (of.at.offset.to_string(), chunks.to_string(), state.len().to_string());
+    let (position, count, bytes) = (id.at.offset.to_string(), chunks.to_string(), state.len().to_string());
     let sha256 = hex::encode(Sha256::digest(state));
     let headers: [(&str, &[u8]); 6] = [
         (POSITION, position.as_bytes()),
-        (STATE_VERSION, of.state_version.as_bytes()),
-        (SOURCE_ID, of.source_id.as_bytes()),
+        (STATE_VERSION, id.state_version.as_bytes()),
+        (SOURCE_ID, id.source_id.as_bytes()),
         (CHUNKS, count.as_bytes()),
         (BYTES, bytes.as_bytes()),
         (SHA256, sha256.as_bytes()),
     ];
     let timestamp_ms = now_ms();
-    let prefix = key_prefix(of);
+    let prefix = key_prefix(id);
     for chunk in 0..chunks.max(chunks_before) {
         let start = chunk as usize * CHUNK_BYTES;
         let value = (chunk < chunks).then(|| &state[start..state.len().min(start + CHUNK_BYTES)]);
@@ -87,8 +87,8 @@ pub(crate) fn write(
 }
 
 /// No topic has a slash in its name, so that no two partitions share a prefix, whatever the group is called.
-fn key_prefix(of: Of<'_>) -> String {
-    format!("{}/{}/{}/", of.group, of.at.topic, of.at.partition)
+fn key_prefix(id: SnapshotId<'_>) -> String {
+    format!("{}/{}/{}/", id.group, id.at.topic, id.at.partition)
 }
 
 /// What the state topic holds for one partition.
@@ -140,13 +140,13 @@ pub(crate) struct Finder {
 }
 
 impl Finder {
-    /// Looks for the newest snapshot up to the position of `of`.
-    pub(crate) fn new(of: Of<'_>) -> Self {
+    /// Looks for the newest snapshot up to the position of `id`.
+    pub(crate) fn new(id: SnapshotId<'_>) -> Self {
         Self {
-            prefix: key_prefix(of),
-            until: of.at.offset,
-            state_version: of.state_version.to_owned(),
-            source_id: of.source_id.to_owned(),
+            prefix: key_prefix(id),
+            until: id.at.offset,
+            state_version: id.state_version.to_owned(),
+            source_id: id.source_id.to_owned(),
             partial: None,
             taken: BTreeSet::new(),
             snapshot: None,
@@ -256,8 +256,8 @@ mod tests {
 
         fn write(&mut self, offset: u64, state: &[u8], version: &str, source: &str) {
             let mut outputs = Outputs::default();
-            let of = Of { group: "g", at: &at(offset), state_version: version, source_id: source };
-            self.chunks = write(&mut outputs, (&"state".into(), 0), of, state, self.chunks);
+            let id = SnapshotId { group: "g", at: &at(offset), state_version: version, source_id: source };
+            self.chunks = write(&mut outputs, (&"state".into(), 0), id, state, self.chunks);
             for record in outputs.batches().flat_map(Batch::iter) {
                 let offset = self.records.next_offset().unwrap_or(0);
                 self.records.push(offset, record.timestamp_ms, record.key, record.value, record.headers);
@@ -275,7 +275,7 @@ mod tests {
     }
 
     fn finder(group: &str, at: &Position) -> Finder {
-        Finder::new(Of { group, at, state_version: VERSION, source_id: SOURCE })
+        Finder::new(SnapshotId { group, at, state_version: VERSION, source_id: SOURCE })
     }
 
     fn found(found: Found) -> Option<(u64, Vec<u8>)> {

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use event_log::{Error, Log, Outputs, Position, Range, Read, TopicDescription, TopicPartition};
 
-use crate::snapshot::{self, Finder, Found, MAX_SNAPSHOT_BYTES, Of, Unusable};
+use crate::snapshot::{self, Finder, Found, MAX_SNAPSHOT_BYTES, SnapshotId, Unusable};
 use crate::{Metrics, Options, POLL_MS, REPLAY_RECORDS, Transform};
 
 /// A snapshot follows the first record that is not in one after so long, however few there are: well before any
@@ -130,8 +130,8 @@ impl State {
         }
         let mut outputs = Outputs::default();
         let state_version = &*transform.state_version();
-        let what = Of { group: &self.group, at: &position, state_version, source_id: &held.source_id };
-        let chunks = snapshot::write(&mut outputs, (topic, of.partition % partitions), what, &state, held.chunks);
+        let id = SnapshotId { group: &self.group, at: &position, state_version, source_id: &held.source_id };
+        let chunks = snapshot::write(&mut outputs, (topic, of.partition % partitions), id, &state, held.chunks);
         Some(Due { outputs, position, bytes: state.len(), chunks })
     }
 
@@ -194,8 +194,9 @@ impl State {
         let Some((topic, partitions)) = &self.topic else {
             return Ok(positions.iter().map(|_| Found::default()).collect());
         };
-        let of = |at| Of { group: &self.group, at, state_version, source_id: &sources[&at.topic].id };
-        let mut finders: Vec<_> = positions.iter().map(|at| (at.partition % partitions, Finder::new(of(at)))).collect();
+        let id_of = |at| SnapshotId { group: &self.group, at, state_version, source_id: &sources[&at.topic].id };
+        let mut finders: Vec<_> =
+            positions.iter().map(|at| (at.partition % partitions, Finder::new(id_of(at)))).collect();
         let wanted: BTreeSet<u32> = finders.iter().map(|(partition, _)| *partition).collect();
         let bounds = self.target.describe(topic)?.partitions;
         let ranges = wanted.into_iter().map(|partition| {
