@@ -21,7 +21,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_util::codec::{Decoder, Encoder};
 
-use super::stream::Stream;
+use super::transport::Transport;
 
 /// The server closes a connection on which it heard nothing for 1.5 times this.
 pub(crate) const KEEP_ALIVE_S: u16 = 90;
@@ -57,7 +57,7 @@ pub(crate) enum Event {
 /// A connection. It is accepted once [`Event::Accepted`] came.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    stream: Stream,
+    transport: Transport,
     codec: Codec,
     /// Half a packet.
     unread: BytesMut,
@@ -71,10 +71,10 @@ pub(crate) struct Connection {
 
 impl Connection {
     /// Says CONNECT, with a will on the car's status topic.
-    pub(crate) fn open(stream: Stream, vin: &str) -> io::Result<Self> {
+    pub(crate) fn open(transport: Transport, vin: &str) -> io::Result<Self> {
         let now = Instant::now();
         let mut connection = Self {
-            stream,
+            transport,
             codec: Codec::new(MAX_PACKET_BYTES),
             unread: BytesMut::new(),
             unwritten: BytesMut::new(),
@@ -106,12 +106,12 @@ impl Connection {
     /// What there is to wait for: something to read, and room to write what is left over.
     pub(crate) fn readiness(&self) -> (&TcpStream, Interest) {
         let interest = if self.is_flushed() { Interest::READABLE } else { Interest::READABLE | Interest::WRITABLE };
-        (self.stream.socket(), interest)
+        (self.transport.socket(), interest)
     }
 
     /// Whether the socket took everything so far; if not, nothing more should be written.
     pub(crate) fn is_flushed(&self) -> bool {
-        self.unwritten.is_empty() && !self.stream.has_unsent()
+        self.unwritten.is_empty() && !self.transport.has_unsent()
     }
 
     /// Writes packets in one go.
@@ -131,10 +131,10 @@ impl Connection {
     }
 
     fn flush(&mut self, out: &mut BytesMut) -> io::Result<()> {
-        self.stream.flush()?;
+        self.transport.flush()?;
         let mut written = 0;
         while written < out.len() {
-            match self.stream.try_write(&out[written..]) {
+            match self.transport.try_write(&out[written..]) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(n) => written += n,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
@@ -162,7 +162,7 @@ impl Connection {
             self.unread = BytesMut::new();
             loop {
                 buffer.reserve(READ_BYTES);
-                match self.stream.try_read(buffer) {
+                match self.transport.try_read(buffer) {
                     Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                     Ok(n) => received += n,
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
@@ -196,19 +196,19 @@ impl Connection {
     /// The network is gone, from one moment to the next: nothing is said, nothing waits in the kernel.
     pub(crate) fn cut(self) {
         // If this fails, the connection is closed in order instead: nothing depends on it.
-        let _ = self.stream.socket().set_zero_linger();
+        let _ = self.transport.socket().set_zero_linger();
     }
 
     /// Says DISCONNECT, and closes in order.
     pub(crate) async fn close(mut self) -> io::Result<()> {
         self.write(|writer| writer.packet(Packet::Disconnect))?;
-        self.stream.end();
+        self.transport.end();
         loop {
             self.write(|_| Ok(()))?;
             if self.is_flushed() {
                 return Ok(());
             }
-            self.stream.socket().writable().await?;
+            self.transport.socket().writable().await?;
         }
     }
 }

@@ -4,8 +4,8 @@ mod connection;
 mod link;
 mod queue;
 mod shared;
-mod stream;
 mod tls;
+mod transport;
 
 pub(crate) use link::Link;
 pub(crate) use shared::{Shared, Totals};

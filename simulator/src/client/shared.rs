@@ -12,8 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::args::{RunArgs, Server};
 use crate::car::Fault;
-use crate::client::stream::Stream;
 use crate::client::tls::Tls;
+use crate::client::transport::Transport;
 use crate::fleet::Breaker;
 use crate::ledger::{Earlier, Rows};
 use crate::metrics::Metrics;
@@ -104,7 +104,7 @@ impl Shared {
     }
 
     /// Connects car `number` of this process, which has this VIN, from its source address.
-    pub(crate) async fn connect(&self, number: u32, vin: &str) -> io::Result<Stream> {
+    pub(crate) async fn connect(&self, number: u32, vin: &str) -> io::Result<Transport> {
         let address = self.resolve().await?;
         let sources = &self.args.source_addresses;
         let source: Option<IpAddr> =
@@ -118,8 +118,8 @@ impl Shared {
             .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, format!("{address} does not answer")))??;
         stream.set_nodelay(true)?;
         match &self.tls {
-            None => Ok(Stream::Plain(stream)),
-            Some(tls) => Ok(Stream::tls(stream, tls.session(vin)?)),
+            None => Ok(Transport::Plain(stream)),
+            Some(tls) => Ok(Transport::tls(stream, tls.session(vin)?)),
         }
     }
 

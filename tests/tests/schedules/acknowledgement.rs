@@ -18,8 +18,8 @@ mod connection;
 mod life;
 mod log;
 #[allow(dead_code)] // TLS is not in these schedules
-#[path = "../../../simulator/src/client/stream.rs"]
-mod stream;
+#[path = "../../../simulator/src/client/transport.rs"]
+mod transport;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

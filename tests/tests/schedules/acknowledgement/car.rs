@@ -13,7 +13,7 @@ use whole_pipeline_tests::faults::Random;
 use super::connection::{Connection, Event};
 use super::draw;
 use super::log::World;
-use super::stream::Stream;
+use super::transport::Transport;
 
 /// Where the bridge listens, if there is one. Who connects holds the lock: then no other process, or run, has the port by
 /// now.
@@ -90,7 +90,7 @@ impl Car {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             };
             let talked =
-                async { self.talk(Connection::open(Stream::Plain(stream), &self.vin)?, cut_after, &world).await };
+                async { self.talk(Connection::open(Transport::Plain(stream), &self.vin)?, cut_after, &world).await };
             match talked.await {
                 Ok(()) => return,
                 Err(error) => world.tell(&format!("{} has lost its connection: {error}", self.vin)),

@@ -9,9 +9,9 @@ use bytes::BytesMut;
 use rustls::ClientConnection;
 use tokio::net::TcpStream;
 
-/// A stream to the server.
+/// The connection to the server, below MQTT.
 #[derive(Debug)]
-pub(crate) enum Stream {
+pub(crate) enum Transport {
     Plain(TcpStream),
     /// Boxed: the lean one is the other.
     Tls(Box<TlsStream>),
@@ -23,7 +23,7 @@ pub(crate) struct TlsStream {
     session: ClientConnection,
 }
 
-impl Stream {
+impl Transport {
     /// Begins a handshake.
     pub(crate) fn tls(socket: TcpStream, session: ClientConnection) -> Self {
         Self::Tls(Box::new(TlsStream { socket, session }))
