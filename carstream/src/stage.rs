@@ -4,15 +4,15 @@ use anyhow::Context;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-/// A running stage.
+/// A stage that runs, and how to stop it.
 #[derive(Debug)]
-pub(crate) struct Stage {
+pub(crate) struct RunningStage {
     pub(crate) name: &'static str,
     stop: CancellationToken,
     task: JoinHandle<anyhow::Result<()>>,
 }
 
-impl Stage {
+impl RunningStage {
     /// Starts a stage; it is given the token that asks it to drain. When it ends, for whatever reason, `ended` is
     /// cancelled.
     pub(crate) fn start<F>(

@@ -12,8 +12,8 @@
 mod account;
 mod args;
 mod detection;
+mod directory;
 mod live;
-mod place;
 mod report;
 mod stages;
 
@@ -33,8 +33,8 @@ pub use report::{Alerts, Detection, Latency, Notes, Report};
 
 use crate::audit::{self, Evidence, Flow, Scores, Sources, thousands};
 use account::Account;
+use directory::RunDirectory;
 use live::Live;
-use place::Place;
 use stages::{Metrics, Stages};
 
 /// Between two looks at the stages.
@@ -56,7 +56,7 @@ pub struct Finished {
 
 /// What the run in the directory of `--keep` came to, if it is this one, and finished.
 pub fn finished(args: &Args) -> anyhow::Result<Option<Finished>> {
-    place::finished(args)
+    directory::finished(args)
 }
 
 /// Runs the demo to its report, with the metrics of all stages at the admin port if there is one.
@@ -70,18 +70,18 @@ pub async fn run(args: Args, service: &ServiceArgs, shutdown: CancellationToken)
 }
 
 async fn run_with(args: Args, metrics: Metrics, shutdown: CancellationToken) -> anyhow::Result<Report> {
-    let place = Place::prepare(&args)?;
+    let directory = RunDirectory::prepare(&args)?;
     let mut live = Live::new();
     live.say(&format!(
         "{} cars for {} s, {} {}",
         thousands(args.cars.into()),
         args.duration,
-        if place.resumed { "going on in" } else { "files in" },
-        place.directory.display()
+        if directory.resumed { "going on in" } else { "files in" },
+        directory.path.display()
     ));
-    let mut stages = Stages::start(&args, &place, metrics).await?;
+    let mut stages = Stages::start(&args, &directory, metrics).await?;
     let mut remarks = Vec::new();
-    if place.resumed {
+    if directory.resumed {
         remarks.push("went on after an interruption: latency and alerts that reached cars are those since then".into());
     }
 
@@ -96,14 +96,14 @@ async fn run_with(args: Args, metrics: Metrics, shutdown: CancellationToken) -> 
     drop(stages);
 
     let blocking = {
-        let (args, place, trained) = (args.clone(), place.clone(), trained.clone());
+        let (args, directory, trained) = (args.clone(), directory.clone(), trained.clone());
         let handle = tokio::runtime::Handle::current();
-        tokio::task::spawn_blocking(move || settle(&args, &place, trained.as_ref(), &handle))
+        tokio::task::spawn_blocking(move || settle(&args, &directory, trained.as_ref(), &handle))
     };
     let mut report = blocking.await.context("the account did not finish")??;
     report.notes.remarks.splice(0..0, remarks);
     report.notes.alerts.delivered = alerts_delivered;
-    place.keep_report(&report, !shutdown.is_cancelled())?;
+    directory.keep_report(&report, !shutdown.is_cancelled())?;
     live.finish();
     Ok(report)
 }
@@ -139,22 +139,22 @@ impl Trained {
 /// Reads every hop from its beginning and makes the report.
 fn settle(
     args: &Args,
-    place: &Place,
+    directory: &RunDirectory,
     trained: Option<&Trained>,
     runtime: &tokio::runtime::Handle,
 ) -> anyhow::Result<Report> {
-    let (edge, cloud, lake) = (place.edge().open()?, place.cloud().open()?, Lake::open(&place.lake())?);
-    let contract = &place.contract;
+    let (edge, cloud, lake) = (directory.edge().open()?, directory.cloud().open()?, Lake::open(&directory.lake())?);
+    let contract = &directory.contract;
     let sources_of = |stream: &str| -> anyhow::Result<Sources> {
         let flow = Flow::of(contract, stream)?;
         Ok(Sources::of(contract, flow, Some(edge.clone()), Some(cloud.clone()), Some(lake.clone())))
     };
     let mut sources = sources_of(contract::READINGS)?;
     sources.scores = if trained.is_some() { Scores::Yes } else { Scores::No };
-    let evidence = Evidence { ledgers: vec![place.ledger()], key: Some(place.key()?) };
+    let evidence = Evidence { ledgers: vec![directory.ledger()], key: Some(directory.key()?) };
     let audit = audit::audit_on(&sources, &evidence, runtime, &CancellationToken::new())?;
 
-    let mut account = Account::open(contract, &place.ledger(), &place.key()?)?;
+    let mut account = Account::open(contract, &directory.ledger(), &directory.key()?)?;
     account.note_training(&cloud, trained.map_or(&HashMap::new(), |trained| &trained.until))?;
     account.note_scores(&edge)?;
     let judged = detection::judge(&account, &cloud, trained)?;
@@ -172,7 +172,7 @@ fn settle(
         ledger: audit.ledger,
         detection: judged.detection,
         latency_ms: judged.latency,
-        directory: place.directory.clone(),
+        directory: directory.path.clone(),
         notes: Notes {
             headline,
             model: trained.map(|t| t.version.clone()),

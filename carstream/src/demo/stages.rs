@@ -12,11 +12,11 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use trainer::{TooLittle, TrainedModel};
 
+use super::directory::RunDirectory;
 use super::live::{Line, Live};
-use super::place::Place;
 use super::{Args, STALLED_AFTER, TICK, Trained};
 use crate::audit::thousands;
-use crate::stage::Stage;
+use crate::stage::RunningStage;
 
 /// Train when this share of the span has passed. With the default settings that is a whole day of driving, so
 /// that the model has seen mornings and evenings; what is left is scored live.
@@ -77,16 +77,16 @@ pub(crate) struct Stages {
     metrics: Metrics,
     edge: Arc<dyn Log>,
     cloud: Arc<dyn Log>,
-    place: Place,
+    directory: RunDirectory,
     /// Event time at which the trainer's time has come.
     train_at_ms: i64,
     seed: u64,
     /// Rows that were in the lake when this process began.
     rows_before: u64,
-    cars: Option<Stage>,
-    bridge: Option<Stage>,
+    cars: Option<RunningStage>,
+    bridge: Option<RunningStage>,
     /// In the order of the flow.
-    rest: Vec<Stage>,
+    rest: Vec<RunningStage>,
     train_at_rows: u64,
     training: Option<JoinHandle<anyhow::Result<TrainedModel>>>,
     trained: Option<Trained>,
@@ -96,62 +96,61 @@ impl Stages {
     /// Starts everything but the trainer, whose time comes later.
     ///
     /// Each stage goes on where its log, the lake or the ledger says; a model that was trained stays.
-    pub(crate) async fn start(args: &Args, place: &Place, metrics: Metrics) -> anyhow::Result<Self> {
-        let (edge, cloud) = (place.edge(), place.cloud());
-        let rows_before = place.rows_in_lake().await?;
-        let trained = place.announced_model().await?;
+    pub(crate) async fn start(args: &Args, directory: &RunDirectory, metrics: Metrics) -> anyhow::Result<Self> {
+        let (edge, cloud) = (directory.edge(), directory.cloud());
+        let rows_before = directory.rows_in_lake().await?;
+        let trained = directory.announced_model().await?;
         // Whether one has ended is looked at with the other news, at every tick.
         let ended = CancellationToken::new();
         let any_port = (std::net::Ipv4Addr::LOCALHOST, 0).into();
-        let contract = || place.contract_args.clone();
-        let mut bridge_args = mqtt_bridge::Args::new(any_port, edge.clone(), Some(place.key_file()));
+        let contract = || directory.contract_args.clone();
+        let mut bridge_args = mqtt_bridge::Args::new(any_port, edge.clone(), Some(directory.key_file()));
         bridge_args.contract = contract();
         let bridge = Bridge::bind(bridge_args, metrics.bridge.clone()).await.context("cannot start the bridge")?;
         let address = bridge.local_addr();
-        let bridge = Stage::start("mqtt-bridge", &ended, |stop| bridge.serve(stop));
+        let bridge = RunningStage::start("mqtt-bridge", &ended, |stop| bridge.serve(stop));
 
         let preprocessor = {
-            let mut args = preprocessor::Args::new(edge.log.clone(), place.key_file());
+            let mut args = preprocessor::Args::new(edge.log.clone(), directory.key_file());
             args.contract = contract();
             let metrics = metrics.preprocessor.clone();
-            Stage::start("preprocessor", &ended, |stop| preprocessor::run_with(args, metrics, stop))
+            RunningStage::start("preprocessor", &ended, |stop| preprocessor::run_with(args, metrics, stop))
         };
         let scorer = {
-            let mut args = scorer::Args::new(edge.log.clone(), place.lake());
+            let mut args = scorer::Args::new(edge.log.clone(), directory.lake());
             args.contract = contract();
             args.models_log = Some(cloud.log.clone());
             let metrics = metrics.scorer.clone();
-            Stage::start("scorer", &ended, |stop| scorer::run_with(args, metrics, stop))
+            RunningStage::start("scorer", &ended, |stop| scorer::run_with(args, metrics, stop))
         };
         let replicator = {
             let mut args = replicator::Args::new(edge.log.clone(), cloud.log.clone());
             args.contract = contract();
             let metrics = metrics.replicator.clone();
-            Stage::start("replicator", &ended, |stop| replicator::run_with(args, metrics, stop))
+            RunningStage::start("replicator", &ended, |stop| replicator::run_with(args, metrics, stop))
         };
         let sink = {
-            let mut args = sink::Args::new(cloud.log.clone(), place.lake());
+            let mut args = sink::Args::new(cloud.log.clone(), directory.lake());
             args.contract = contract();
             args.max_age = SINK_MAX_AGE;
             let metrics = metrics.sink.clone();
-            Stage::start("sink", &ended, |stop| sink::run_with(args, metrics, stop))
+            RunningStage::start("sink", &ended, |stop| sink::run_with(args, metrics, stop))
         };
-        let fleet = fleet(args, place, address);
+        let fleet = fleet(args, directory, address);
         let span_ms = fleet.fleet.end_ms().map_or(0, |end_ms| end_ms - fleet.fleet.start_time);
         let train_at_ms = fleet.fleet.start_time + (span_ms as f64 * TRAIN_AFTER) as i64;
-        let cars =
-            {
-                let args = fleet;
-                let metrics = metrics.simulator.clone();
-                Stage::start("simulator", &ended, |stop| async move {
-                    simulator::run_with(args, metrics, stop).await.map(drop)
-                })
-            };
+        let cars = {
+            let args = fleet;
+            let metrics = metrics.simulator.clone();
+            RunningStage::start("simulator", &ended, |stop| async move {
+                simulator::run_with(args, metrics, stop).await.map(drop)
+            })
+        };
         Ok(Self {
             metrics,
             edge: edge.open()?,
             cloud: cloud.open()?,
-            place: place.clone(),
+            directory: directory.clone(),
             train_at_ms,
             seed: args.seed,
             rows_before,
@@ -206,12 +205,12 @@ impl Stages {
                 thousands(trained.manifest.training.rows),
                 trained.seconds
             ));
-            self.trained = Some(Trained::of(&trained.manifest, self.place.clean_topic()));
+            self.trained = Some(Trained::of(&trained.manifest, self.directory.clean_topic()));
         }
         if self.trained.is_none() && self.training.is_none() && self.rows_in_lake() >= self.train_at_rows {
             live.say("training from the lake");
-            let mut args = trainer::Args::new(self.place.cloud().log, self.place.lake());
-            args.contract = self.place.contract_args.clone();
+            let mut args = trainer::Args::new(self.directory.cloud().log, self.directory.lake());
+            args.contract = self.directory.contract_args.clone();
             args.seed = self.seed;
             args.min_rows = MIN_TRAINING_ROWS;
             let metrics = self.metrics.trainer.clone();
@@ -244,7 +243,7 @@ impl Stages {
             bridge.drain().await?;
         }
         self.wait(live, "the preprocessor", |s| {
-            s.place.contract.streams().map(|stream| s.preprocessor_lag(stream)).sum()
+            s.directory.contract.streams().map(|stream| s.preprocessor_lag(stream)).sum()
         })
         .await?;
         self.last_chance_to_train(live).await?;
@@ -316,7 +315,7 @@ impl Stages {
 
     fn replication_lag(&self) -> anyhow::Result<u64> {
         let mut lag = 0;
-        for topic in self.place.contract.leaving_the_edge() {
+        for topic in self.directory.contract.leaving_the_edge() {
             lag += self.lag_of(&self.edge, &replicator::group(&topic.name), &self.cloud, &topic.name)?;
         }
         Ok(lag)
@@ -327,12 +326,12 @@ impl Stages {
     }
 
     fn scorer_lag(&self) -> anyhow::Result<u64> {
-        self.lag_of(&self.edge, scorer::DEFAULT_GROUP, &self.edge, self.place.clean_topic())
+        self.lag_of(&self.edge, scorer::DEFAULT_GROUP, &self.edge, self.directory.clean_topic())
     }
 
     /// Rows of readings that are in the lake.
     fn rows_in_lake(&self) -> u64 {
-        self.rows_before + self.metrics.sink.rows.get_or_create(&sink::Topic::new(self.place.clean_topic())).get()
+        self.rows_before + self.metrics.sink.rows.get_or_create(&sink::Topic::new(self.directory.clean_topic())).get()
     }
 
     /// How many alerts reached their cars.
@@ -346,11 +345,11 @@ impl Stages {
             let described = self.edge.describe(topic);
             described.map_or(0, |d| d.partitions.iter().map(|p| p.next).sum::<u64>())
         };
-        let stream = self.place.stream();
+        let stream = self.directory.stream();
         let line = |stage, done, lag, note| Line { stage, done: Some(done), lag, note };
         let clean = records(&stream.output_topic);
         let rows = self.rows_in_lake();
-        let objects = m.sink.objects.get_or_create(&sink::Topic::new(self.place.clean_topic())).get();
+        let objects = m.sink.objects.get_or_create(&sink::Topic::new(self.directory.clean_topic())).get();
         let copied = self.cloud.describe(&stream.output_topic).map_or(0, |d| d.partitions.iter().map(|p| p.next).sum());
         let connected = m.simulator.cars_connected.get();
         let trainer = match (&self.trained, &self.training) {
@@ -374,7 +373,7 @@ impl Stages {
     }
 }
 
-fn fleet(args: &Args, place: &Place, bridge: std::net::SocketAddr) -> simulator::RunArgs {
+fn fleet(args: &Args, directory: &RunDirectory, bridge: std::net::SocketAddr) -> simulator::RunArgs {
     simulator::RunArgs {
         fleet: simulator::FleetArgs {
             seed: args.seed,
@@ -388,7 +387,7 @@ fn fleet(args: &Args, place: &Place, bridge: std::net::SocketAddr) -> simulator:
         },
         mqtt: bridge.to_string(),
         linger: LINGER,
-        ledger: Some(place.ledger()),
+        ledger: Some(directory.ledger()),
         resume: true,
         ..simulator::RunArgs::default()
     }

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use args::Args;
 
-use crate::stage::Stage;
+use crate::stage::RunningStage;
 
 /// Runs the site until shutdown, with the metrics of all stages at one admin port; then drains stage by stage in the
 /// order of the flow.
@@ -64,12 +64,14 @@ async fn run_with(args: &Args, metrics: Metrics, shutdown: CancellationToken) ->
     let (preprocessor, scorer) = (args.preprocessor(), args.scorer());
     // In the order of the flow.
     let mut stages = vec![
-        Stage::start("mqtt-bridge", &ended, |stop| bridge.serve(stop)),
-        Stage::start("preprocessor", &ended, |stop| preprocessor::run_with(preprocessor, metrics.preprocessor, stop)),
-        Stage::start("scorer", &ended, |stop| scorer::run_with(scorer, metrics.scorer, stop)),
+        RunningStage::start("mqtt-bridge", &ended, |stop| bridge.serve(stop)),
+        RunningStage::start("preprocessor", &ended, |stop| {
+            preprocessor::run_with(preprocessor, metrics.preprocessor, stop)
+        }),
+        RunningStage::start("scorer", &ended, |stop| scorer::run_with(scorer, metrics.scorer, stop)),
     ];
     if let Some(replicator) = args.replicator() {
-        stages.push(Stage::start("replicator", &ended, |stop| {
+        stages.push(RunningStage::start("replicator", &ended, |stop| {
             replicator::run_with(replicator, metrics.replicator, stop)
         }));
     }
@@ -81,7 +83,7 @@ async fn run_with(args: &Args, metrics: Metrics, shutdown: CancellationToken) ->
 }
 
 /// Drains all stages, whatever becomes of each. The error: that of the stage that had failed before.
-async fn drain(stages: Vec<Stage>) -> anyhow::Result<()> {
+async fn drain(stages: Vec<RunningStage>) -> anyhow::Result<()> {
     let failed = stages.iter().find(|stage| stage.is_finished()).map(|stage| stage.name);
     let mut result = Ok(());
     for stage in stages {

@@ -25,8 +25,8 @@ use super::{Args, Finished, Report, Trained};
 
 /// A directory with two logs, a lake, a ledger and a key.
 #[derive(Debug, Clone)]
-pub(crate) struct Place {
-    pub(crate) directory: PathBuf,
+pub(crate) struct RunDirectory {
+    pub(crate) path: PathBuf,
     /// An interrupted run goes on.
     pub(crate) resumed: bool,
     /// What the site has.
@@ -87,7 +87,7 @@ impl Run {
 
 const RUN_FILE: &str = "demo.json";
 
-impl Place {
+impl RunDirectory {
     /// Makes the directory, takes that of `--keep` if it is new or empty, or goes on in it if that run was interrupted.
     pub(crate) fn prepare(args: &Args) -> anyhow::Result<Self> {
         let directory = match &args.keep {
@@ -117,13 +117,13 @@ impl Place {
         }
         let (contract, contract_args) = (args.contract.load()?, args.contract.clone());
         let resumed = found.is_some();
-        let place = Self { directory: directory.canonicalize()?, resumed, contract, contract_args, run };
-        place.check_contract()?;
-        place.write(RUN_FILE, &serde_json::to_string(&place.run)?)?;
+        let directory = Self { path: directory.canonicalize()?, resumed, contract, contract_args, run };
+        directory.check_contract()?;
+        directory.write(RUN_FILE, &serde_json::to_string(&directory.run)?)?;
         // From the seed, so that a seed gives the same pseudonyms. A real site's key comes from /dev/urandom.
         let key = Sha256::new().chain_update(b"carstream demo").chain_update(args.seed.to_le_bytes()).finalize();
-        place.write(KEY_FILE, &hex::encode(key))?;
-        Ok(place)
+        directory.write(KEY_FILE, &hex::encode(key))?;
+        Ok(directory)
     }
 
     /// Keeps the report for people and for machines. `finished`: the run went to its end, there is nothing to go on with.
@@ -136,7 +136,7 @@ impl Place {
 
     /// Replaces a file as a whole, so that whenever the process is killed the old or the new one is there.
     fn write(&self, name: &str, contents: &str) -> anyhow::Result<()> {
-        let (new, path) = (self.directory.join(new_name(name)), self.directory.join(name));
+        let (new, path) = (self.path.join(new_name(name)), self.path.join(name));
         std::fs::write(&new, contents)
             .and_then(|()| std::fs::rename(&new, &path))
             .with_context(|| format!("cannot write {}", path.display()))
@@ -175,35 +175,35 @@ impl Place {
             version: String,
         }
         let mut newest = None;
-        let place = self.contract.model(contract::MODEL).context("the demo needs the platform's model")?;
-        each_batch(&self.cloud().open()?, &place.announcements.name, |batch| {
+        let directory = self.contract.model(contract::MODEL).context("the demo needs the platform's model")?;
+        each_batch(&self.cloud().open()?, &directory.announcements.name, |batch| {
             newest = batch.iter().filter_map(|record| record.value.map(<[u8]>::to_vec)).last().or(newest.take());
             Ok(())
         })?;
         let Some(newest) = newest else { return Ok(None) };
         let announced: Announcement = serde_json::from_slice(&newest).context("the newest announcement of a model")?;
         let files = Lake::open(&self.lake())?.get_model(&announced.name, &announced.version).await?;
-        Ok(Some(Trained::of(&Manifest::from_json(&files.manifest)?, &place.readings.name)))
+        Ok(Some(Trained::of(&Manifest::from_json(&files.manifest)?, &directory.readings.name)))
     }
 
     pub(crate) fn edge(&self) -> LogArgs {
-        LogArgs::new(LogUrl::Directory(self.directory.join("edge-log")))
+        LogArgs::new(LogUrl::Directory(self.path.join("edge-log")))
     }
 
     pub(crate) fn cloud(&self) -> LogArgs {
-        LogArgs::new(LogUrl::Directory(self.directory.join("cloud-log")))
+        LogArgs::new(LogUrl::Directory(self.path.join("cloud-log")))
     }
 
     pub(crate) fn lake(&self) -> LakeUrl {
-        LakeUrl::Directory(self.directory.join("lake"))
+        LakeUrl::Directory(self.path.join("lake"))
     }
 
     pub(crate) fn ledger(&self) -> PathBuf {
-        self.directory.join("ledger.csv")
+        self.path.join("ledger.csv")
     }
 
     pub(crate) fn key_file(&self) -> PathBuf {
-        self.directory.join(KEY_FILE)
+        self.path.join(KEY_FILE)
     }
 
     pub(crate) fn key(&self) -> anyhow::Result<PseudonymKey> {
