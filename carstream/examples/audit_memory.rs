@@ -244,7 +244,10 @@ fn main() -> anyhow::Result<()> {
     let (peak, seconds) = (peak_mib()?, began.elapsed().as_secs_f64());
     println!("\n{readings} readings at 4 hops: {seconds:.1} s for both passes, making the records up included");
     println!("peak resident memory {peak} MiB, of which {before} MiB before the audit began");
-    anyhow::ensure!(report.ledger.lost == 1 && report.findings.len() == 1, "the one that is missing was not found");
+    anyhow::ensure!(
+        report.ledger.lost == 1 && report.discrepancies.len() == 1,
+        "the one that is missing was not found"
+    );
     Ok(())
 }
 

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 const ALL: u64 = CARS as u64 * SEQS as u64;
 
-/// The one kind of finding that there is, and how often.
+/// The one kind of discrepancy that there is, and how often.
 fn only(report: &Report) -> (Kind, u64) {
     assert_eq!(report.counts.len(), 1, "{report}");
     let (kind, count) = report.counts.first_key_value().unwrap();
@@ -50,16 +50,16 @@ async fn what_is_missing_is_named_at_every_hop_with_its_neighbours() {
         let report = site.audit().await;
         assert_eq!(only(&report), (Kind::Missing, 1), "{name}: {report}");
         assert_eq!((report.ledger.lost, report.ledger.doubled), (1, 0));
-        let finding = &report.findings[0];
+        let discrepancy = &report.discrepancies[0];
         assert_eq!(
-            (finding.hop, finding.car.clone(), finding.boot_id, finding.seq),
+            (discrepancy.hop, discrepancy.car.clone(), discrepancy.boot_id, discrepancy.seq),
             (name, Some(site.key.pseudonym(&vin(1))), Some(BOOT), Some(64))
         );
         // Where it is, and between which two it belongs.
-        assert_eq!(finding.places.iter().filter(|place| place.starts_with("in ")).count(), 4, "{finding}");
+        assert_eq!(discrepancy.places.iter().filter(|place| place.starts_with("in ")).count(), 4, "{discrepancy}");
         for side in ["after", "before"] {
-            let found = finding.places.iter().any(|place| place.starts_with("not in") && place.contains(side));
-            assert!(found, "{finding}");
+            let found = discrepancy.places.iter().any(|place| place.starts_with("not in") && place.contains(side));
+            assert!(found, "{discrepancy}");
         }
         let text = report.to_string();
         assert!(!text.contains(&vin(1)) && !report.to_json().contains(&vin(1)), "a VIN is printed");
@@ -78,9 +78,9 @@ async fn what_is_doubled_is_named_with_both_places() {
         }
         assert_eq!(only(&report), (Kind::Doubled, 1), "{name}: {report}");
         assert_eq!((report.ledger.lost, report.ledger.doubled), (0, 1));
-        let finding = &report.findings[0];
-        assert_eq!((finding.hop, finding.seq), (name, Some(0)));
-        assert_eq!(finding.places.len(), 6, "{finding}");
+        let discrepancy = &report.discrepancies[0];
+        assert_eq!((discrepancy.hop, discrepancy.seq), (name, Some(0)));
+        assert_eq!(discrepancy.places.len(), 6, "{discrepancy}");
     }
 }
 
@@ -93,7 +93,7 @@ async fn only_a_finished_ledger_knows_every_reading() {
     site.ledger(&rows, true);
     let report = site.audit().await;
     assert_eq!(only(&report), (Kind::Unknown, 1), "{report}");
-    assert_eq!((report.findings[0].seq, report.unknown, report.ledger.doubled), (Some(3), 1, 1));
+    assert_eq!((report.discrepancies[0].seq, report.unknown, report.ledger.doubled), (Some(3), 1, 1));
 
     // Its simulator was killed, in the middle of a line.
     site.ledger(&rows, false);
@@ -132,7 +132,7 @@ async fn what_was_not_acknowledged_is_nowhere_or_everywhere_once() {
     site.ledger(&rows(), true);
     let report = site.audit().await;
     assert_eq!(only(&report), (Kind::Missing, CARS.into()), "{report}");
-    assert_eq!((report.findings[0].hop, report.findings[0].seq), ("clean", Some(2)));
+    assert_eq!((report.discrepancies[0].hop, report.discrepancies[0].seq), ("clean", Some(2)));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -156,7 +156,7 @@ async fn every_unusable_raw_record_is_one_dead_letter() {
     let report = site.audit().await;
     assert_eq!(only(&report), (Kind::NoDeadLetter, 1), "{report}");
     let (partition, offset) = places[0];
-    assert_eq!(report.findings[0].places, [format!("telemetry.raw/{partition} offset {offset}")]);
+    assert_eq!(report.discrepancies[0].places, [format!("telemetry.raw/{partition} offset {offset}")]);
     assert_eq!((report.ledger.lost, report.ledger.dead_letters), (1, 2));
 
     site.dead_letter(1, &bytes[0], places[0], "malformed-json", now_ms());
@@ -168,7 +168,7 @@ async fn every_unusable_raw_record_is_one_dead_letter() {
     site.ledger(&rows(&[70, 71, 72, 73, 74]), true);
     let report = site.audit().await;
     assert_eq!(only(&report), (Kind::BrokenMissing, 2), "{report}");
-    assert_eq!((report.findings[0].seq, report.ledger.lost), (Some(72), 2));
+    assert_eq!((report.discrepancies[0].seq, report.ledger.lost), (Some(72), 2));
 
     site.ledger(&rows(&[70, 71, 72]), true);
     site.dead_letter(1, &bytes[0], places[0], "malformed-json", now_ms());
@@ -230,7 +230,8 @@ async fn what_retention_has_removed_is_not_held_against_a_hop() {
     ledger(&[(90, old_ms), (91, new_ms + 3_600_000)]);
     let report = site.audit().await;
     assert_eq!(only(&report), (Kind::Missing, 2), "{report}");
-    let found: Vec<_> = report.findings.iter().map(|finding| (finding.seq.unwrap(), finding.hop)).collect();
+    let found: Vec<_> =
+        report.discrepancies.iter().map(|discrepancy| (discrepancy.seq.unwrap(), discrepancy.hop)).collect();
     assert_eq!(found, [(90, "clean"), (91, "raw")]);
 }
 
@@ -241,7 +242,8 @@ async fn without_a_ledger_the_numbers_tell_what_is_missing() {
     let report = site.audit_with(site.sources(), false).await.unwrap();
     assert_eq!(only(&report), (Kind::Gap, 3), "the last one of a boot cannot be missed: {report}");
     assert_eq!((report.gaps, report.ledger.lost), (3, 0));
-    let found: Vec<_> = report.findings.iter().map(|finding| (finding.car.clone().unwrap(), finding.seq)).collect();
+    let found: Vec<_> =
+        report.discrepancies.iter().map(|discrepancy| (discrepancy.car.clone().unwrap(), discrepancy.seq)).collect();
     let car = |car| site.key.pseudonym(&vin(car));
     assert_eq!(found.len(), 2);
     assert!(found.contains(&(car(0), Some(0))) && found.contains(&(car(1), Some(30))), "{report}");
@@ -319,11 +321,11 @@ async fn what_cannot_be_read_and_objects_that_do_not_join_are_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn findings_are_counted_in_full_and_the_first_are_named() {
+async fn discrepancies_are_counted_in_full_and_the_first_are_named() {
     let site = Site::with(|at, _, seq| usize::from(at != At::Cloud || seq >= 20)).await;
     let report = site.audit().await;
     assert_eq!(only(&report), (Kind::Missing, 60), "{report}");
-    assert_eq!(report.findings.len(), 10);
+    assert_eq!(report.discrepancies.len(), 10);
     assert!(report.to_string().contains("and 50 more like these"), "{report}");
 }
 
@@ -348,7 +350,7 @@ fn the_command_says_what_it_found_by_its_exit_code() {
     assert!(said.contains("1 readings are lost, 0 doubled"), "{said}");
     let (code, json, _) = carstream(&[&whole[..], &["--json"]].concat());
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
-    assert_eq!((code, &json["ledger"]["lost"], &json["findings"][0]["seq"]), (Some(1), &1.into(), &9.into()));
+    assert_eq!((code, &json["ledger"]["lost"], &json["discrepancies"][0]["seq"]), (Some(1), &1.into(), &9.into()));
     let (code, _, said) = carstream(&[&["audit", "--cloud-log", &cloud, "--lake", &lake][..], &key_args].concat());
     assert_eq!(code, Some(0), "{said}");
 

@@ -22,7 +22,7 @@ use super::{Flow, Sources};
 /// Without a --ledger, as with real cars, gaps and repeats are found from the cars' own numbering; a car that drops
 /// readings from its own full buffer leaves gaps too, and what is missing at the end of a car's numbering is not seen.
 ///
-/// Exit code 0: nothing is missing, doubled or unknown; 1: there are findings, or --wait was not enough; 64: settings.
+/// Exit code 0: nothing is missing, doubled or unknown; 1: there are discrepancies, or --wait was not enough; 64: settings.
 ///
 /// Names no car but by its pseudonym; who may read the edge's log finds the car at the positions that are printed.
 /// Memory: about 10 bytes per reading (10 million in 100 MB), plus 300 bytes per car.
@@ -45,7 +45,7 @@ pub struct Args {
     #[arg(long, env = "CARSTREAM_PSEUDONYM_KEY_FILE", value_name = "FILE")]
     pub pseudonym_key_file: Option<PathBuf>,
     /// A ledger of the simulator; may be repeated, one for each simulator that sent to this edge. FILE.run beside it
-    /// says whether it is complete: if so, a reading that is in no ledger is a finding.
+    /// says whether it is complete: if so, a reading that is in no ledger is a discrepancy.
     #[arg(long, env = "CARSTREAM_LEDGER", value_name = "FILE", value_delimiter = ',')]
     pub ledger: Vec<PathBuf>,
     /// Wait until what is at the edge now has come to every hop, at most so long.

@@ -1,4 +1,4 @@
-//! The second pass, only if there are findings: where the readings that are named, and their neighbours, lie.
+//! The second pass, only if there are discrepancies: where the readings that are named, and their neighbours, lie.
 
 use std::collections::HashMap;
 
@@ -6,7 +6,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::cut::Cuts;
-use super::findings::Finding;
+use super::discrepancies::Discrepancy;
 use super::flow::Flow;
 use super::read::{self, Seen, What};
 use super::readings::Identity;
@@ -32,9 +32,9 @@ struct Wanted<'t> {
     by_boot: HashMap<(u32, i64), Vec<usize>>,
 }
 
-/// Reads every hop again, and adds places to the findings that are about a reading.
+/// Reads every hop again, and adds places to the discrepancies that are about a reading.
 pub(crate) fn locate(
-    findings: &mut [Finding],
+    discrepancies: &mut [Discrepancy],
     tally: &Tally,
     sources: &Sources,
     cuts: &Cuts,
@@ -42,7 +42,7 @@ pub(crate) fn locate(
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
     let mut wanted = Wanted { tally, readings: Vec::new(), by_boot: HashMap::new() };
-    for (identity, _) in findings.iter().filter_map(|finding| finding.about) {
+    for (identity, _) in discrepancies.iter().filter_map(|discrepancy| discrepancy.about) {
         let boot = wanted.by_boot.entry((identity.car, identity.boot_id)).or_default();
         boot.push(wanted.readings.len());
         wanted.readings.push((identity, Default::default()));
@@ -72,11 +72,11 @@ pub(crate) fn locate(
         read::objects(&sources.flow, lake, cut, runtime, stop, &mut look, |_, _| {})?;
     }
     let mut found = wanted.readings.into_iter();
-    for finding in findings.iter_mut() {
-        if let Some((_, hop)) = finding.about
+    for discrepancy in discrepancies.iter_mut() {
+        if let Some((_, hop)) = discrepancy.about
             && let Some((_, found)) = found.next()
         {
-            finding.places = told(&tally.flow, hop, &found);
+            discrepancy.places = told(&tally.flow, hop, &found);
         }
     }
     Ok(())

@@ -3,7 +3,7 @@
 //! ```text
 //!  ledgers ──────────────────────────────┐
 //!  positions, then ends (cut) ─► every hop, once (tally) ─► judgement (settle) ─┬─► clean
-//!                                                                               └─► findings ─► every hop again,
+//!                                                                               └─► discrepancies ─► every hop again,
 //!                                                                                   for their places (locate)
 //! ```
 //!
@@ -13,12 +13,12 @@
 //! Memory is a few bytes per reading ([`readings`]) and does not depend on how large the readings are. One audit is of
 //! one stream of the contract.
 //!
-//! No VIN is printed: findings name the pseudonym and positions, which is enough for who may read the edge's log.
+//! No VIN is printed: discrepancies name the pseudonym and positions, which is enough for who may read the edge's log.
 
 mod args;
 mod cars;
 mod cut;
-mod findings;
+mod discrepancies;
 mod flow;
 pub(crate) mod ledger;
 mod locate;
@@ -44,7 +44,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 pub use args::{Args, Scores};
-pub use findings::{Finding, Kind};
+pub use discrepancies::{Discrepancy, Kind};
 pub use flow::Flow;
 pub use report::{HopReport, Ledger, Report};
 
@@ -142,7 +142,7 @@ pub struct Evidence {
     pub key: Option<PseudonymKey>,
 }
 
-/// Runs `carstream audit`: prints the result. Findings are an error.
+/// Runs `carstream audit`: prints the result. Discrepancies are an error.
 pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
     let (mut sources, key) = args.open()?;
     let mut uses = vec![(&**sources.flow.clean(), sources.flow.clean_schema.as_str())];
@@ -161,7 +161,7 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
     let counts: Vec<_> = report.counts.values().copied().map(thousands).collect();
     anyhow::ensure!(
         report.is_clean(),
-        "{} readings are lost, {} doubled; findings by kind: {}",
+        "{} readings are lost, {} doubled; discrepancies by kind: {}",
         thousands(report.ledger.lost),
         thousands(report.ledger.doubled),
         counts.join(", ")
@@ -217,8 +217,8 @@ pub fn audit_on(
     tally.begin(&cuts, &evidence.ledgers)?;
     tally.count(sources, &cuts, runtime, shutdown)?;
     let sums = settle::settle(&mut tally);
-    let (counts, mut findings) = std::mem::take(&mut tally.findings).into_parts();
-    locate::locate(&mut findings, &tally, sources, &cuts, runtime, shutdown)?;
+    let (counts, mut discrepancies) = std::mem::take(&mut tally.discrepancies).into_parts();
+    locate::locate(&mut discrepancies, &tally, sources, &cuts, runtime, shutdown)?;
 
     let mut dead_letters_by_reason: Vec<_> = tally.dead_letters.clone().into_iter().collect();
     dead_letters_by_reason.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
@@ -237,7 +237,7 @@ pub fn audit_on(
         unacknowledged: sums.unacknowledged,
         objects: cuts.lake.as_ref().map_or(0, |lake| lake.objects.len() as u64),
         counts,
-        findings,
+        discrepancies,
         notes: Vec::new(),
     };
     report.notes = notes(&report, &tally);
@@ -299,8 +299,10 @@ fn notes(report: &Report, tally: &Tally) -> Vec<String> {
     if let Some(ledgers) = &tally.ledgers {
         if !ledgers.complete {
             let known = "a ledger is not complete (its simulator runs, or was killed and not resumed)";
-            notes
-                .push(format!("{known}: {} readings that it does not know are no findings", thousands(report.unknown)));
+            notes.push(format!(
+                "{known}: {} readings that it does not know are no discrepancies",
+                thousands(report.unknown)
+            ));
         }
         if ledgers.repeated > 0 {
             notes.push(format!("{} rows are of readings that are acknowledged in another row", ledgers.repeated));

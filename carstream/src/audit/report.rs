@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::findings::{Finding, Kind};
+use super::discrepancies::{Discrepancy, Kind};
 
 /// Readings, hop by hop.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -67,7 +67,7 @@ pub struct Report {
     pub dead_letters_by_reason: Vec<(String, u64)>,
     /// Whether the ledgers say of themselves that they are complete; none without a ledger.
     pub ledger_complete: Option<bool>,
-    /// Readings that the ledgers do not know. Findings only if the ledgers are complete.
+    /// Readings that the ledgers do not know. Discrepancies only if the ledgers are complete.
     pub unknown: u64,
     /// Without a ledger: numbers missing in the middle of cars' readings.
     pub gaps: u64,
@@ -79,10 +79,10 @@ pub struct Report {
     pub unacknowledged: u64,
     /// Objects in the lake.
     pub objects: u64,
-    /// How many findings of each kind there are.
+    /// How many discrepancies of each kind there are.
     pub counts: BTreeMap<Kind, u64>,
     /// The first of each kind, with their places.
-    pub findings: Vec<Finding>,
+    pub discrepancies: Vec<Discrepancy>,
     /// What a person should know about this audit.
     pub notes: Vec<String>,
 }
@@ -132,9 +132,9 @@ impl Report {
             row("gaps", self.gaps, "numbers that cars left out, or that were lost before the first hop".into())?;
         }
         for (kind, count) in &self.counts {
-            let of_kind = self.findings.iter().filter(|finding| finding.kind == *kind);
-            for finding in of_kind.clone() {
-                writeln!(f, "    {finding}")?;
+            let of_kind = self.discrepancies.iter().filter(|discrepancy| discrepancy.kind == *kind);
+            for discrepancy in of_kind.clone() {
+                writeln!(f, "    {discrepancy}")?;
             }
             let others = count.saturating_sub(of_kind.count() as u64);
             if others > 0 && *kind != Kind::Gap && *kind != Kind::BrokenMissing {
@@ -214,6 +214,6 @@ mod tests {
                 "acknowledged clean dead_letters doubled duplicates_removed lost parquet_rows raw replicated scored sent"
             )
         );
-        assert!(value["hops"].is_array() && value["findings"].is_array());
+        assert!(value["hops"].is_array() && value["discrepancies"].is_array());
     }
 }

@@ -12,10 +12,10 @@
 use std::collections::HashMap;
 
 use super::Hop;
-use super::findings::{Finding, Findings, Kind};
+use super::discrepancies::{Discrepancies, Discrepancy, Kind};
 use super::readings::{Identity, Reading};
 use super::report::Ledger;
-use super::tally::{Given, Tally};
+use super::tally::{HopsPresent, Tally};
 
 /// Sums over the ledgers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -31,10 +31,10 @@ pub(crate) struct Sums {
     pub(crate) excused: u64,
 }
 
-/// Judges every reading. Findings are added to those of the tally.
+/// Judges every reading. Discrepancies are added to those of the tally.
 pub(crate) fn settle(tally: &mut Tally) -> Sums {
     let mut judge = Judge {
-        findings: std::mem::take(&mut tally.findings),
+        discrepancies: std::mem::take(&mut tally.discrepancies),
         sums: Sums::default(),
         broken: HashMap::new(),
         unidentified: tally.unidentified.clone(),
@@ -42,8 +42,8 @@ pub(crate) fn settle(tally: &mut Tally) -> Sums {
     };
     judge.tally.readings.each_boot(|car, boot_id, readings| judge.boot(car, boot_id, readings));
     judge.broken_ones();
-    let Judge { findings, mut sums, .. } = judge;
-    let by_kind = |kinds: &[Kind]| kinds.iter().map(|kind| findings.count(*kind)).sum();
+    let Judge { discrepancies, mut sums, .. } = judge;
+    let by_kind = |kinds: &[Kind]| kinds.iter().map(|kind| discrepancies.count(*kind)).sum();
     let unknown = if tally.ledgers.as_ref().is_some_and(|ledgers| ledgers.complete) { sums.unknown } else { 0 };
     let [raw, clean, cloud, lake, scores] = tally.records;
     sums.ledger = Ledger {
@@ -58,13 +58,13 @@ pub(crate) fn settle(tally: &mut Tally) -> Sums {
         doubled: by_kind(&[Kind::Doubled, Kind::DoubledDeadLetter]) + unknown,
         ..sums.ledger
     };
-    tally.findings = findings;
+    tally.discrepancies = discrepancies;
     sums
 }
 
 struct Judge<'t> {
     tally: &'t Tally,
-    findings: Findings,
+    discrepancies: Discrepancies,
     sums: Sums,
     /// By car: acknowledged broken readings that no dead letter names, and the first of them.
     broken: HashMap<u32, (u64, Identity)>,
@@ -74,7 +74,7 @@ struct Judge<'t> {
 
 impl Judge<'_> {
     fn boot(&mut self, car: u32, boot_id: i64, readings: &mut dyn Iterator<Item = (i64, Reading)>) {
-        let Some(first) = self.tally.given.chain.first().copied() else { return };
+        let Some(first) = self.tally.present.chain.first().copied() else { return };
         let from_zero = !self.tally.kept_since.iter().any(|(hop, _)| *hop == first);
         let mut numbers = Numbers { next: from_zero.then_some(0), refused: 0 };
         for (seq, reading) in readings {
@@ -101,7 +101,7 @@ impl Judge<'_> {
             self.sums.dropped += u64::from(dropped);
             self.sums.unacknowledged += u64::from(!dropped);
         }
-        let at_the_edge = self.tally.given.chain.contains(&Hop::Raw);
+        let at_the_edge = self.tally.present.chain.contains(&Hop::Raw);
         let there = reading.seen(Hop::Raw) > 0 || reading.is(Reading::REFUSED) || reading.is_excused(Hop::Raw);
         if acknowledged && reading.is(Reading::BROKEN) && at_the_edge && !there {
             self.broken.entry(identity.car).or_insert((0, identity)).0 += 1;
@@ -109,13 +109,13 @@ impl Judge<'_> {
     }
 
     fn hops(&mut self, identity: Identity, reading: Reading) {
-        let (missing, excused) = missing(reading, &self.tally.given);
+        let (missing, excused) = missing(reading, &self.tally.present);
         self.sums.excused += u64::from(excused);
         if let Some(hop) = missing {
             let what = if reading.is(Reading::ACKNOWLEDGED) { "was acknowledged and" } else { "is at other hops, but" };
             self.add(Kind::Missing, identity, hop, &format!("{what} is missing in {}", self.tally.flow.name(hop)));
         }
-        if let Some(hop) = doubled(reading, &self.tally.given) {
+        if let Some(hop) = doubled(reading, &self.tally.present) {
             self.add(Kind::Doubled, identity, hop, &format!("is more than once in {}", self.tally.flow.name(hop)));
         }
         if let Some(ledgers) = &self.tally.ledgers
@@ -146,8 +146,8 @@ impl Judge<'_> {
         self.sums.gaps += missing;
         let what =
             format!("begins a gap: {missing} numbers before {next} are missing in {}", self.tally.flow.name(hop));
-        let finding = self.named(Kind::Gap, from, hop, &what);
-        self.findings.add(Kind::Gap, missing, || finding);
+        let discrepancy = self.named(Kind::Gap, from, hop, &what);
+        self.discrepancies.add(Kind::Gap, missing, || discrepancy);
     }
 
     /// Broken readings that do not say which they are can only be counted, car by car.
@@ -161,26 +161,26 @@ impl Judge<'_> {
                     "is broken, was acknowledged, and is neither in {} nor a dead letter ({missing} of this car)",
                     self.tally.flow.name(Hop::Raw)
                 );
-                let finding = self.named(Kind::BrokenMissing, example, Hop::Raw, &what);
-                self.findings.add(Kind::BrokenMissing, missing, || finding);
+                let discrepancy = self.named(Kind::BrokenMissing, example, Hop::Raw, &what);
+                self.discrepancies.add(Kind::BrokenMissing, missing, || discrepancy);
             }
         }
     }
 
     fn add(&mut self, kind: Kind, identity: Identity, hop: Hop, what: &str) {
         let tally = self.tally;
-        self.findings.add(kind, 1, || named(tally, kind, identity, hop, what));
+        self.discrepancies.add(kind, 1, || named(tally, kind, identity, hop, what));
     }
 
-    fn named(&self, kind: Kind, identity: Identity, hop: Hop, what: &str) -> Finding {
+    fn named(&self, kind: Kind, identity: Identity, hop: Hop, what: &str) -> Discrepancy {
         named(self.tally, kind, identity, hop, what)
     }
 }
 
-fn named(tally: &Tally, kind: Kind, identity: Identity, hop: Hop, what: &str) -> Finding {
+fn named(tally: &Tally, kind: Kind, identity: Identity, hop: Hop, what: &str) -> Discrepancy {
     let Identity { car, boot_id, seq } = identity;
     let car = tally.cars.name(car).to_string();
-    Finding {
+    Discrepancy {
         kind,
         hop: hop.key(),
         what: format!("car {car} boot {boot_id} seq {seq} {what}"),
@@ -193,15 +193,15 @@ fn named(tally: &Tally, kind: Kind, identity: Identity, hop: Hop, what: &str) ->
 }
 
 /// The first hop where a reading should be and is not; and whether retention excuses it from one.
-fn missing(reading: Reading, given: &Given) -> (Option<Hop>, bool) {
+fn missing(reading: Reading, present: &HopsPresent) -> (Option<Hop>, bool) {
     let in_hop = |hop: &Hop| reading.seen(*hop) > 0;
     // A broken one has no claim to go further than to the dead letters.
     let mut due = reading.is(Reading::ACKNOWLEDGED) && !reading.is(Reading::BROKEN);
     let mut excused = false;
     let mut due_scores = false;
-    for (index, hop) in given.chain.iter().enumerate() {
-        let rest = &given.chain[index + 1..];
-        let scores_follow = given.scores && *hop <= Hop::Clean;
+    for (index, hop) in present.chain.iter().enumerate() {
+        let rest = &present.chain[index + 1..];
+        let scores_follow = present.scores && *hop <= Hop::Clean;
         let later = rest.iter().any(in_hop) || scores_follow && in_hop(&Hop::Scores);
         if in_hop(hop) {
             due = rest.first().is_some_and(|next| reading.is_due(*next));
@@ -216,7 +216,7 @@ fn missing(reading: Reading, given: &Given) -> (Option<Hop>, bool) {
             return (Some(*hop), excused);
         }
     }
-    if given.scores && due_scores && !in_hop(&Hop::Scores) {
+    if present.scores && due_scores && !in_hop(&Hop::Scores) {
         if !reading.is_excused(Hop::Scores) {
             return (Some(Hop::Scores), excused);
         }
@@ -226,9 +226,9 @@ fn missing(reading: Reading, given: &Given) -> (Option<Hop>, bool) {
 }
 
 /// The first hop behind the duplicate filter where a reading is more than once.
-fn doubled(reading: Reading, given: &Given) -> Option<Hop> {
-    let hops = given.chain.iter().copied().filter(|hop| *hop != Hop::Raw);
-    hops.chain(given.scores.then_some(Hop::Scores)).find(|hop| reading.seen(*hop) > 1)
+fn doubled(reading: Reading, present: &HopsPresent) -> Option<Hop> {
+    let hops = present.chain.iter().copied().filter(|hop| *hop != Hop::Raw);
+    hops.chain(present.scores.then_some(Hop::Scores)).find(|hop| reading.seen(*hop) > 1)
 }
 
 /// Follows the numbers of one boot.
@@ -260,8 +260,8 @@ mod tests {
 
     const CHAIN: [Hop; 4] = [Hop::Raw, Hop::Clean, Hop::Cloud, Hop::Lake];
 
-    fn given(chain: &[Hop], scores: bool) -> Given {
-        Given { chain: chain.to_vec(), scores }
+    fn present(chain: &[Hop], scores: bool) -> HopsPresent {
+        HopsPresent { chain: chain.to_vec(), scores }
     }
 
     /// A reading that went through all stages, but for `not`.
@@ -277,7 +277,7 @@ mod tests {
 
     #[test]
     fn what_is_due_and_absent_is_missing_at_the_first_hop_that_lacks_it() {
-        let all = given(&CHAIN, true);
+        let all = present(&CHAIN, true);
         for flags in [0, Reading::ACKNOWLEDGED] {
             assert_eq!(missing(everywhere_but(&[], flags), &all), (None, false));
             for hop in Hop::ALL {
@@ -286,15 +286,15 @@ mod tests {
         }
         let two = everywhere_but(&[Hop::Cloud, Hop::Lake], 0);
         assert_eq!(missing(two, &all).0, Some(Hop::Cloud));
-        assert_eq!(missing(everywhere_but(&[Hop::Scores], 0), &given(&CHAIN, false)).0, None);
+        assert_eq!(missing(everywhere_but(&[Hop::Scores], 0), &present(&CHAIN, false)).0, None);
         assert_eq!(
-            missing(everywhere_but(&[Hop::Cloud], 0), &given(&[Hop::Raw, Hop::Clean, Hop::Lake], false)).0,
+            missing(everywhere_but(&[Hop::Cloud], 0), &present(&[Hop::Raw, Hop::Clean, Hop::Lake], false)).0,
             None
         );
         let nowhere = everywhere_but(&Hop::ALL, 0);
         assert_eq!(missing(nowhere, &all).0, None, "not acknowledged, and nowhere");
         assert_eq!(
-            missing(everywhere_but(&Hop::ALL, Reading::ACKNOWLEDGED), &given(&[Hop::Lake], false)).0,
+            missing(everywhere_but(&Hop::ALL, Reading::ACKNOWLEDGED), &present(&[Hop::Lake], false)).0,
             Some(Hop::Lake)
         );
     }
@@ -304,14 +304,14 @@ mod tests {
         let mut reading = Reading::default();
         reading.set(Reading::ACKNOWLEDGED);
         reading.see(Hop::Raw);
-        assert_eq!(missing(reading, &given(&CHAIN, true)), (None, false));
+        assert_eq!(missing(reading, &present(&CHAIN, true)), (None, false));
         reading.set_due(Hop::Clean);
-        assert_eq!(missing(reading, &given(&CHAIN, true)), (Some(Hop::Clean), false));
+        assert_eq!(missing(reading, &present(&CHAIN, true)), (Some(Hop::Clean), false));
     }
 
     #[test]
     fn retention_excuses_a_hop_and_none_behind_it() {
-        let all = given(&CHAIN, true);
+        let all = present(&CHAIN, true);
         for hop in Hop::ALL {
             let mut reading = everywhere_but(&[hop], Reading::ACKNOWLEDGED);
             reading.excuse(hop);
@@ -326,7 +326,7 @@ mod tests {
 
     #[test]
     fn a_dead_letter_is_where_a_reading_ends() {
-        let all = given(&CHAIN, true);
+        let all = present(&CHAIN, true);
         let refused = everywhere_but(&Hop::ALL, Reading::ACKNOWLEDGED | Reading::REFUSED);
         assert_eq!(missing(refused, &all), (None, false));
         let both = everywhere_but(&[Hop::Raw], Reading::ACKNOWLEDGED | Reading::REFUSED);
@@ -335,12 +335,12 @@ mod tests {
 
     #[test]
     fn twice_is_too_often_everywhere_but_in_the_raw_topic() {
-        let all = given(&CHAIN, true);
+        let all = present(&CHAIN, true);
         for hop in Hop::ALL {
             let mut reading = everywhere_but(&[], 0);
             reading.see(hop);
             assert_eq!(doubled(reading, &all), (hop != Hop::Raw).then_some(hop));
-            assert_eq!(doubled(reading, &given(&[Hop::Raw], false)), None);
+            assert_eq!(doubled(reading, &present(&[Hop::Raw], false)), None);
         }
     }
 

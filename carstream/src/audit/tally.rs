@@ -6,7 +6,7 @@
 //!     └────────────┴───────────┴───────┴────────┴─────────┴──────────┴──► four bytes a reading
 //! ```
 //!
-//! What is wrong with a record in itself is a finding here. What is wrong with a reading is found when all has been
+//! What is wrong with a record in itself is a discrepancy here. What is wrong with a reading is found when all has been
 //! seen: [`super::settle`].
 
 use std::collections::{BTreeMap, HashMap};
@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::cars::Cars;
 use super::cut::{Cuts, LakeCut};
-use super::findings::{Finding, Findings, Kind};
+use super::discrepancies::{Discrepancies, Discrepancy, Kind};
 use super::flow::Flow;
 use super::ledger::{self, Outcome};
 use super::read::{self, DeadLetter, Seen, What};
@@ -32,22 +32,22 @@ const RETENTION_MARGIN_MS: i64 = 10 * 60 * 1000;
 
 /// Which hops are looked at.
 #[derive(Debug, Clone)]
-pub(crate) struct Given {
+pub(crate) struct HopsPresent {
     /// From raw to Parquet, in the order of the flow.
     pub(crate) chain: Vec<Hop>,
     /// Whether each clean reading must have a score.
     pub(crate) scores: bool,
 }
 
-impl Given {
+impl HopsPresent {
     fn of(cuts: &Cuts) -> Self {
-        let given = [
+        let present = [
             (Hop::Raw, cuts.raw.is_some()),
             (Hop::Clean, cuts.clean.is_some()),
             (Hop::Cloud, cuts.cloud.is_some()),
             (Hop::Lake, cuts.lake.is_some()),
         ];
-        let chain = given.into_iter().filter_map(|(hop, given)| given.then_some(hop)).collect();
+        let chain = present.into_iter().filter_map(|(hop, present)| present.then_some(hop)).collect();
         Self { chain, scores: cuts.scores.is_some() }
     }
 }
@@ -69,8 +69,8 @@ pub(crate) struct Tally {
     pub(crate) flow: Flow,
     pub(crate) cars: Cars,
     pub(crate) readings: Readings,
-    pub(crate) given: Given,
-    pub(crate) findings: Findings,
+    pub(crate) present: HopsPresent,
+    pub(crate) discrepancies: Discrepancies,
     pub(crate) ledgers: Option<Ledgers>,
     /// Records and rows by hop.
     pub(crate) records: [u64; Hop::ALL.len()],
@@ -93,8 +93,8 @@ impl Tally {
             flow: flow.clone(),
             cars: Cars::new(key),
             readings: Readings::default(),
-            given: Given { chain: Vec::new(), scores: false },
-            findings: Findings::default(),
+            present: HopsPresent { chain: Vec::new(), scores: false },
+            discrepancies: Discrepancies::default(),
             ledgers: None,
             records: [0; Hop::ALL.len()],
             lag: [0; Hop::ALL.len()],
@@ -158,7 +158,7 @@ impl Tally {
     ///
     /// The ledgers are read once more for that if it matters: only then their times do.
     pub(crate) fn begin(&mut self, cuts: &Cuts, files: &[PathBuf]) -> anyhow::Result<()> {
-        self.given = Given::of(cuts);
+        self.present = HopsPresent::of(cuts);
         let topics =
             [(Hop::Raw, &cuts.raw), (Hop::Clean, &cuts.clean), (Hop::Cloud, &cuts.cloud), (Hop::Scores, &cuts.scores)];
         let of_topic = |cut: &Option<super::cut::Cut>| cut.as_ref().and_then(|cut| cut.kept_since_ms);
@@ -240,8 +240,8 @@ impl Tally {
             Some(_) => return,
             None => {
                 let what = "a dead letter does not say where it was read from".to_owned();
-                self.findings
-                    .add(Kind::StrayDeadLetter, 1, || Finding::at(Kind::StrayDeadLetter, hop, what, letter.place));
+                self.discrepancies
+                    .add(Kind::StrayDeadLetter, 1, || Discrepancy::at(Kind::StrayDeadLetter, hop, what, letter.place));
                 return;
             }
         };
@@ -252,7 +252,7 @@ impl Tally {
         if !self.refusals.note(source.0, source.1) {
             let what = format!("{}/{} offset {} is a dead letter twice", self.flow.raw(), source.0, source.1);
             let kind = Kind::DoubledDeadLetter;
-            self.findings.add(kind, 1, || Finding::at(kind, hop, what, letter.place));
+            self.discrepancies.add(kind, 1, || Discrepancy::at(kind, hop, what, letter.place));
             return;
         }
         self.refused(letter.key, letter.value, letter.replayed);
@@ -308,7 +308,7 @@ impl Tally {
                 if !waits && !excused {
                     let what = format!("a raw record that cannot be used ({why}) is no dead letter");
                     let kind = Kind::NoDeadLetter;
-                    self.findings.add(kind, 1, || Finding::at(kind, Hop::Raw.key(), what, place));
+                    self.discrepancies.add(kind, 1, || Discrepancy::at(kind, Hop::Raw.key(), what, place));
                 }
                 let (key, value) = seen.raw.unwrap_or_default();
                 self.refused(key, value, false);
@@ -327,7 +327,7 @@ impl Tally {
                 let what = format!("a dead letter names {topic}/{partition} offset {offset}, where no record is");
                 let place = read::PlaceRef { topic, partition, offset, row: None };
                 let kind = Kind::StrayDeadLetter;
-                self.findings.add(kind, 1, || Finding::at(kind, DEAD_LETTERS_HOP, what, place));
+                self.discrepancies.add(kind, 1, || Discrepancy::at(kind, DEAD_LETTERS_HOP, what, place));
             }
         }
     }
@@ -338,7 +338,7 @@ impl Tally {
         let What::Reading { car, boot_id, seq } = seen.what else {
             let What::Unusable(why) = seen.what else { return };
             let what = format!("a record of {} cannot be read: {why}", self.flow.name(hop));
-            self.findings.add(Kind::Unreadable, 1, || Finding::at(Kind::Unreadable, hop.key(), what, place));
+            self.discrepancies.add(Kind::Unreadable, 1, || Discrepancy::at(Kind::Unreadable, hop.key(), what, place));
             return;
         };
         let car = self.cars.of_pseudonym(car);
@@ -381,13 +381,13 @@ impl Tally {
     /// What is wrong with objects as such.
     fn objects(&mut self, cut: &LakeCut, unusable: Vec<(String, String)>) {
         let hop = Hop::Lake.key();
-        let finding = |kind, what: String, object: String| {
+        let discrepancy = |kind, what: String, object: String| {
             let (car, boot_id, seq, about) = (None, None, None, None);
-            Finding { kind, hop, what, car, boot_id, seq, places: vec![object], about }
+            Discrepancy { kind, hop, what, car, boot_id, seq, places: vec![object], about }
         };
         for (object, why) in unusable {
             let what = format!("an object cannot be read: {why}");
-            self.findings.add(Kind::Unreadable, 1, || finding(Kind::Unreadable, what, object));
+            self.discrepancies.add(Kind::Unreadable, 1, || discrepancy(Kind::Unreadable, what, object));
         }
         for pair in cut.objects.windows(2) {
             let (before, after) = (&pair[0], &pair[1]);
@@ -396,7 +396,7 @@ impl Tally {
             }
             let does = if before.footer.end < after.name.start { "leaves offsets out" } else { "overlaps the next" };
             let what = format!("{} ends at offset {} and {does}", before.name, before.footer.end);
-            self.findings.add(Kind::Objects, 1, || finding(Kind::Objects, what, after.name.to_string()));
+            self.discrepancies.add(Kind::Objects, 1, || discrepancy(Kind::Objects, what, after.name.to_string()));
         }
     }
 }

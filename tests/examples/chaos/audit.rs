@@ -23,7 +23,7 @@ pub(crate) struct Audit {
     /// Readings, hop by hop, as the audit calls them.
     pub(crate) ledger: serde_json::Map<String, Value>,
     /// In sentences; of each kind the first ones.
-    pub(crate) findings: Vec<String>,
+    pub(crate) discrepancies: Vec<String>,
 }
 
 impl Audit {
@@ -57,15 +57,15 @@ pub(crate) fn run(site: &Site, scope: Scope) -> anyhow::Result<Audit> {
     }
     let said: Value = serde_json::from_slice(&output.stdout).context("carstream audit --json did not print JSON")?;
     let ledger = said["ledger"].as_object().context("carstream audit --json has no ledger")?;
-    let findings = said["findings"].as_array().context("carstream audit --json has no findings")?;
-    Ok(Audit { ledger: ledger.clone(), findings: findings.iter().map(sentence).collect() })
+    let discrepancies = said["discrepancies"].as_array().context("carstream audit --json has no discrepancies")?;
+    Ok(Audit { ledger: ledger.clone(), discrepancies: discrepancies.iter().map(sentence).collect() })
 }
 
-/// A finding for a person: what, which reading, and where.
-fn sentence(finding: &Value) -> String {
-    let text = |key: &str| finding[key].as_str().unwrap_or_default();
+/// A discrepancy for a person: what, which reading, and where.
+fn sentence(discrepancy: &Value) -> String {
+    let text = |key: &str| discrepancy[key].as_str().unwrap_or_default();
     let mut sentence = format!("{} at {}: {}", text("kind"), text("hop"), text("what"));
-    let places: Vec<_> = finding["places"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let places: Vec<_> = discrepancy["places"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     if !places.is_empty() {
         sentence.push_str(&format!(": {}", places.join(", ")));
     }

@@ -133,8 +133,8 @@ fn chaos(args: &Args, plan: Plan) -> anyhow::Result<Report> {
     let mut report = chaos_in(args, plan, directory.clone(), teller)
         .with_context(|| format!("the run in {} did not get to its end", directory.display()))?;
     report.passed = match args.sabotage {
-        None => report.lost + report.doubled == 0 && report.findings.is_empty() && report.problems.is_empty(),
-        Some(_) => report.lost + report.doubled > 0 && !report.findings.is_empty(),
+        None => report.lost + report.doubled == 0 && report.discrepancies.is_empty() && report.problems.is_empty(),
+        Some(_) => report.lost + report.doubled > 0 && !report.discrepancies.is_empty(),
     };
     if report.passed && args.run_dir.is_none() {
         std::fs::remove_dir_all(&directory).with_context(|| format!("cannot remove {}", directory.display()))?;

@@ -28,7 +28,7 @@ pub(crate) struct Report {
     /// Readings hop by hop, as the audit says.
     pub(crate) ledger: serde_json::Map<String, Value>,
     /// What the audit found, with the first lost and doubled readings by name.
-    pub(crate) findings: Vec<String>,
+    pub(crate) discrepancies: Vec<String>,
     /// What else was not as it should be.
     pub(crate) problems: Vec<String>,
     /// The sabotage that was to be noticed.
@@ -55,8 +55,8 @@ const FLOW: [&str; 11] = [
     "doubled",
 ];
 
-/// Findings that a person is shown; all of them are in the audit's own file.
-const SHOWN_FINDINGS: usize = 5;
+/// Discrepancies that a person is shown; all of them are in the audit's own file.
+const SHOWN_DISCREPANCIES: usize = 5;
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -77,11 +77,11 @@ impl fmt::Display for Report {
         for place in &self.hanging_transactions {
             writeln!(f, "  a transaction that Kafka had forgotten was ended by hand in {place} (docs/limits.md)")?;
         }
-        for finding in self.findings.iter().take(SHOWN_FINDINGS) {
-            writeln!(f, "  found: {finding}")?;
+        for discrepancy in self.discrepancies.iter().take(SHOWN_DISCREPANCIES) {
+            writeln!(f, "  found: {discrepancy}")?;
         }
-        if self.findings.len() > SHOWN_FINDINGS {
-            writeln!(f, "  … and {} more", self.findings.len() - SHOWN_FINDINGS)?;
+        if self.discrepancies.len() > SHOWN_DISCREPANCIES {
+            writeln!(f, "  … and {} more", self.discrepancies.len() - SHOWN_DISCREPANCIES)?;
         }
         for problem in &self.problems {
             writeln!(f, "  problem: {problem}")?;

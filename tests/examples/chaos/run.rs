@@ -158,7 +158,7 @@ fn report(
         lost: audit.figure("lost")?,
         doubled: audit.figure("doubled")?,
         ledger: audit.ledger,
-        findings: audit.findings,
+        discrepancies: audit.discrepancies,
         problems,
         ..Report::default()
     })

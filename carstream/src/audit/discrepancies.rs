@@ -9,7 +9,7 @@ use super::Hop;
 use super::read::PlaceRef;
 use super::readings::Identity;
 
-/// How many findings of each kind are named.
+/// How many discrepancies of each kind are named.
 pub(crate) const NAMED: usize = 10;
 
 /// What kind of thing is wrong.
@@ -40,7 +40,7 @@ pub enum Kind {
 
 /// One thing that is wrong.
 #[derive(Debug, Clone, Serialize)]
-pub struct Finding {
+pub struct Discrepancy {
     /// What kind.
     pub kind: Kind,
     /// Where: `raw`, `dead-letters`, `clean`, `cloud`, `parquet` or `scores`.
@@ -62,7 +62,7 @@ pub struct Finding {
     pub(crate) about: Option<(Identity, Hop)>,
 }
 
-impl Finding {
+impl Discrepancy {
     /// Something at a place.
     pub(crate) fn at(kind: Kind, hop: &'static str, what: String, place: PlaceRef<'_>) -> Self {
         let places = vec![place.to_string()];
@@ -70,7 +70,7 @@ impl Finding {
     }
 }
 
-impl fmt::Display for Finding {
+impl fmt::Display for Discrepancy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.what)?;
         for place in &self.places {
@@ -82,15 +82,15 @@ impl fmt::Display for Finding {
 
 /// All of them.
 #[derive(Debug, Default)]
-pub(crate) struct Findings(BTreeMap<Kind, (u64, Vec<Finding>)>);
+pub(crate) struct Discrepancies(BTreeMap<Kind, (u64, Vec<Discrepancy>)>);
 
-impl Findings {
+impl Discrepancies {
     /// Counts `times` more of a kind, and names it if few have been.
-    pub(crate) fn add(&mut self, kind: Kind, times: u64, finding: impl FnOnce() -> Finding) {
+    pub(crate) fn add(&mut self, kind: Kind, times: u64, discrepancy: impl FnOnce() -> Discrepancy) {
         let (count, named) = self.0.entry(kind).or_default();
         *count += times;
         if named.len() < NAMED {
-            named.push(finding());
+            named.push(discrepancy());
         }
     }
 
@@ -100,7 +100,7 @@ impl Findings {
     }
 
     /// How many there are of each kind that there is, and the first of them.
-    pub(crate) fn into_parts(self) -> (BTreeMap<Kind, u64>, Vec<Finding>) {
+    pub(crate) fn into_parts(self) -> (BTreeMap<Kind, u64>, Vec<Discrepancy>) {
         let counts = self.0.iter().map(|(kind, (count, _))| (*kind, *count)).collect();
         (counts, self.0.into_values().flat_map(|(_, named)| named).collect())
     }
