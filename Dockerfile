@@ -1,4 +1,4 @@
-# All of carstream in one image; the command selects the stage:
+# All of carstream in one image, and in one binary: the stages are links to it, and the command selects the stage:
 #
 #   docker build -t carstream .
 #   docker run carstream mqtt-bridge --help
@@ -22,11 +22,14 @@ FROM tools AS build
 # No incremental builds in an image. `kafka-tls` adds Kafka over TLS and SASL/SCRAM.
 ENV CARGO_INCREMENTAL=0 CARGO_PROFILE_RELEASE_STRIP=symbols
 COPY --from=recipe /src/recipe.json recipe.json
-RUN cargo chef cook --release --locked --workspace --bins --features event-log/kafka-tls --recipe-path recipe.json
+RUN cargo chef cook --release --locked --package carstream --features event-log/kafka-tls --recipe-path recipe.json
 COPY . .
-RUN cargo build --release --locked --workspace --bins --features event-log/kafka-tls \
+RUN cargo build --release --locked --package carstream --features event-log/kafka-tls \
     && mkdir /binaries \
-    && find target/release -maxdepth 1 -type f -perm -u+x -exec mv {} /binaries/ ';'
+    && mv target/release/carstream /binaries/ \
+    && for stage in simulator mqtt-bridge preprocessor replicator sink trainer scorer; do \
+        ln -s carstream /binaries/$stage; \
+    done
 
 FROM debian:bookworm-slim
 # Certificates for stores and registries over https; OpenSSL for Kafka over TLS.

@@ -8,24 +8,25 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::Context;
+use service::{HostPort, values};
 
 /// Whether a stage is ready: asks its admin port. For the health check of a container.
 ///
 /// Exit code 0: the answer is 200; 1: it is another, or none.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// What to ask.
+    /// Ask this URL of an admin port.
     #[arg(value_name = "URL", default_value = "http://127.0.0.1:9100/readyz")]
     pub url: AdminUrl,
-    /// For how long to wait for the answer.
-    #[arg(long, value_name = "SECONDS", default_value = "3", value_parser = service::seconds)]
+    /// Wait at most this long for the answer.
+    #[arg(long, value_name = "DURATION", default_value = "3s", value_parser = values::positive_duration)]
     pub timeout: Duration,
 }
 
 /// http://HOST:PORT/PATH.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AdminUrl {
-    authority: String,
+    address: HostPort,
     path: String,
 }
 
@@ -35,10 +36,8 @@ impl FromStr for AdminUrl {
     fn from_str(text: &str) -> Result<Self, String> {
         let rest = text.strip_prefix("http://").unwrap_or_default();
         let (authority, path) = rest.split_once('/').unwrap_or((rest, "readyz"));
-        if !authority.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()) {
-            return Err(format!("{text:?} is not http://HOST:PORT/PATH"));
-        }
-        Ok(Self { authority: authority.to_owned(), path: format!("/{path}") })
+        let address = authority.parse().map_err(|_| format!("{text:?} is not http://HOST:PORT/PATH"))?;
+        Ok(Self { address, path: format!("/{path}") })
     }
 }
 
@@ -47,8 +46,8 @@ const ANSWER_BYTES: u64 = 4096;
 
 /// Asks; prints what was answered.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let AdminUrl { authority, path } = &args.url;
-    let answer = ask(args).with_context(|| format!("no answer from http://{authority}{path}"))?;
+    let AdminUrl { address, path } = &args.url;
+    let answer = ask(args).with_context(|| format!("no answer from http://{address}{path}"))?;
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
     let status = head.lines().next().unwrap_or_default();
     anyhow::ensure!(status.split(' ').nth(1) == Some("200"), "{status}: {}", body.trim());
@@ -57,13 +56,13 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 fn ask(args: &Args) -> anyhow::Result<String> {
-    let AdminUrl { authority, path } = &args.url;
-    let address = authority.to_socket_addrs()?.next().context("the host has no address")?;
-    let mut stream = TcpStream::connect_timeout(&address, args.timeout)?;
+    let AdminUrl { address, path } = &args.url;
+    let found = address.as_pair().to_socket_addrs()?.next().context("the host has no address")?;
+    let mut stream = TcpStream::connect_timeout(&found, args.timeout)?;
     stream.set_read_timeout(Some(args.timeout))?;
     stream.set_write_timeout(Some(args.timeout))?;
     // In one piece: write! would send each part by itself.
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes())?;
     let mut answer = Vec::new();
     stream.take(ANSWER_BYTES).read_to_end(&mut answer)?;
@@ -104,7 +103,10 @@ mod tests {
 
     #[test]
     fn a_url_has_a_host_and_a_port() {
-        assert_eq!("http://h:1".parse(), Ok(AdminUrl { authority: "h:1".to_owned(), path: "/readyz".to_owned() }));
+        assert_eq!(
+            "http://h:1".parse(),
+            Ok(AdminUrl { address: "h:1".parse().expect("valid"), path: "/readyz".to_owned() })
+        );
         for bad in ["", "h:1", "http://", "http://h", "http://:1", "http://h:x/readyz", "https://h:1/"] {
             assert!(bad.parse::<AdminUrl>().is_err(), "{bad}");
         }

@@ -1,6 +1,7 @@
-//! The front door: the whole platform in one process.
+//! The front door: one binary with every stage, and what belongs to none of them.
 //!
 //! ```text
+//!  carstream STAGE    simulator, mqtt-bridge, preprocessor, replicator, sink, trainer, scorer; or a link of that name
 //!  carstream demo     cars ─► bridge ─► preprocessor ─► replicator ─► sink ─► trainer ─► scorer ─► alerts
 //!                     every stage the real one, on two embedded logs and a directory; ends with an account
 //!  carstream edge     cars ─► bridge ─► preprocessor ─► scorer ─► alerts, on one embedded log; ─► the cloud's log
@@ -9,6 +10,7 @@
 //!  carstream dead-letter   what could not be used: list, show, replay
 //!  carstream health   one stage's admin port: is it ready?
 //!  carstream secrets  keys and certificates of a site, made where they are missing
+//!  carstream settings docs/settings.md: the settings of all of these
 //! ```
 //!
 //! This crate starts stages and holds their results against each other. It processes no reading itself.
@@ -20,18 +22,22 @@ pub mod deploy;
 pub mod edge;
 pub mod health;
 pub mod secrets;
+pub mod settings;
 mod stage;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use service::ServiceArgs;
 use tokio_util::sync::CancellationToken;
+
+/// The stages that this binary runs, in the order of the flow, as `carstream STAGE` or by a link of that name.
+pub const STAGES: [&str; 7] = ["simulator", "mqtt-bridge", "preprocessor", "replicator", "sink", "trainer", "scorer"];
 
 /// carstream: the open reference platform for connected cars.
 ///
 /// Without a command it runs the demo: a fleet, the edge, the cloud, a training and live scoring, in one process,
 /// and ends with a report that accounts for every reading.
 #[derive(Debug, Parser)]
-#[command(name = "carstream", version, args_conflicts_with_subcommands = true)]
+#[command(name = "carstream", version, propagate_version = true, args_conflicts_with_subcommands = true)]
 // The report is what a person wants to see; a warning still comes through.
 #[command(mut_arg("log_level", |arg| arg.default_value("warn")))]
 pub struct Cli {
@@ -46,6 +52,13 @@ pub struct Cli {
 // What each command is for, with examples, is told by its `Args`.
 #[derive(Debug, Subcommand)]
 enum Command {
+    Simulator(Box<simulator::Args>),
+    MqttBridge(Box<mqtt_bridge::Args>),
+    Preprocessor(Box<preprocessor::Args>),
+    Replicator(Box<replicator::Args>),
+    Sink(Box<sink::Args>),
+    Trainer(Box<trainer::Args>),
+    Scorer(Box<scorer::Args>),
     /// The whole pipeline on this machine, from a car to a verdict, in about a minute (the default).
     Demo(demo::Args),
     Audit(Box<audit::Args>),
@@ -54,11 +67,20 @@ enum Command {
     Edge(Box<edge::Args>),
     Health(health::Args),
     Secrets(secrets::Args),
+    /// Print docs/settings.md: the settings of all stages and commands.
+    Settings,
 }
 
 impl AsRef<ServiceArgs> for Cli {
     fn as_ref(&self) -> &ServiceArgs {
         match &self.command {
+            Some(Command::Simulator(args)) => (**args).as_ref(),
+            Some(Command::MqttBridge(args)) => &args.service,
+            Some(Command::Preprocessor(args)) => &args.service,
+            Some(Command::Replicator(args)) => &args.service,
+            Some(Command::Sink(args)) => &args.service,
+            Some(Command::Trainer(args)) => &args.service,
+            Some(Command::Scorer(args)) => &args.service,
             Some(Command::Edge(args)) => &args.service,
             Some(Command::Deploy(args)) => &args.service,
             Some(
@@ -66,7 +88,8 @@ impl AsRef<ServiceArgs> for Cli {
                 | Command::Audit(_)
                 | Command::DeadLetter(_)
                 | Command::Health(_)
-                | Command::Secrets(_),
+                | Command::Secrets(_)
+                | Command::Settings,
             )
             | None => &self.service,
         }
@@ -76,6 +99,13 @@ impl AsRef<ServiceArgs> for Cli {
 /// Runs a command.
 pub async fn run(cli: Cli, shutdown: CancellationToken) -> anyhow::Result<()> {
     let args = match cli.command {
+        Some(Command::Simulator(args)) => return simulator::run(*args, shutdown).await,
+        Some(Command::MqttBridge(args)) => return mqtt_bridge::run(*args, shutdown).await,
+        Some(Command::Preprocessor(args)) => return preprocessor::run(*args, shutdown).await,
+        Some(Command::Replicator(args)) => return replicator::run(*args, shutdown).await,
+        Some(Command::Sink(args)) => return sink::run(*args, shutdown).await,
+        Some(Command::Trainer(args)) => return trainer::run(*args, shutdown).await,
+        Some(Command::Scorer(args)) => return scorer::run(*args, shutdown).await,
         Some(Command::Edge(args)) => return edge::run(*args, shutdown).await,
         Some(Command::Demo(args)) => args,
         Some(Command::Audit(args)) => return audit::run(*args, shutdown).await,
@@ -83,6 +113,10 @@ pub async fn run(cli: Cli, shutdown: CancellationToken) -> anyhow::Result<()> {
         Some(Command::DeadLetter(args)) => return dead_letter::run(args, shutdown).await,
         Some(Command::Health(args)) => return health::run(&args),
         Some(Command::Secrets(args)) => return secrets::run(args).await,
+        Some(Command::Settings) => {
+            print!("{}", settings::page(&Cli::command()));
+            return Ok(());
+        }
         None => cli.demo,
     };
     if let Some(finished) = demo::finished(&args)? {

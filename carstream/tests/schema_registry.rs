@@ -151,7 +151,8 @@ async fn deployments_can_run_again(apicurio: &Apicurio, client: &Client) {
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name).display().to_string();
     let (edge, cloud, url) = (path("edge"), path("cloud"), apicurio.url());
-    let everything = ["deploy", "--log", &edge, "--cloud-log", &cloud, "--schema-registry", &url, "--partitions", "6"];
+    let everything =
+        ["deploy", "--edge-log", &edge, "--cloud-log", &cloud, "--schema-registry", &url, "--partitions", "6"];
 
     let (code, said, missing) = carstream(&["deploy", "--schema-registry", &url, "--check"]);
     assert_eq!(code, Some(1), "{said}{missing}");
@@ -185,20 +186,20 @@ async fn deployments_can_run_again(apicurio: &Apicurio, client: &Client) {
     }
 
     // Without --partitions, 4 are wanted; all topics that differ are told, those with one partition are not among them.
-    let (code, _, errors) = carstream(&["deploy", "--log", &edge, "--cloud-log", &cloud]);
+    let (code, _, errors) = carstream(&["deploy", "--edge-log", &edge, "--cloud-log", &cloud]);
     assert_eq!(code, Some(1), "{errors}");
     assert_eq!(errors.matches("partitions are 6, should be 4").count(), 13 + 4, "{errors}");
     let log = event_log::open(&path("strange").parse().unwrap(), &[]).unwrap();
     let strange = TopicSpec { compacted: true, ..topics::builtin("telemetry.raw") };
     log.ensure_topic(&TopicSpec { retention: None, ..strange }).unwrap();
     drop(log);
-    let (code, _, errors) = carstream(&["deploy", "--log", &path("strange")]);
+    let (code, _, errors) = carstream(&["deploy", "--edge-log", &path("strange")]);
     assert_eq!(code, Some(1), "{errors}");
     assert!(
         errors.contains("compaction is true, should be false") && errors.contains("for ever, should be 24 h"),
         "{errors}"
     );
-    let (code, _, errors) = carstream(&["deploy", "--check", "--log", &path("nowhere")]);
+    let (code, _, errors) = carstream(&["deploy", "--check", "--edge-log", &path("nowhere")]);
     assert!(code == Some(64) && !Path::new(&path("nowhere")).exists(), "{errors}");
 }
 

@@ -128,7 +128,7 @@ async fn serve(load: &Load) -> anyhow::Result<()> {
     let log_args = LogArgs::new(LogUrl::Directory(directory.path().join("log")));
     let mut args = Args::new("127.0.0.1:0".parse()?, log_args.clone(), None);
     if let (true, Some(secrets)) = (load.tls, &load.secrets) {
-        args.tls.tls_listen = Some("127.0.0.1:0".parse()?);
+        args.tls.tls_listen = Some((std::net::Ipv4Addr::LOCALHOST, 0).into());
         args.tls.tls_cert = Some(secrets.join("mqtt-bridge.crt"));
         args.tls.tls_key = Some(secrets.join("mqtt-bridge.key"));
         args.tls.tls_client_ca = Some(secrets.join("ca.crt"));

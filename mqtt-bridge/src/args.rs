@@ -1,13 +1,13 @@
 //! The settings of the bridge.
 
 use std::fmt;
-use std::net::{AddrParseError, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 use event_log::LogArgs;
-use service::{ConfigError, ContractArgs, ServiceArgs};
+use service::{ConfigError, ContractArgs, DrainArgs, HostPort, ServiceArgs, settings, values};
 
 use crate::input::READ_BYTES;
 
@@ -23,8 +23,7 @@ pub struct Args {
     /// Logging and the admin port.
     #[command(flatten)]
     pub service: ServiceArgs,
-    /// Where to listen for MQTT connections without TLS, for this machine and trusted networks; or none, which leaves
-    /// --tls-listen.
+    /// Listen for MQTT without TLS at this address, for this machine and trusted networks; `none` leaves --tls-listen.
     #[arg(long, env = "CARSTREAM_MQTT_LISTEN", value_name = "HOST:PORT|none", default_value_t)]
     pub listen: Listen,
     /// TLS.
@@ -36,13 +35,13 @@ pub struct Args {
     /// What cars may publish, and into which topics.
     #[command(flatten)]
     pub contract: ContractArgs,
-    /// Which cars a client without a certificate may publish for.
+    /// Let a client without a certificate publish for these cars.
     #[arg(long, env = "CARSTREAM_MQTT_CLIENT_ID", value_enum, default_value_t)]
     pub client_id: ClientIdRule,
-    /// The file with the site's secret key for pseudonyms (at least 16 bytes); finds the car that an alert is for.
+    /// Read the site's secret key for pseudonyms from this file, at least 16 bytes; a site has one key.
     #[arg(long, env = "CARSTREAM_PSEUDONYM_KEY_FILE", value_name = "FILE")]
     pub pseudonym_key_file: Option<PathBuf>,
-    /// Send no alerts to cars, and need no key.
+    /// Send no alerts to cars; then no key is needed.
     #[arg(long, env = "CARSTREAM_MQTT_NO_ALERTS")]
     pub no_alerts: bool,
     /// The bounds.
@@ -59,13 +58,14 @@ const TLS_HELP: &str = "TLS with certificates of this site's own, made by `carst
 
 TLS with a CA that the site has: let it sign a server certificate for the name that cars connect to, and for each car a
 client certificate whose subject has one CN, the VIN. --tls-cert is the server's certificate with its intermediates,
---tls-client-ca the CA that signs for cars, and for nobody else: whoever has a certificate of it is the car it names.";
+--tls-client-ca the CA that signs for cars. It must sign for cars only: any certificate it signs is accepted as the car
+it names.";
 
 /// Where to listen, or not.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Listen {
     /// At this address.
-    At(SocketAddr),
+    At(HostPort),
     /// Not at all.
     Nowhere,
 }
@@ -86,7 +86,7 @@ impl fmt::Display for Listen {
 }
 
 impl FromStr for Listen {
-    type Err = AddrParseError;
+    type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if text == "none" { Ok(Self::Nowhere) } else { text.parse().map(Self::At) }
@@ -96,39 +96,43 @@ impl FromStr for Listen {
 /// MQTT with TLS, on a port of its own.
 #[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
 pub struct TlsArgs {
-    /// Where to listen for MQTT connections with TLS (1.2 and 1.3), usually at port 8883. Every client needs a
-    /// certificate of --tls-client-ca, and is the car whose VIN is the common name (CN) of its subject: it publishes and
-    /// subscribes for this car only, whatever its client identifier.
+    /// Listen for MQTT with TLS (1.2 and 1.3) at this address, usually at port 8883.
+    ///
+    /// Clients must present a certificate signed by --tls-client-ca. The common name (CN) of its subject is the VIN
+    /// that they may publish and subscribe for, whatever their client identifier.
     #[arg(long, env = "CARSTREAM_MQTT_TLS_LISTEN", value_name = "HOST:PORT")]
-    pub tls_listen: Option<SocketAddr>,
-    /// The bridge's certificate, and its intermediates, in PEM. It is read again when it changes, as are the next two:
-    /// new connections get the new ones, and others stay.
+    pub tls_listen: Option<HostPort>,
+    /// Present this certificate to clients, with its intermediates, in PEM.
+    ///
+    /// The file is read again when it changes, as are --tls-key and --tls-client-ca: new connections get the new ones,
+    /// existing ones stay.
     #[arg(long, env = "CARSTREAM_MQTT_TLS_CERT", value_name = "FILE")]
     pub tls_cert: Option<PathBuf>,
-    /// Its private key, in PEM.
+    /// Use this private key of --tls-cert, in PEM.
     #[arg(long, env = "CARSTREAM_MQTT_TLS_KEY", value_name = "FILE")]
     pub tls_key: Option<PathBuf>,
-    /// Who signs for cars: one certificate or more, in PEM. Two of them while one is being replaced.
+    /// Accept clients whose certificate is signed by one of the authorities in this file, in PEM.
     #[arg(long, env = "CARSTREAM_MQTT_TLS_CLIENT_CA", value_name = "FILE")]
     pub tls_client_ca: Option<PathBuf>,
-    /// How often to look whether these files have changed.
-    #[arg(long, env = "CARSTREAM_MQTT_TLS_CHECK", value_name = "SECONDS", default_value = "5", value_parser = service::seconds)]
+    /// Check this often whether the files of the certificates have changed.
+    #[arg(long, env = "CARSTREAM_MQTT_TLS_CHECK", value_name = "DURATION", default_value = "5s",
+        value_parser = values::positive_duration)]
     pub tls_check: Duration,
 }
 
 impl Default for TlsArgs {
     fn default() -> Self {
-        Self { tls_listen: None, tls_cert: None, tls_key: None, tls_client_ca: None, tls_check: Duration::from_secs(5) }
+        settings::defaults(&[])
     }
 }
 
 impl TlsArgs {
-    fn problems(&self, listen: Listen) -> Vec<String> {
+    fn problems(&self, listen: &Listen) -> Vec<String> {
         let files =
             [("--tls-cert", &self.tls_cert), ("--tls-key", &self.tls_key), ("--tls-client-ca", &self.tls_client_ca)];
         let mut problems = Vec::new();
         for (name, file) in files {
-            match (self.tls_listen, file) {
+            match (&self.tls_listen, file) {
                 (Some(_), None) => problems.push(format!(
                     "{name} FILE is missing: --tls-listen needs it (`carstream secrets --dir DIR` makes one)"
                 )),
@@ -136,11 +140,8 @@ impl TlsArgs {
                 _ => {}
             }
         }
-        if listen == Listen::Nowhere && self.tls_listen.is_none() {
+        if *listen == Listen::Nowhere && self.tls_listen.is_none() {
             problems.push("--listen none leaves nothing to listen at without --tls-listen HOST:PORT".to_owned());
-        }
-        if self.tls_check.is_zero() {
-            problems.push("--tls-check 0: must be above 0".to_owned());
         }
         problems
     }
@@ -151,7 +152,7 @@ impl Args {
     pub fn new(listen: SocketAddr, log: LogArgs, pseudonym_key_file: Option<PathBuf>) -> Self {
         Self {
             service: ServiceArgs::default(),
-            listen: Listen::At(listen),
+            listen: Listen::At(listen.into()),
             tls: TlsArgs::default(),
             log,
             contract: ContractArgs::default(),
@@ -165,7 +166,7 @@ impl Args {
     /// All that cannot work, together.
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
         let mut problems = self.limits.problems();
-        problems.extend(self.tls.problems(self.listen));
+        problems.extend(self.tls.problems(&self.listen));
         if self.pseudonym_key_file.is_none() && !self.no_alerts {
             problems.push(
                 "--pseudonym-key-file is missing: alerts can't find their cars without the key \
@@ -196,50 +197,47 @@ pub enum ClientIdRule {
 /// The bounds of the bridge, and what happens there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::Args)]
 pub struct Limits {
-    /// Connections at a time, TLS handshakes included; more are answered "server busy". Each needs an open file
-    /// (ulimit -n).
-    #[arg(long, env = "CARSTREAM_MQTT_MAX_CONNECTIONS", value_name = "N", default_value_t = Limits::default().max_connections)]
+    /// Serve at most this many connections at a time, TLS handshakes included; answer "server busy" to more.
+    ///
+    /// Each needs an open file (ulimit -n).
+    #[arg(long, env = "CARSTREAM_MQTT_MAX_CONNECTIONS", value_name = "CONNECTIONS", default_value_t = 20_000)]
     pub max_connections: usize,
-    /// The largest MQTT packet; a client that sends a larger one is disconnected (MQTT 5: reason 0x95).
-    #[arg(long, env = "CARSTREAM_MQTT_MAX_PACKET_BYTES", value_name = "BYTES", default_value_t = Limits::default().max_packet_bytes)]
+    /// Disconnect a client that sends a larger MQTT packet (MQTT 5: reason 0x95).
+    #[arg(long, env = "CARSTREAM_MQTT_MAX_PACKET_BYTES", value_name = "SIZE", default_value = "256KiB",
+        value_parser = values::size::<u32>)]
     pub max_packet_bytes: u32,
-    /// Unacknowledged publishes of one connection (MQTT 5's Receive Maximum); then its socket is not read.
-    #[arg(long, env = "CARSTREAM_MQTT_MAX_IN_FLIGHT", value_name = "N", default_value_t = Limits::default().max_in_flight)]
+    /// Stop reading a connection at this many unacknowledged publishes (MQTT 5's Receive Maximum).
+    #[arg(long, env = "CARSTREAM_MQTT_MAX_IN_FLIGHT", value_name = "PUBLISHES", default_value_t = 64)]
     pub max_in_flight: u16,
-    /// Bytes of unacknowledged publishes and incomplete packets of all connections; then no socket is read. Beside it
-    /// each TLS connection may hold an incomplete record, of 18 KB at most (64 KB during its handshake).
-    #[arg(long, env = "CARSTREAM_MQTT_MAX_UNACKNOWLEDGED_BYTES", value_name = "BYTES", default_value_t = Limits::default().max_unacknowledged_bytes)]
+    /// Stop reading all connections at this size of unacknowledged publishes and incomplete packets.
+    ///
+    /// Each TLS connection may hold an incomplete record besides, of at most 18 KB (64 KB during its handshake).
+    #[arg(long, env = "CARSTREAM_MQTT_MAX_UNACKNOWLEDGED_BYTES", value_name = "SIZE",
+        default_value = "64MiB", value_parser = values::size::<u32>)]
     pub max_unacknowledged_bytes: u32,
-    /// Alerts that wait for one car; then the oldest one is dropped.
-    #[arg(long, env = "CARSTREAM_MQTT_MAX_ALERTS", value_name = "N", default_value_t = Limits::default().max_alerts)]
+    /// Keep at most this many undelivered alerts of a car; drop the oldest one beyond.
+    #[arg(long, env = "CARSTREAM_MQTT_MAX_ALERTS", value_name = "ALERTS", default_value_t = 16)]
     pub max_alerts: usize,
-    /// Seconds from the TCP connection to the CONNECT packet, with the TLS handshake.
-    #[arg(long, env = "CARSTREAM_MQTT_CONNECT_TIMEOUT_S", value_name = "S", default_value_t = Limits::default().connect_timeout_s)]
-    pub connect_timeout_s: u16,
-    /// The longest keep-alive; also of a client that wants none. One that is silent for 1.5 times as long is closed.
-    #[arg(long, env = "CARSTREAM_MQTT_MAX_KEEP_ALIVE_S", value_name = "S", default_value_t = Limits::default().max_keep_alive_s)]
-    pub max_keep_alive_s: u16,
-    /// Seconds that a socket may go unread because a bound is reached; then the connection is closed.
-    #[arg(long, env = "CARSTREAM_MQTT_MAX_PAUSE_S", value_name = "S", default_value_t = Limits::default().max_pause_s)]
-    pub max_pause_s: u16,
-    /// Seconds to wait for the log at shutdown, so that what was accepted is acknowledged.
-    #[arg(long, env = "CARSTREAM_MQTT_DRAIN_TIMEOUT_S", value_name = "S", default_value_t = Limits::default().drain_timeout_s)]
-    pub drain_timeout_s: u16,
+    /// Close a connection without a CONNECT packet after this time, TLS handshake included.
+    #[arg(long, env = "CARSTREAM_MQTT_CONNECT_TIMEOUT", value_name = "DURATION", default_value = "10s",
+        value_parser = values::positive_duration)]
+    pub connect_timeout: Duration,
+    /// Shorten a longer keep-alive, or none, to this; close a connection that is silent for 1.5 times its keep-alive.
+    #[arg(long, env = "CARSTREAM_MQTT_MAX_KEEP_ALIVE", value_name = "DURATION", default_value = "1h",
+        value_parser = values::duration)]
+    pub max_keep_alive: Duration,
+    /// Close a connection that a bound has kept from being read for this long.
+    #[arg(long, env = "CARSTREAM_MQTT_MAX_PAUSE", value_name = "DURATION", default_value = "60s",
+        value_parser = values::positive_duration)]
+    pub max_pause: Duration,
+    /// What a bridge that is stopped may still do: wait for the log, so that what was accepted is acknowledged.
+    #[command(flatten)]
+    pub drain: DrainArgs,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            max_connections: 20_000,
-            max_packet_bytes: 256 * 1024,
-            max_in_flight: 64,
-            max_unacknowledged_bytes: 64 * 1024 * 1024,
-            max_alerts: 16,
-            connect_timeout_s: 10,
-            max_keep_alive_s: 3_600,
-            max_pause_s: 60,
-            drain_timeout_s: 10,
-        }
+        settings::defaults(&[])
     }
 }
 
@@ -253,6 +251,11 @@ const MIN_MAX_PACKET_BYTES: u32 = 1_024;
 const MAX_CONNECTIONS: usize = 10_000_000;
 
 impl Limits {
+    /// The longest keep-alive as MQTT writes it: [`problems`](Self::problems) has checked that it can be.
+    pub(crate) fn max_keep_alive_s(&self) -> u16 {
+        u16::try_from(self.max_keep_alive.as_secs()).unwrap_or(u16::MAX)
+    }
+
     fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         let mut need = |holds: bool, problem: String| {
@@ -267,7 +270,7 @@ impl Limits {
         need(
             (MIN_MAX_PACKET_BYTES..=MQTT_MAX_PACKET_BYTES).contains(&self.max_packet_bytes),
             format!(
-                "--max-packet-bytes {} is not in {MIN_MAX_PACKET_BYTES} to {MQTT_MAX_PACKET_BYTES}",
+                "--max-packet-bytes {}B is not in {MIN_MAX_PACKET_BYTES}B to {MQTT_MAX_PACKET_BYTES}B",
                 self.max_packet_bytes
             ),
         );
@@ -275,18 +278,16 @@ impl Limits {
         need(
             u64::from(self.max_unacknowledged_bytes) >= least,
             format!(
-                "--max-unacknowledged-bytes {} has no room for four packets and reads: at least {least}",
+                "--max-unacknowledged-bytes {}B has no room for four packets and reads: at least {least}B",
                 self.max_unacknowledged_bytes
             ),
         );
-        for (name, value) in [
-            ("--max-in-flight", self.max_in_flight),
-            ("--connect-timeout-s", self.connect_timeout_s),
-            ("--max-keep-alive-s", self.max_keep_alive_s),
-            ("--max-pause-s", self.max_pause_s),
-        ] {
-            need(value > 0, format!("{name} must be at least 1"));
-        }
+        need(self.max_in_flight > 0, "--max-in-flight must be at least 1".to_owned());
+        need(
+            (1..=u64::from(u16::MAX)).contains(&self.max_keep_alive.as_secs())
+                && self.max_keep_alive.subsec_nanos() == 0,
+            format!("--max-keep-alive {:?} is not in 1s to 65535s, in whole seconds", self.max_keep_alive),
+        );
         need(self.max_alerts > 0, "--max-alerts must be at least 1 (--no-alerts sends none)".to_owned());
         problems
     }
@@ -303,7 +304,6 @@ mod tests {
         Args::command().debug_assert();
         let args = Args::try_parse_from(["mqtt-bridge", "--no-alerts"]).expect("valid");
         assert!(args.check().is_ok());
-        assert_eq!((args.limits, args.tls, args.listen), (Limits::default(), TlsArgs::default(), Listen::default()));
     }
 
     #[test]
@@ -324,13 +324,14 @@ mod tests {
         let args = Args::try_parse_from([
             "mqtt-bridge",
             "--max-connections=0",
-            "--max-packet-bytes=100000",
-            "--max-unacknowledged-bytes=1000",
+            "--max-packet-bytes=100000B",
+            "--max-unacknowledged-bytes=1000B",
             "--max-in-flight=0",
+            "--max-keep-alive=1d",
         ])
         .expect("valid for clap");
-        let problems = args.check().expect_err("four settings and the key").0;
-        assert_eq!(problems.len(), 4, "{problems:?}");
+        let problems = args.check().expect_err("five settings and the key").0;
+        assert_eq!(problems.len(), 5, "{problems:?}");
         assert!(problems.iter().any(|p| p.contains("--pseudonym-key-file")), "{problems:?}");
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use contract::Topic;
 use event_log::{Appender, Error, Log};
-use service::{ConfigError, Waiting, retry_until};
+use service::{ConfigError, HostPort, Waiting, retry_until};
 use telemetry::pseudonym::PseudonymKey;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
@@ -105,11 +105,11 @@ impl Bridge {
             prepared
         };
         let mut doors = Vec::new();
-        if let Listen::At(address) = args.listen {
-            doors.push(Door::open(address, "--listen", "CARSTREAM_MQTT_LISTEN", None)?);
+        if let Listen::At(address) = &args.listen {
+            doors.push(Door::open(address, "--listen", "CARSTREAM_MQTT_LISTEN", None).await?);
         }
-        if let (Some(address), Some(tls)) = (args.tls.tls_listen, tls) {
-            doors.push(Door::open(address, "--tls-listen", "CARSTREAM_MQTT_TLS_LISTEN", Some(tls.into()))?);
+        if let (Some(address), Some(tls)) = (&args.tls.tls_listen, tls) {
+            doors.push(Door::open(address, "--tls-listen", "CARSTREAM_MQTT_TLS_LISTEN", Some(tls.into())).await?);
         }
         let kind = |level: &Level| KindOfMessage {
             topic: level.topic.name.clone(),
@@ -150,7 +150,7 @@ impl Bridge {
     }
 
     /// Serves until `shutdown`; then acknowledges what was accepted, as far as the log commits it within
-    /// `--drain-timeout-s`, and closes all connections.
+    /// `--drain-timeout`, and closes all connections.
     pub async fn serve(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         let Self { doors, shared, follower } = self;
         shared.metrics.readiness.started();
@@ -176,18 +176,30 @@ impl Bridge {
 }
 
 impl Door {
-    fn open(address: SocketAddr, setting: &str, variable: &str, tls: Option<Arc<Tls>>) -> anyhow::Result<Self> {
-        let listen = || -> std::io::Result<_> {
+    async fn open(at: &HostPort, setting: &str, variable: &str, tls: Option<Arc<Tls>>) -> anyhow::Result<Self> {
+        let found = tokio::net::lookup_host(at.as_pair()).await.map(Vec::from_iter);
+        let found = found.with_context(|| {
+            format!(
+                "cannot listen at {at}: unknown name; choose an address of this machine with {setting} ({variable})"
+            )
+        })?;
+        let listen = |address: &SocketAddr| -> std::io::Result<_> {
             let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
             socket.set_reuseaddr(true)?; // a restart needs no pause
-            socket.bind(address)?;
+            socket.bind(*address)?;
             let listener = socket.listen(BACKLOG)?;
             Ok((listener.local_addr()?, listener))
         };
-        let (address, listener) = listen().with_context(|| {
-            format!(
-                "cannot listen at {address}: stop what uses the port, or choose another one with {setting} ({variable})"
-            )
+        // A name may have several addresses, as localhost has: the first one that can be had, and the last error.
+        let mut opened = Err(std::io::ErrorKind::AddrNotAvailable.into());
+        for address in &found {
+            opened = listen(address);
+            if opened.is_ok() {
+                break;
+            }
+        }
+        let (address, listener) = opened.with_context(|| {
+            format!("cannot listen at {at}: stop what uses the port, or choose another one with {setting} ({variable})")
         })?;
         Ok(Self { listener, address, tls })
     }
@@ -238,13 +250,13 @@ async fn drain(shared: &Shared, tasks: &TaskTracker) {
     for mailbox in shared.slots.all() {
         mailbox.drain();
     }
-    let timeout = Duration::from_secs(shared.rules.limits.drain_timeout_s.into());
+    let timeout = shared.rules.limits.drain.timeout;
     let last_words = Duration::from_secs(LAST_WORDS_S);
     if tokio::time::timeout(timeout + last_words, tasks.wait()).await.is_err() {
         tracing::warn!(
-            "the log did not decide on {} records within {} s: they were not acknowledged, the cars will repeat them",
+            "the log did not decide on {} records within {:?}: they were not acknowledged, the cars will repeat them",
             shared.metrics.in_flight(),
-            timeout.as_secs()
+            timeout
         );
         shared.abandon.cancel();
         tasks.wait().await;

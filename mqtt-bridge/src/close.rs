@@ -22,7 +22,7 @@ pub(crate) enum Close {
     PacketTooLarge,
     /// Nothing heard for one and a half times the keep-alive.
     KeepAlive,
-    /// Not read for longer than `--max-pause-s`: the log, or the client, did not take what it was sent.
+    /// Not read for longer than `--max-pause`: the log, or the client, did not take what it was sent.
     PausedTooLong,
     /// Another connection came with the same client identifier.
     TakenOver,

@@ -4,7 +4,7 @@
 //!         ┌── gate: open? ──┐ bytes ≤ 16 KiB a read, paid from the byte budget
 //! stream ─┤ window, budget, ├──► frames ─► Session ─► Appender ─► (log) ─► Mailbox ─► Session ─► PUBACK ─► stream
 //!         │ log, client     │       └ what is left over waits in `input`
-//!         └─ closed: TCP pushes back; keep-alive rests; at most --max-pause-s
+//!         └─ closed: TCP pushes back; keep-alive rests; at most --max-pause
 //! ```
 //!
 //! The task outlives its socket until the log has decided on everything that it was given: only then are its bytes given
@@ -194,8 +194,7 @@ impl Connection {
         self.slot.mailbox.fetch(&mut self.mail);
         let Mail { completions, alerts, successor, drain, .. } = &mut self.mail;
         if std::mem::take(drain) && self.drain_by.is_none() {
-            let timeout = Duration::from_secs(self.shared.rules.limits.drain_timeout_s.into());
-            self.drain_by = Some(Instant::now() + timeout);
+            self.drain_by = Some(Instant::now() + self.shared.rules.limits.drain.timeout);
         }
         if let Some(session) = &mut self.session {
             let mut decided = 0;
@@ -300,12 +299,11 @@ impl Connection {
 
     fn deadline(&self, gate: Gate) -> Instant {
         let limits = &self.shared.rules.limits;
-        let seconds = |s: u16| Duration::from_secs(s.into());
         let mut deadline = match (&self.session, self.paused_since) {
-            (None, _) => self.arrival.opened + seconds(limits.connect_timeout_s),
-            (Some(_), _) if self.claiming.is_some() => self.arrival.opened + seconds(limits.connect_timeout_s),
-            (Some(_), Some(since)) => since + seconds(limits.max_pause_s),
-            (Some(session), None) => self.last_read + seconds(session.keep_alive_s()) * 3 / 2,
+            (None, _) => self.arrival.opened + limits.connect_timeout,
+            (Some(_), _) if self.claiming.is_some() => self.arrival.opened + limits.connect_timeout,
+            (Some(_), Some(since)) => since + limits.max_pause,
+            (Some(session), None) => self.last_read + Duration::from_secs(session.keep_alive_s().into()) * 3 / 2,
         };
         if gate == Gate::Room {
             deadline = deadline.min(Instant::now() + Duration::from_millis(ROOM_CHECK_MS));

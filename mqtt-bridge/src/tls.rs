@@ -63,7 +63,7 @@ impl Tls {
     /// All that is wrong with them.
     pub(crate) fn new(args: &TlsArgs, metrics: Metrics) -> Result<Option<Self>, ConfigError> {
         let (Some(_), Some(cert), Some(key), Some(client_ca)) =
-            (args.tls_listen, &args.tls_cert, &args.tls_key, &args.tls_client_ca)
+            (&args.tls_listen, &args.tls_cert, &args.tls_key, &args.tls_client_ca)
         else {
             return Ok(None);
         };

@@ -116,7 +116,7 @@ fn a_silent_client_is_closed_after_its_keep_alive() {
 fn keep_alive_rests_while_the_socket_is_not_read_but_a_pause_has_its_own_limit() {
     let bridge = TestBridge::start(|args| {
         args.limits.max_in_flight = 1;
-        args.limits.max_pause_s = 4;
+        args.limits.max_pause = Duration::from_secs(4);
     });
     let connect = Connect { level: V3, client_id: CAR, keep_alive_s: 1, will: None };
     let mut car = Client::connect_as(bridge.address, &connect);
@@ -135,7 +135,7 @@ fn keep_alive_rests_while_the_socket_is_not_read_but_a_pause_has_its_own_limit()
 
 #[test]
 fn who_says_nothing_is_closed() {
-    let bridge = TestBridge::start(|args| args.limits.connect_timeout_s = 1);
+    let bridge = TestBridge::start(|args| args.limits.connect_timeout = Duration::from_secs(1));
     let mut silent = Client::silent(bridge.address, V3);
     let mut slow = Client::silent(bridge.address, V3);
     slow.send(&connect_packet(&Connect { level: V3, client_id: CAR, keep_alive_s: 0, will: None })[..5]);

@@ -42,7 +42,7 @@ fn a_drain_acknowledges_what_was_accepted_and_says_goodbye() {
 
 #[test]
 fn a_drain_ends_at_its_deadline_without_acknowledging_what_is_undecided() {
-    let mut bridge = TestBridge::start(|args| args.limits.drain_timeout_s = 1);
+    let mut bridge = TestBridge::start(|args| args.limits.drain.timeout = Duration::from_secs(1));
     let mut car = Client::connect(bridge.address, V5, CAR);
     bridge.gate.hold();
     car.publish(TELEMETRY, 1, b"undecided");

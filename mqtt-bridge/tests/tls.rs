@@ -158,7 +158,7 @@ fn stalled_handshakes_block_nobody_and_end() {
     let bridge = TestBridge::start(|args| {
         site.configure_only(args);
         args.limits.max_connections = 3;
-        args.limits.connect_timeout_s = 2;
+        args.limits.connect_timeout = Duration::from_secs(2);
     });
     let address = bridge.tls_address.unwrap();
     let stalled: Vec<_> = (0..2).map(|_| Client::silent(address, V5)).collect();

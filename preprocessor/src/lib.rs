@@ -209,15 +209,15 @@ fn run_stream(
         source: log.clone(),
         target: log,
         group,
-        instance: args.instance.clone(),
+        instance: args.pipeline.instance.clone(),
         topics: vec![input.clone()],
         tables: transform.table_topics(),
         outputs: vec![output.clone()],
         dead_letter: Some(definition.dead_letter.clone()),
         state: Some(STATE.into()),
-        snapshot_records: args.snapshot_records,
-        max_records: args.max_records,
-        max_wait: args.max_wait(),
+        snapshot_records: args.snapshots.snapshot_records,
+        max_records: args.pipeline.batch_records,
+        max_wait: args.pipeline.batch_wait,
     };
     pipeline::run(options, &mut transform, &metrics.pipeline, stop)
 }

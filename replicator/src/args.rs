@@ -1,12 +1,11 @@
 //! The settings of the replicator.
 
-use std::time::Duration;
-
 use contract::{Contract, Topic};
-use event_log::{KafkaOption, LogUrl};
-use service::{ConfigError, ContractArgs, ServiceArgs};
+use event_log::{CloudLogArgs, EdgeLogArgs, LogUrl};
+use pipeline::LoopArgs;
+use service::{ConfigError, ContractArgs, DrainArgs, ServiceArgs, settings, values};
 
-/// Copies topics from one log to another, as a rule from the edge to the cloud, each record exactly once.
+/// Copies topics from the log of the edge to the log of the cloud, each record exactly once.
 ///
 /// Keys, payloads, headers, timestamps and partitions stay as they are; headers that say where a record comes from are
 /// added. Positions are kept in the target log, in the same transaction as the records. Topics with personal data are
@@ -32,58 +31,34 @@ pub struct Args {
     /// What every process has.
     #[command(flatten)]
     pub service: ServiceArgs,
-    /// The log to copy from: kafka://HOST:PORT[,HOST:PORT…], or a directory for the embedded log.
-    #[arg(long, env = "CARSTREAM_SOURCE_LOG", value_name = "URL")]
-    pub source_log: LogUrl,
-    /// The log to copy to.
-    #[arg(long, env = "CARSTREAM_TARGET_LOG", value_name = "URL")]
-    pub target_log: LogUrl,
-    /// A librdkafka property for the source; may be repeated, or comma-separated in the environment.
-    #[arg(
-        long = "source-kafka-option",
-        env = "CARSTREAM_SOURCE_KAFKA_OPTIONS",
-        value_name = "KEY=VALUE",
-        value_delimiter = ','
-    )]
-    pub source_kafka_options: Vec<KafkaOption>,
-    /// A librdkafka property for the target; may be repeated, or comma-separated in the environment.
-    #[arg(
-        long = "target-kafka-option",
-        env = "CARSTREAM_TARGET_KAFKA_OPTIONS",
-        value_name = "KEY=VALUE",
-        value_delimiter = ','
-    )]
-    pub target_kafka_options: Vec<KafkaOption>,
-    /// What the source is called in the header source.cluster. Each of several sources of one target needs its own.
-    #[arg(long, env = "CARSTREAM_SOURCE_NAME", value_name = "NAME", default_value = DEFAULT_SOURCE_NAME)]
-    pub source_name: String,
-    /// What the target is called. A record that has come from there already is not sent back: its topic stops.
-    #[arg(long, env = "CARSTREAM_TARGET_NAME", value_name = "NAME", default_value = DEFAULT_TARGET_NAME)]
-    pub target_name: String,
-    /// Which topics may leave the source.
+    /// The source: the log to copy from.
+    #[command(flatten)]
+    pub edge: EdgeLogArgs,
+    /// The target: the log to copy to.
+    #[command(flatten)]
+    pub cloud: CloudLogArgs,
+    /// Name the edge site this in the cloud, in the header source.cluster; each of several sites needs its own name.
+    #[arg(long, env = "CARSTREAM_SITE", value_name = "NAME", default_value = DEFAULT_SITE, value_parser = values::name)]
+    pub site: String,
+    /// Name the cloud this; a topic stops at a record that came from there already, instead of copying it in a circle.
+    #[arg(long, env = "CARSTREAM_CLOUD_NAME", value_name = "NAME", default_value = "cloud",
+        value_parser = values::name)]
+    pub cloud_name: String,
+    /// Which topics may leave the edge.
     #[command(flatten)]
     pub contract: ContractArgs,
-    /// Copy only these topics, comma-separated. Without it: all that the contract has at the edge and in the cloud.
-    #[arg(long, env = "CARSTREAM_REPLICATOR_TOPICS", value_delimiter = ',', value_name = "TOPIC")]
+    /// Copy only this topic; may be repeated; without it, all that the contract has at the edge and in the cloud.
+    #[arg(long = "topic", env = "CARSTREAM_REPLICATOR_TOPICS", value_name = "TOPIC")]
     pub topics: Vec<String>,
-    /// The name of this instance: its own for each process, and the same after a restart. A second process with the same
-    /// name takes over from the first, which stops. @host is the name of the host, container or pod.
-    #[arg(long, env = "CARSTREAM_INSTANCE", value_name = "NAME", default_value = DEFAULT_INSTANCE, value_parser = service::instance_name)]
-    pub instance: String,
-    /// Commit at the latest after this many records.
-    #[arg(long, env = "CARSTREAM_REPLICATOR_BATCH", value_name = "RECORDS", default_value_t = DEFAULT_BATCH,
-        value_parser = clap::value_parser!(u32).range(1..))]
-    pub batch: u32,
-    /// Commit at the latest this long after the first record of a batch, in milliseconds.
-    #[arg(long, env = "CARSTREAM_REPLICATOR_BATCH_MS", value_name = "MS", default_value_t = DEFAULT_BATCH_MS)]
-    pub batch_ms: u64,
-    /// When stopped, copy what the source holds at that moment, for at most so long. The rest is copied at the next
-    /// start.
-    #[arg(long, env = "CARSTREAM_REPLICATOR_DRAIN_TIMEOUT", value_name = "SECONDS", default_value = "30", value_parser = service::seconds)]
-    pub drain_timeout: Duration,
+    /// Instances and batches.
+    #[command(flatten)]
+    pub pipeline: LoopArgs,
+    /// Copies what the source holds when it is stopped.
+    #[command(flatten)]
+    pub drain: DrainArgs,
 }
 
-/// What else the replicator does. Settings of the logs come before: `replicator --source-log URL --target-log URL
+/// What else the replicator does. Settings of the logs come before: `replicator --edge-log URL --cloud-log URL
 /// offsets`, or from the environment.
 #[derive(Debug, Clone, clap::Subcommand)]
 pub enum Command {
@@ -102,17 +77,17 @@ pub enum Command {
 /// Which offsets to show.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct OffsetsArgs {
-    /// Only this topic. Without it: all that are copied.
+    /// Show only this topic; without it, all that are copied.
     #[arg(long, value_name = "TOPIC")]
     pub topic: Option<String>,
-    /// Only this partition: needed with --source-offset and --target-offset.
+    /// Show only this partition: needed with --source-offset and --target-offset.
     #[arg(long, value_name = "NUMBER", requires = "topic")]
     pub partition: Option<u32>,
-    /// Where this offset of the source is in the target: the first copy of it or of a later one.
+    /// Show where this offset of the source is in the target: the first copy of it or of a later record.
     #[arg(long, value_name = "OFFSET", requires = "partition", conflicts_with = "target_offset")]
     pub source_offset: Option<u64>,
-    /// Where to go on in the source after having read the target up to this offset: the offset of the first record that
-    /// has its copy there or later.
+    /// Show where to resume in the source after having read the target up to this offset: at the first record with its
+    /// copy there or later.
     #[arg(long, value_name = "OFFSET", requires = "partition")]
     pub target_offset: Option<u64>,
     /// Print JSON, one object per line.
@@ -123,7 +98,7 @@ pub struct OffsetsArgs {
 /// Which topic is to go on, and how.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ResumeArgs {
-    /// The topic.
+    /// Resume this topic.
     #[arg(long, value_name = "TOPIC")]
     pub topic: String,
     /// How.
@@ -135,81 +110,80 @@ pub struct ResumeArgs {
 #[derive(Debug, Clone, Default, clap::Args)]
 #[group(required = true, multiple = false)]
 pub struct Accept {
-    /// After a retention gap: go on at the first offset that the source still has. The offsets in between are recorded as
-    /// never copied.
+    /// Resume after a retention gap at the first offset that the source still has; note the others as never copied.
     #[arg(long)]
     pub accept_gap: bool,
-    /// After the source topic was deleted and created again: copy the new topic from its beginning, behind what was copied
-    /// of the old one.
+    /// Copy a source topic that was deleted and created again from its beginning, behind the copies of the old one.
     #[arg(long)]
     pub accept_recreated: bool,
-    /// After partitions were added in both logs: copy the new ones from their beginning. New records of a key may be in
-    /// another partition than its older ones.
+    /// Copy partitions that were added in both logs from their beginning.
+    ///
+    /// New records of a key may be in another partition than its older ones.
     #[arg(long)]
     pub accept_partitions: bool,
-    /// After the target has forgotten positions: find them again by the last copy in each partition.
+    /// Find positions that the target has forgotten by the last copy in each partition.
     #[arg(long)]
     pub find_positions: bool,
 }
 
-const DEFAULT_SOURCE_NAME: &str = "edge";
-const DEFAULT_TARGET_NAME: &str = "cloud";
-const DEFAULT_INSTANCE: &str = "1";
-/// At this size transactions cost Kafka little.
-const DEFAULT_BATCH: u32 = 5000;
-const DEFAULT_BATCH_MS: u64 = 50;
+/// What a site is called unless it has a name.
+pub const DEFAULT_SITE: &str = "edge";
 
-/// The consumer group of a topic with the default source name: its positions are in the target log.
+/// The consumer group of a topic of a site with the default name: its positions are in the target log.
 pub fn group(topic: &str) -> String {
-    group_of(DEFAULT_SOURCE_NAME, topic)
+    group_of(DEFAULT_SITE, topic)
 }
 
-/// The consumer group of a topic of this source. Each topic has its own, so that one that stops does not hold up the
-/// others; each source has its own, since several may share the target.
-pub fn group_of(source_name: &str, topic: &str) -> String {
-    format!("replicator-{source_name}-{topic}")
+/// The consumer group of a topic of this site. Each topic has its own, so that one that stops does not hold up the
+/// others; each site has its own, since several may share the cloud.
+pub fn group_of(site: &str, topic: &str) -> String {
+    format!("replicator-{site}-{topic}")
 }
 
 impl Args {
     /// The defaults, for these two logs.
-    pub fn new(source_log: LogUrl, target_log: LogUrl) -> Self {
-        Self {
-            command: None,
-            service: ServiceArgs::default(),
-            source_log,
-            target_log,
-            source_kafka_options: Vec::new(),
-            target_kafka_options: Vec::new(),
-            source_name: DEFAULT_SOURCE_NAME.to_owned(),
-            target_name: DEFAULT_TARGET_NAME.to_owned(),
-            contract: ContractArgs::default(),
-            topics: Vec::new(),
-            instance: DEFAULT_INSTANCE.to_owned(),
-            batch: DEFAULT_BATCH,
-            batch_ms: DEFAULT_BATCH_MS,
-            drain_timeout: Duration::from_secs(30),
-        }
+    pub fn new(edge: LogUrl, cloud: LogUrl) -> Self {
+        Self { edge: EdgeLogArgs::new(edge), cloud: CloudLogArgs::new(cloud), ..settings::defaults(&[]) }
     }
 
     /// The command line of `replicator` for these logs, with `command`.
     pub(crate) fn command_line(&self, command: &str) -> String {
-        let mut line = format!("replicator --source-log {} --target-log {}", self.source_log, self.target_log);
-        if self.source_name != DEFAULT_SOURCE_NAME {
-            line += &format!(" --source-name {}", self.source_name);
+        let mut line = service::command_of("replicator");
+        for (setting, log) in [("--edge-log", &self.edge.log), ("--cloud-log", &self.cloud.log)] {
+            line += &log.as_ref().map(|log| format!(" {setting} {log}")).unwrap_or_default();
+        }
+        if self.site != DEFAULT_SITE {
+            line += &format!(" --site {}", self.site);
+        }
+        if let Some(directory) = &self.contract.contract {
+            line += &format!(" --contract {}", directory.display());
         }
         format!("{line} {command}")
+    }
+
+    /// Source and target, as messages name them.
+    pub(crate) fn logs(&self) -> (String, String) {
+        let name = |log: &Option<LogUrl>| log.as_ref().map(LogUrl::to_string).unwrap_or_default();
+        (name(&self.edge.log), name(&self.cloud.log))
     }
 
     /// The topics to copy: those that are named, or all that the contract lets leave the edge. All settings that cannot
     /// work are reported together.
     pub(crate) fn check(&self) -> Result<(Contract, Vec<Topic>), ConfigError> {
-        let mut problems = Vec::new();
+        let mut problems = self.pipeline.problems();
         let contract = self.contract.load().map_err(|more| problems.extend(more.0)).ok();
-        if self.source_log == self.target_log {
-            problems.push(format!("--source-log and --target-log are the same: {}", self.source_log));
+        for (setting, log) in [("--edge-log", &self.edge.log), ("--cloud-log", &self.cloud.log)] {
+            if log.is_none() {
+                problems.push(format!("{setting} is missing: topics are copied from --edge-log to --cloud-log"));
+            }
         }
-        if self.source_name == self.target_name {
-            problems.push(format!("--source-name and --target-name are the same: {}", self.source_name));
+        if let (Some(edge), Some(cloud)) = (&self.edge.log, &self.cloud.log)
+            && edge == cloud
+        {
+            problems.push(format!("--edge-log and --cloud-log are the same: {edge}"));
+        }
+        if self.site == self.cloud_name {
+            problems.push(format!("--site and --cloud-name are the same: {}", self.site));
         }
         let of_command = match &self.command {
             Some(
@@ -217,7 +191,7 @@ impl Args {
             ) => Some(topic),
             _ => None,
         };
-        for (setting, topic) in self.topics.iter().map(|t| ("--topics", t)).chain(of_command.map(|t| ("--topic", t))) {
+        for (setting, topic) in self.topics.iter().map(|t| ("--topic", t)).chain(of_command.map(|t| ("--topic", t))) {
             if contract.as_ref().is_some_and(|contract| contract.is_personal(topic)) {
                 problems.push(format!(
                     "{setting}: {topic:?} holds personal data, or is not declared in the contract: \
@@ -227,7 +201,7 @@ impl Args {
         }
         for (i, topic) in self.topics.iter().enumerate() {
             if self.topics[..i].contains(topic) {
-                problems.push(format!("--topics names {topic} twice"));
+                problems.push(format!("--topic {topic} is named twice"));
             }
         }
         let topics = contract.as_ref().map(|contract| self.topics_of(contract)).unwrap_or_default();
@@ -255,24 +229,15 @@ impl AsRef<ServiceArgs> for Args {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use clap::Parser;
-
     use super::*;
-
-    #[test]
-    fn the_defaults_are_the_same_in_both_ways() {
-        let parsed = Args::try_parse_from(["replicator", "--source-log", "a", "--target-log", "b"]).unwrap();
-        let made = Args::new("a".parse().unwrap(), "b".parse().unwrap());
-        assert_eq!(format!("{parsed:?}"), format!("{made:?}"));
-    }
 
     #[test]
     fn what_must_not_leave_the_edge_is_refused_with_all_other_problems() {
         let mut args = Args::new("a".parse().unwrap(), "b".parse().unwrap());
         assert!(args.check().is_ok());
         args.topics = ["telemetry", "telemetry.raw", "drivers", "nobody-knows", "telemetry"].map(str::to_owned).into();
-        args.target_name = args.source_name.clone();
-        args.target_log = args.source_log.clone();
+        args.cloud_name = args.site.clone();
+        args.cloud.log = args.edge.log.clone();
         let problems = args.check().unwrap_err().0;
         assert_eq!(problems.len(), 6, "{problems:?}");
     }

@@ -54,7 +54,7 @@ impl View {
         // In this order: positions only grow, and so never lie behind the source's end that is asked for later. And they
         // come with the copies: those that lie before the target's end that was asked for earlier have their position
         // here, also while other instances begin to copy. What lies behind it is not of this look.
-        let known = state::load(target, &args.source_name, topic)?;
+        let known = state::load(target, &args.site, topic)?;
         let described = target.describe(topic)?;
         let positions = target.committed(group, topic)?;
         let source = match source.describe(topic) {
@@ -125,7 +125,7 @@ impl View {
         let mut forgotten = Vec::new();
         for (partition, (position, bounds)) in (0..).zip(self.positions.iter().zip(&self.target.partitions)) {
             let from = origin.target_from.get(partition as usize).copied().unwrap_or_default().max(bounds.first);
-            let (source_name, end) = (&*args.source_name, bounds.next);
+            let (source_name, end) = (&*args.site, bounds.next);
             let copies = Copies { target, source_name, topic, partition, from, end };
             if position.is_none()
                 && let Some(last) = copies.last()?
@@ -146,7 +146,7 @@ impl Problem {
 
     /// What is wrong, and where.
     fn what(&self, args: &Args) -> String {
-        let (source, target) = (&args.source_log, &args.target_log);
+        let (source, target) = args.logs();
         match self {
             Self::Deleted { positions } => {
                 format!("it does not exist in {source} any more; it was copied up to {}", listed(positions))
@@ -189,7 +189,7 @@ impl Problem {
         let resume = |how: &str| args.command_line(&format!("resume --topic {topic} {how}"));
         match self {
             Self::Deleted { .. } => vec![
-                "take it from --topics".to_owned(),
+                "leave it out of --topic".to_owned(),
                 format!("create it again and copy the new one: {}", resume("--accept-recreated")),
             ],
             Self::Recreated { source, target, .. } => {
@@ -201,7 +201,7 @@ impl Problem {
                     false => format!(
                         "create it again with {target} partitions, as it has in {}, instead of {source}, and then copy \
                          it from its beginning, behind the old one: {resume}",
-                        args.target_log
+                        args.logs().1
                     ),
                 };
                 vec![from_its_beginning, other_target("copy it into")]
@@ -242,7 +242,7 @@ impl Problem {
 }
 
 fn other_target(copy_into: &str) -> String {
-    format!("{copy_into} another target: --target-log with a log that does not have it yet")
+    format!("{copy_into} another target: --cloud-log with a log that does not have it yet")
 }
 
 fn listed(positions: &[Option<u64>]) -> String {

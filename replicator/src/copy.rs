@@ -33,9 +33,9 @@ impl Transform for Copy {
             if self.came_from_target(&record) {
                 bail!(
                     "{}/{partition} offset {} has come from {:?} already, and copying it back would never end: \
-                     replicators copy topic {} in a circle. Nothing from there on is copied. Choose: (1) take the topic \
-                     from the --topics of one of them; (2) if these are two logs that only have the same name, give this \
-                     target another --target-name, here and where it is a source",
+                     replicators copy topic {} in a circle. Nothing from there on is copied. Choose: (1) leave the topic \
+                     out of --topic of one of them; (2) if these are two logs that only have the same name, give this \
+                     cloud another --cloud-name, here and where it is the --site",
                     batch.topic(),
                     record.offset,
                     self.target_name,

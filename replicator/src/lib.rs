@@ -41,7 +41,7 @@ use prometheus_client::registry::Registry;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-pub use args::{Accept, Args, Command, OffsetsArgs, ResumeArgs, group, group_of};
+pub use args::{Accept, Args, Command, DEFAULT_SITE, OffsetsArgs, ResumeArgs, group, group_of};
 pub use copy::{SOURCE_CLUSTER, SOURCE_OFFSET, SOURCE_PARTITION, SOURCE_TOPIC};
 pub use metrics::{Metrics, Seconds};
 pub use pipeline::Topic;
@@ -72,7 +72,7 @@ pub fn run_command(args: &Args, command: &Command) -> anyhow::Result<String> {
     let (contract, topics) = args.check()?;
     let opened = open(args);
     let (source, target) = match opened {
-        Err(error @ Error::InUse { .. }) => {
+        Err(error) if matches!(error.downcast_ref(), Some(Error::InUse { .. })) => {
             return Err(error)
                 .context("an embedded log is one process's: stop the replicator, run this, and start it again");
         }
@@ -90,9 +90,9 @@ pub fn run_command(args: &Args, command: &Command) -> anyhow::Result<String> {
 /// Source and target.
 type Logs = (Arc<dyn Log>, Arc<dyn Log>);
 
-fn open(args: &Args) -> Result<Logs, Error> {
-    let source = event_log::open(&args.source_log, &args.source_kafka_options)?;
-    Ok((source, event_log::open(&args.target_log, &args.target_kafka_options)?))
+fn open(args: &Args) -> anyhow::Result<Logs> {
+    let both = args.edge.open()?.zip(args.cloud.open()?);
+    both.context("--edge-log and --cloud-log are missing")
 }
 
 /// Like [`run_with`], on logs that are open already: for tests and to inject faults.

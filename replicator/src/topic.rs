@@ -72,7 +72,7 @@ impl Replication {
     ) -> Self {
         let spec = topics::spec(contract.expect_topic(topic));
         let state = topics::spec(contract.expect_topic(STATE_TOPIC));
-        let (source_name, group) = (args.source_name.clone(), group_of(&args.source_name, topic));
+        let (source_name, group) = (args.site.clone(), group_of(&args.site, topic));
         Self { topic: topic.into(), source_name, group, source, target, spec, state }
     }
 
@@ -82,7 +82,7 @@ impl Replication {
     }
 
     pub(crate) fn processor_options(&self, args: &Args) -> ProcessorOptions {
-        let (group, instance) = (self.group.clone(), args.instance.clone());
+        let (group, instance) = (self.group.clone(), args.pipeline.instance.clone());
         ProcessorOptions { group, instance, topics: vec![self.topic.clone()] }
     }
 
@@ -95,7 +95,7 @@ impl Replication {
             let watcher = || {
                 let problem = self.watch(&origin, &of_topic, shutdown, &ended);
                 if problem.is_none() {
-                    self.drain(&origin, args.drain_timeout, &ended);
+                    self.drain(&origin, args.drain.timeout, &ended);
                 }
                 stop.cancel();
                 problem
@@ -126,8 +126,8 @@ impl Replication {
     ) -> anyhow::Result<()> {
         let mut copy = Copy {
             topic: self.topic.clone(),
-            source_name: args.source_name.clone(),
-            target_name: args.target_name.clone(),
+            source_name: args.site.clone(),
+            target_name: args.cloud_name.clone(),
             metrics: of_topic.clone(),
         };
         loop {
@@ -135,15 +135,15 @@ impl Replication {
                 source: self.source.clone(),
                 target: self.target.clone(),
                 group: self.group.clone(),
-                instance: args.instance.clone(),
+                instance: args.pipeline.instance.clone(),
                 topics: vec![self.topic.clone()],
                 tables: Vec::new(),
                 outputs: vec![self.topic.clone()],
                 dead_letter: None,
                 state: None,
                 snapshot_records: pipeline::SNAPSHOT_RECORDS,
-                max_records: args.batch as usize,
-                max_wait: Duration::from_millis(args.batch_ms),
+                max_records: args.pipeline.batch_records,
+                max_wait: args.pipeline.batch_wait,
             };
             let Err(error) = pipeline::run(options, &mut copy, &metrics.pipeline, stop) else { return Ok(()) };
             let lost = error
@@ -193,7 +193,7 @@ impl Replication {
                 Some(Begun::NotYet) => std::thread::sleep(POLL),
             }
             if shutdown.is_cancelled() {
-                let deadline = deadline.get_or_insert_with(|| Instant::now() + args.drain_timeout);
+                let deadline = deadline.get_or_insert_with(|| Instant::now() + args.drain.timeout);
                 if Instant::now() >= *deadline {
                     return Ok(None);
                 }

@@ -168,9 +168,9 @@ fn a_second_instance_of_the_same_name_takes_over(edge: &Broker, cloud: &Broker) 
 fn args(edge: &Broker, cloud: &Broker, topics: &[&str]) -> Args {
     let mut args = Args::new(edge.url(), cloud.url());
     args.topics = topics.iter().map(|topic| (*topic).to_owned()).collect();
-    args.drain_timeout = PATIENCE;
+    args.drain.timeout = PATIENCE;
     // Somebody who is gone is soon out of the group.
-    args.target_kafka_options.push("session.timeout.ms=6000".parse().unwrap());
+    args.cloud.kafka_options.push("session.timeout.ms=6000".parse().unwrap());
     args
 }
 

@@ -61,7 +61,7 @@ async fn replicators_that_come_and_go_copy_each_record_once() {
         write(&edge, "telemetry", &records(100 + round, 400));
         let mut args = place.args(&["telemetry"]);
         // It leaves at once, in the middle of whatever it does.
-        (args.drain_timeout, args.batch) = (Duration::ZERO, rng.random_range(1..90));
+        (args.drain.timeout, args.pipeline.batch_records) = (Duration::ZERO, rng.random_range(1..90));
         let replicator = start(args);
         let some = rng.random_range(0..300);
         wait_until("some records", || replicator.metrics.pipeline.records_in.get() >= some).await;
@@ -105,7 +105,7 @@ async fn a_loop_is_stopped_at_the_first_record_that_comes_back() {
     start(place.args(&["alerts"])).stop().await.unwrap();
     let mut back = Args::new(place.url("cloud"), place.url("edge"));
     back.topics = vec!["alerts".into()];
-    (back.source_name, back.target_name) = ("cloud".into(), "edge".into());
+    (back.site, back.cloud_name) = ("cloud".into(), "edge".into());
     let before: Vec<_> = (0..4).map(|p| read(&place.log("edge"), "alerts", p)).collect();
     let error = format!("{:#}", start(back).end().await.unwrap_err());
     for part in ["alerts", "offset 0", "\"edge\"", "never end"] {
@@ -116,7 +116,7 @@ async fn a_loop_is_stopped_at_the_first_record_that_comes_back() {
     // On to a third log they may go, and then have both origins.
     let mut on = Args::new(place.url("cloud"), place.url("third"));
     on.topics = vec!["alerts".into()];
-    (on.source_name, on.target_name) = ("cloud".into(), "third".into());
+    (on.site, on.cloud_name) = ("cloud".into(), "third".into());
     start(on).stop().await.unwrap();
     let copied = (0..4).flat_map(|p| read(&place.log("third"), "alerts", p)).next().unwrap();
     let origins: Vec<_> =
@@ -130,7 +130,7 @@ async fn two_sources_of_one_target_do_not_share_positions() {
     for (name, count) in [("edge", 200), ("edge2", 50)] {
         write(&place.log(name), "alerts", &records(count, count));
         let mut args = Args::new(place.url(name), place.url("cloud"));
-        (args.topics, args.source_name) = (vec!["alerts".into()], name.to_owned());
+        (args.topics, args.site) = (vec!["alerts".into()], name.to_owned());
         start(args).stop().await.unwrap();
     }
     let copied: usize = (0..4).map(|p| read(&place.log("cloud"), "alerts", p).len()).sum();

@@ -154,9 +154,9 @@ async fn a_loop_names_its_offset_and_the_choices() {
     start(place.args(&["alerts"])).stop().await.unwrap();
     let mut back = Args::new(place.url("cloud"), place.url("edge"));
     back.topics = vec!["alerts".into()];
-    (back.source_name, back.target_name) = ("cloud".into(), "edge".into());
+    (back.site, back.cloud_name) = ("cloud".into(), "edge".into());
     let error = format!("{:#}", start(back).end().await.unwrap_err());
-    assert_says(&error, &["alerts/", "offset 0 has come from \"edge\"", "in a circle", "--topics", "--target-name"]);
+    assert_says(&error, &["alerts/", "offset 0 has come from \"edge\"", "in a circle", "--topic", "--cloud-name"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -165,7 +165,7 @@ async fn offsets_are_translated_to_the_target_and_back() {
     let args = place.args(&["telemetry"]);
     // Records of others are in between: those of a second source, and of somebody who writes to the target.
     let mut second = Args::new(place.url("edge2"), place.url("cloud"));
-    (second.topics, second.source_name) = (args.topics.clone(), "edge2".into());
+    (second.topics, second.site) = (args.topics.clone(), "edge2".into());
     for round in 0..6 {
         write(&place.log("edge"), "telemetry", &records(round, 150));
         start(args.clone()).stop().await.unwrap();

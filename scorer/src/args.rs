@@ -1,13 +1,13 @@
 //! Settings.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::Parser;
-use event_log::{LogArgs, LogUrl};
+use event_log::{CloudLogArgs, LogArgs, LogUrl};
 use lake::{LakeArgs, LakeUrl};
+use pipeline::{LoopArgs, SnapshotArgs};
 use schema_registry::SchemaRegistryArgs;
-use service::{ConfigError, ContractArgs, ServiceArgs};
+use service::{ConfigError, ContractArgs, DrainArgs, ServiceArgs, settings};
 
 /// Gives each clean reading a score, and opens and closes alerts.
 ///
@@ -33,14 +33,15 @@ pub struct Args {
     #[command(flatten)]
     pub contract: ContractArgs,
 
-    /// A fixed model: a directory with manifest.json and weights.safetensors. Announcements are not followed, and the
-    /// lake is not used.
+    /// Score with the model in this directory, which has manifest.json and weights.safetensors.
+    ///
+    /// Then announcements are not followed, and the lake is not used.
     #[arg(long, env = "CARSTREAM_MODEL", value_name = "DIR")]
     pub model: Option<PathBuf>,
 
-    /// The log whose topic `models` announces models, if it is not --log.
-    #[arg(long, env = "CARSTREAM_MODELS_LOG", value_name = "URL", conflicts_with = "model")]
-    pub models_log: Option<LogUrl>,
+    /// The log whose topic `models` announces models; without it --log.
+    #[command(flatten)]
+    pub cloud: CloudLogArgs,
 
     /// The lake with the announced models.
     #[command(flatten)]
@@ -50,45 +51,29 @@ pub struct Args {
     #[command(flatten)]
     pub schema_registry: SchemaRegistryArgs,
 
-    /// The consumer group. Instances of one group share the partitions; another group scores everything again.
-    #[arg(long, env = "CARSTREAM_SCORER_GROUP", default_value = DEFAULT_GROUP, value_name = "NAME")]
-    pub group: String,
+    /// Use this consumer group: instances of one group share the partitions, another group scores everything again.
+    #[arg(long, env = "CARSTREAM_SCORER_GROUP", value_name = "NAME", default_value = DEFAULT_GROUP)]
+    pub scorer_group: String,
 
-    /// The name of this instance within the group: its own for each process, and the same after a restart. @host is the
-    /// name of the host, container or pod.
-    #[arg(long, env = "CARSTREAM_INSTANCE", default_value = DEFAULT_INSTANCE, value_name = "NAME", value_parser = service::instance_name)]
-    pub instance: String,
+    /// Instances and batches.
+    #[command(flatten)]
+    pub pipeline: LoopArgs,
 
-    /// Commit at the latest after this many readings.
-    #[arg(long, env = "CARSTREAM_SCORER_BATCH", default_value_t = DEFAULT_BATCH, value_name = "READINGS")]
-    pub batch: usize,
+    /// Snapshots of what is known of each car, in topic scorer.state.
+    #[command(flatten)]
+    pub snapshots: SnapshotArgs,
 
-    /// Commit at the latest this long after the first reading of a batch, in milliseconds: shorter for less latency,
-    /// longer for less work.
-    #[arg(long, env = "CARSTREAM_SCORER_BATCH_MS", default_value_t = DEFAULT_BATCH_MS, value_name = "MS")]
-    pub batch_ms: u64,
-
-    /// When stopped, score what the log holds at that moment, for at most so long. The rest is scored at the next start.
-    #[arg(long, env = "CARSTREAM_SCORER_DRAIN_TIMEOUT", value_name = "SECONDS", default_value = "30", value_parser = service::seconds)]
-    pub drain_timeout: Duration,
-
-    /// Write what is known of a partition's cars to topic scorer.state every so many readings: fewer for a quicker start
-    /// after a crash, more for less work. A clean stop writes it in any case.
-    #[arg(long, env = "CARSTREAM_SCORER_SNAPSHOT_READINGS", default_value_t = pipeline::SNAPSHOT_RECORDS, value_name = "READINGS")]
-    pub snapshot_readings: u64,
+    /// Scores what the log holds when it is stopped.
+    #[command(flatten)]
+    pub drain: DrainArgs,
 
     /// What every process has.
     #[command(flatten)]
     pub service: ServiceArgs,
 }
 
-/// The consumer group, unless another is named.
+/// The consumer group of the scorer.
 pub const DEFAULT_GROUP: &str = "scorer";
-const DEFAULT_INSTANCE: &str = "1";
-/// Enough to make a commit cheap, few enough to hold a few megabytes.
-const DEFAULT_BATCH: usize = 4096;
-const DEFAULT_BATCH_MS: u64 = 50;
-
 impl AsRef<ServiceArgs> for Args {
     fn as_ref(&self) -> &ServiceArgs {
         &self.service
@@ -98,36 +83,14 @@ impl AsRef<ServiceArgs> for Args {
 impl Args {
     /// The defaults, for this log and this lake.
     pub fn new(log: LogUrl, lake: LakeUrl) -> Self {
-        Self {
-            log: LogArgs::new(log),
-            model: None,
-            models_log: None,
-            contract: ContractArgs::default(),
-            lake: LakeArgs::new(lake),
-            schema_registry: SchemaRegistryArgs::default(),
-            group: DEFAULT_GROUP.to_owned(),
-            instance: DEFAULT_INSTANCE.to_owned(),
-            batch: DEFAULT_BATCH,
-            batch_ms: DEFAULT_BATCH_MS,
-            drain_timeout: Duration::from_secs(30),
-            snapshot_readings: pipeline::SNAPSHOT_RECORDS,
-            service: ServiceArgs::default(),
-        }
+        Self { log: LogArgs::new(log), lake: LakeArgs::new(lake), ..settings::defaults(&[]) }
     }
 
     /// All settings that cannot work, together.
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
-        let mut problems = Vec::new();
-        if self.batch == 0 {
-            problems.push("--batch must be at least 1".to_owned());
-        }
-        if self.snapshot_readings == 0 {
-            problems.push("--snapshot-readings must be at least 1".to_owned());
-        }
-        for (setting, value) in [("--group", &self.group), ("--instance", &self.instance)] {
-            if value.trim().is_empty() {
-                problems.push(format!("{setting} must not be empty"));
-            }
+        let mut problems = [self.pipeline.problems(), self.snapshots.problems()].concat();
+        if self.scorer_group.trim().is_empty() {
+            problems.push("--scorer-group must not be empty".to_owned());
         }
         if let Some(directory) = &self.model {
             problems.extend(crate::models::missing_files(directory));
@@ -143,20 +106,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_defaults_are_the_same_in_both_ways() {
-        let parsed = Args::try_parse_from(["scorer", "--log", "log", "--lake", "store"]).unwrap();
-        let made = Args::new("log".parse().unwrap(), "store".parse().unwrap());
-        assert_eq!(format!("{parsed:?}"), format!("{made:?}"));
-    }
-
-    #[test]
-    fn a_fixed_model_and_announcements_exclude_each_other() {
-        assert!(Args::try_parse_from(["scorer", "--model", "m", "--models-log", "log"]).is_err());
-    }
-
-    #[test]
     fn all_problems_are_reported_together() {
-        let args = Args::parse_from(["scorer", "--batch", "0", "--group", " ", "--model", "/nowhere/at/all"]);
+        let args =
+            Args::parse_from(["scorer", "--batch-records", "0", "--scorer-group", " ", "--model", "/nowhere/at/all"]);
         let ConfigError(problems) = args.check().expect_err("three settings are wrong");
         assert_eq!(problems.len(), 3, "{problems:?}");
         assert!(problems[2].contains("/nowhere/at/all"), "{problems:?}");

@@ -63,17 +63,17 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
     service::with_admin(&service, registry, &readiness, run_with(args, metrics, shutdown)).await
 }
 
-/// Runs the stage until shutdown, then scores what the log holds by then, within [`Args::drain_timeout`].
+/// Runs the stage until shutdown, then scores what the log holds by then, within [`Args::drain`].
 ///
 /// [`service::ConfigError`]: settings that cannot work, a fixed model that cannot be used among them.
 pub async fn run_with(args: Args, metrics: Metrics, shutdown: CancellationToken) -> anyhow::Result<()> {
     args.check()?;
     let fixed = args.model.as_deref().map(models::load_directory).transpose()?;
     let log = args.log.open()?;
-    let models = match (fixed, &args.models_log) {
+    let models = match (fixed, &args.cloud.log) {
         (Some(model), _) => ModelSource::Fixed(Box::new(model)),
         (None, Some(url)) if url != log.url() => {
-            let log = event_log::open(url, &args.log.kafka_options)?;
+            let log = event_log::open(url, &args.cloud.kafka_options)?;
             ModelSource::Announced { log, lake: args.lake.open()? }
         }
         (None, _) => ModelSource::Announced { log: log.clone(), lake: args.lake.open()? },
@@ -181,7 +181,7 @@ async fn score(
     readiness.started();
     let (log, group, topic) = (&options.source, &options.group, &options.topics[0]);
     let _lag = metrics.lag.watch(log, group, topic).context("cannot start a thread")?;
-    let scorer = Scorer { options, place, schemas, metrics, drain_timeout: args.drain_timeout, shutdown };
+    let scorer = Scorer { options, place, schemas, metrics, drain_timeout: args.drain.timeout, shutdown };
     loop {
         let model = tokio::select! {
             () = scorer.shutdown.cancelled() => return Ok(()),
@@ -204,17 +204,17 @@ fn loop_options(args: &Args, place: &ModelDefinition, log: Arc<dyn Log>) -> pipe
     pipeline::Options {
         source: log.clone(),
         target: log,
-        group: args.group.clone(),
-        instance: args.instance.clone(),
+        group: args.scorer_group.clone(),
+        instance: args.pipeline.instance.clone(),
         topics: vec![name(&place.readings)],
         // Which alerts are open: see `alerts`.
         tables: vec![name(&place.alerts)],
         outputs: vec![name(&place.scores), name(&place.alerts)],
         dead_letter: Some(name(&place.dead_letter)),
         state: Some(name(&place.state)),
-        snapshot_records: args.snapshot_readings,
-        max_records: args.batch,
-        max_wait: Duration::from_millis(args.batch_ms),
+        snapshot_records: args.snapshots.snapshot_records,
+        max_records: args.pipeline.batch_records,
+        max_wait: args.pipeline.batch_wait,
     }
 }
 

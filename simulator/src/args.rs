@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use service::ServiceArgs;
+use service::{DrainArgs, HostPort, ServiceArgs, settings, values};
 
 use crate::car::{FleetSpec, MAX_CARS};
 
@@ -23,6 +23,7 @@ const IN_FLIGHT: usize = 16;
 /// Car i of seed s is the same car in any process: the same VIN, driver, trips, faults and readings.
 #[derive(Debug, Clone, clap::Parser)]
 #[command(
+    name = "simulator",
     version,
     args_conflicts_with_subcommands = true,
     after_help = "Examples:
@@ -58,40 +59,41 @@ pub enum Command {
 /// Which cars, and for how long. The same for `run` and `generate`, so that the same flags give the same readings.
 #[derive(Debug, Clone, clap::Args)]
 pub struct FleetArgs {
-    /// Everything random depends on this.
-    #[arg(long, env = "CARSTREAM_SEED", default_value_t = 1)]
+    /// Derive everything random from this.
+    #[arg(long, env = "CARSTREAM_SIMULATOR_SEED", default_value_t = 1)]
     pub seed: u64,
-    /// How many cars.
-    #[arg(long, env = "CARSTREAM_CARS", default_value_t = 100)]
+    /// Simulate this many cars.
+    #[arg(long, env = "CARSTREAM_SIMULATOR_CARS", value_name = "CARS", default_value_t = 100)]
     pub cars: u32,
-    /// Number of the first car: several processes share a fleet.
-    #[arg(long, default_value_t = 0)]
+    /// Begin with the car of this number, where several processes share a fleet.
+    #[arg(long, value_name = "CAR", default_value_t = 0)]
     pub first_car: u32,
-    /// How long the cars send: wall-clock time, as 90, 90s, 15m, 20h or 2d. The readings span this times the speed-up of
-    /// event time. Without it a run goes on until it is stopped.
-    #[arg(long, value_parser = parse_duration)]
+    /// Send for this long, in wall-clock time; without it, until stopped.
+    ///
+    /// The readings span this times --speedup of event time.
+    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
     pub duration: Option<Duration>,
-    /// How many seconds of a car's life pass in a second of the clock.
-    #[arg(long, default_value_t = 1.0)]
+    /// Let this many seconds of a car's life pass in one second of the clock.
+    #[arg(long, value_name = "FACTOR", default_value_t = 1.0)]
     pub speedup: f64,
-    /// Between two readings of a driving car, in its own time; a parked car sends every tenth.
-    #[arg(long, value_parser = parse_duration, default_value = "30s")]
+    /// Measure this often while a car drives, in its own time; a parked car sends every tenth reading.
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = values::positive_duration)]
     pub interval: Duration,
-    /// Event time at the start, in ms since 1970. A constant by default, so that the same seed gives the same readings.
+    /// Begin at this event time, in ms since 1970; constant by default: the same seed gives the same readings.
     #[arg(long, value_name = "MS", default_value_t = START_TIME_MS)]
     pub start_time: i64,
-    /// Share of the readings that are taken while something is broken.
-    #[arg(long, default_value_t = 0.005)]
+    /// Take this share of the readings while something in the car is broken.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.005)]
     pub fault_share: f64,
-    /// Share of the cars that send the newer schema, with the outside temperature.
-    #[arg(long, default_value_t = 0.0)]
+    /// Let this share of the cars send the newer schema, with the outside temperature.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
     pub newer_schema_share: f64,
-    /// Share of the readings that are sent broken: malformed JSON, wrong types, values out of range, unknown fields,
-    /// no text, another car's VIN, oversized.
-    #[arg(long, default_value_t = 0.0)]
+    /// Send this share of the readings broken: malformed JSON, wrong types, values out of range, unknown fields, no
+    /// text, another car's VIN, oversized.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
     pub broken_share: f64,
-    /// Size of an oversized broken payload, at most 1048576.
-    #[arg(long, default_value_t = 80_000, value_name = "BYTES")]
+    /// Give an oversized broken payload this size, at most 1MiB.
+    #[arg(long, value_name = "SIZE", default_value = "80000B", value_parser = values::size::<usize>)]
     pub broken_bytes: usize,
 }
 
@@ -101,41 +103,45 @@ pub struct RunArgs {
     /// Which cars.
     #[command(flatten)]
     pub fleet: FleetArgs,
-    /// The MQTT bridge, or any MQTT 3.1.1 server: HOST:PORT, or mqtts://HOST:PORT for TLS (1.2 and 1.3).
+    /// Send to this MQTT bridge, or any MQTT 3.1.1 server; mqtts:// means TLS (1.2 and 1.3).
     #[arg(long, env = "CARSTREAM_MQTT", value_name = "[mqtts://]HOST:PORT", default_value = "localhost:1883")]
     pub mqtt: String,
-    /// Who signs for the server, in PEM; TLS needs it.
+    /// Accept a server whose certificate is signed by an authority in this file, in PEM; TLS needs it.
     #[arg(long, env = "CARSTREAM_MQTT_TLS_CA", value_name = "FILE")]
     pub tls_ca: Option<PathBuf>,
-    /// The private key of an authority in --tls-ca. With it the simulator signs a certificate for each of its cars, as a
-    /// factory would; without it cars have none. Where your CA keeps its key to itself, make one for simulated cars
-    /// (carstream secrets), and name both in --tls-ca here and in the bridge's --tls-client-ca.
+    /// Sign a certificate for each car with this private key of an authority in --tls-ca; without it cars have none.
+    ///
+    /// Where your CA keeps its key to itself, make an authority for simulated cars (carstream secrets), and name both
+    /// in --tls-ca here and in the bridge's --tls-client-ca.
     #[arg(long, env = "CARSTREAM_MQTT_TLS_CA_KEY", value_name = "FILE")]
     pub tls_ca_key: Option<PathBuf>,
     /// Spread the first connects over this time.
-    #[arg(long, value_parser = parse_duration, default_value = "1s")]
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = values::duration)]
     pub ramp: Duration,
-    /// Local addresses to connect from, taken in turn: each has about 28,000 ports. On Linux all of 127.0.0.0/8 is there.
-    #[arg(long, value_name = "IP", value_delimiter = ',')]
+    /// Connect from this local address; may be repeated, and then they are taken in turn.
+    ///
+    /// Each has about 28,000 ports. Linux has all of 127.0.0.0/8.
+    #[arg(long = "source-address", value_name = "IP")]
     pub source_addresses: Vec<IpAddr>,
-    /// Readings that a car keeps while it can't send; when it is full, the oldest is dropped and counted.
-    #[arg(long, default_value_t = BUFFER_READINGS)]
+    /// Keep at most this many readings of a car that cannot send; drop and count the oldest one beyond.
+    #[arg(long, value_name = "READINGS", default_value_t = BUFFER_READINGS)]
     pub buffer: usize,
-    /// Publishes of a car that may be unacknowledged at a time.
-    #[arg(long, default_value_t = IN_FLIGHT)]
+    /// Send at most this many unacknowledged publishes of a car at a time.
+    #[arg(long, value_name = "PUBLISHES", default_value_t = IN_FLIGHT)]
     pub in_flight: usize,
-    /// At the end, wait this long for the last acknowledgements.
-    #[arg(long, value_parser = parse_duration, default_value = "30s")]
-    pub drain_timeout: Duration,
+    /// Waits for the last acknowledgements.
+    #[command(flatten)]
+    pub drain: DrainArgs,
     /// Stay connected this long after the last acknowledgement, for alerts; a signal ends it.
-    #[arg(long, value_parser = parse_duration, default_value = "0")]
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = values::duration)]
     pub linger: Duration,
-    /// Write what became of each reading, as CSV, and beside it FILE.run, which says of which fleet it is.
+    /// Write the fate of each reading to this file, as CSV, and beside it FILE.run, which says of which fleet it is.
     #[arg(long, value_name = "FILE")]
     pub ledger: Option<PathBuf>,
-    /// Go on where the ledger ends, whatever ended the run that wrote it, kill -9 included: the same cars, what is not
-    /// settled is sent again, and event time goes on from the newest row to the end of the span. Starts a new ledger if
-    /// there is none.
+    /// Resume where the ledger ends, whatever ended the run that wrote it; without a ledger, begin a new one.
+    ///
+    /// Also after kill -9: the same cars send again what is not settled, and event time continues from the newest row to
+    /// the end of the span.
     #[arg(long, requires = "ledger")]
     pub resume: bool,
     /// Logging and metrics.
@@ -149,13 +155,13 @@ pub struct GenerateArgs {
     /// Which cars.
     #[command(flatten)]
     pub fleet: FleetArgs,
-    /// NDJSON: payloads as they would be sent, a line each. Parquet: the columns of schemas/telemetry_raw.avsc.
+    /// Write NDJSON, the payloads as they would be sent, or Parquet, the columns of schemas/telemetry_raw.avsc.
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
-    /// Where to; NDJSON goes to standard output by default.
+    /// Write to this file; without it NDJSON goes to standard output.
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
-    /// Write the workshop's findings as NDJSON.
+    /// Write the workshop's findings to this file, as NDJSON.
     #[arg(long, value_name = "FILE")]
     pub faults: Option<PathBuf>,
     /// Logging.
@@ -175,39 +181,13 @@ pub enum Format {
 
 impl Default for FleetArgs {
     fn default() -> Self {
-        Self {
-            seed: 1,
-            cars: 100,
-            first_car: 0,
-            duration: None,
-            speedup: 1.0,
-            interval: Duration::from_secs(30),
-            start_time: START_TIME_MS,
-            fault_share: 0.005,
-            newer_schema_share: 0.0,
-            broken_share: 0.0,
-            broken_bytes: 80_000,
-        }
+        settings::defaults(&[])
     }
 }
 
 impl Default for RunArgs {
     fn default() -> Self {
-        Self {
-            fleet: FleetArgs::default(),
-            mqtt: "localhost:1883".to_owned(),
-            tls_ca: None,
-            tls_ca_key: None,
-            ramp: Duration::from_secs(1),
-            source_addresses: Vec::new(),
-            buffer: BUFFER_READINGS,
-            in_flight: IN_FLIGHT,
-            drain_timeout: Duration::from_secs(30),
-            linger: Duration::ZERO,
-            ledger: None,
-            resume: false,
-            service: ServiceArgs::default(),
-        }
+        settings::defaults(&[])
     }
 }
 
@@ -250,9 +230,6 @@ impl FleetArgs {
         if !(self.speedup > 0.0 && self.speedup <= 1e6) {
             problems.push(format!("--speedup {}: must be above 0 and at most 1000000", self.speedup));
         }
-        if self.interval.is_zero() {
-            problems.push("--interval 0: must be above 0".to_owned());
-        }
         // The range of event times in the schema: the years 2000 to 2100.
         if !(946_684_800_000..=4_102_444_800_000).contains(&self.start_time) {
             problems.push(format!("--start-time {}: must be within the years 2000 to 2099, in ms", self.start_time));
@@ -267,7 +244,7 @@ impl FleetArgs {
             }
         }
         if self.broken_bytes > 1 << 20 {
-            problems.push(format!("--broken-bytes {}: at most 1048576", self.broken_bytes));
+            problems.push("--broken-bytes: at most 1MiB".to_owned());
         }
         problems
     }
@@ -303,41 +280,24 @@ impl RunArgs {
 }
 
 /// Where the server is, as `--mqtt` says it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Server<'a> {
-    pub(crate) host_and_port: &'a str,
-    pub(crate) host: &'a str,
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Server {
+    pub(crate) address: HostPort,
     pub(crate) tls: bool,
 }
 
-impl<'a> Server<'a> {
+impl Server {
     /// Takes HOST:PORT, mqtt://HOST:PORT or mqtts://HOST:PORT. The error says what is wrong.
-    pub(crate) fn parse(mqtt: &'a str) -> Result<Self, String> {
-        let (scheme, host_and_port) = mqtt.split_once("://").unwrap_or(("mqtt", mqtt));
-        let host = host_and_port.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok()).map(|(host, _)| host);
-        match (scheme, host) {
-            ("mqtt" | "mqtts", Some(host)) if !host.is_empty() => {
-                Ok(Self { host_and_port, host, tls: scheme == "mqtts" })
-            }
-            _ => Err(format!("--mqtt {mqtt:?}: must be HOST:PORT, or mqtts://HOST:PORT for TLS")),
-        }
+    pub(crate) fn parse(mqtt: &str) -> Result<Self, String> {
+        let (scheme, address) = mqtt.split_once("://").unwrap_or(("mqtt", mqtt));
+        let tls = match scheme {
+            "mqtt" => false,
+            "mqtts" => true,
+            _ => return Err(format!("--mqtt {mqtt:?}: must be HOST:PORT, or mqtts://HOST:PORT for TLS")),
+        };
+        let address = address.parse().map_err(|problem: String| format!("--mqtt {mqtt:?}: {problem}"))?;
+        Ok(Self { address, tls })
     }
-}
-
-/// `90`, `90s`, `1.5m`, `20h`, `2d`, `250ms`.
-pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let unit_at = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(unit_at);
-    let unit_s = match unit {
-        "ms" => 0.001,
-        "" | "s" => 1.0,
-        "m" | "min" => 60.0,
-        "h" => 3_600.0,
-        "d" => 86_400.0,
-        _ => return Err(format!("{unit:?} is no unit; use ms, s, m, h or d")),
-    };
-    let number: f64 = number.trim().parse().map_err(|_| format!("{number:?} is no number"))?;
-    Duration::try_from_secs_f64(number * unit_s).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]
@@ -345,15 +305,6 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use clap::{CommandFactory, Parser};
-
-    #[test]
-    fn durations() {
-        assert_eq!(parse_duration("90"), Ok(Duration::from_secs(90)));
-        assert_eq!(parse_duration("1.5m"), Ok(Duration::from_secs(90)));
-        assert_eq!(parse_duration("20h"), Ok(Duration::from_secs(72_000)));
-        assert_eq!(parse_duration("250ms"), Ok(Duration::from_millis(250)));
-        assert!(parse_duration("3 weeks").is_err() && parse_duration("-1").is_err() && parse_duration("").is_err());
-    }
 
     #[test]
     fn the_command_line_holds_together_and_its_defaults_are_those_of_the_code() {
@@ -368,7 +319,7 @@ mod tests {
     #[test]
     fn servers_with_and_without_tls() {
         let server = Server::parse("mqtts://[::1]:8883").unwrap();
-        assert_eq!((server.host_and_port, server.host, server.tls), ("[::1]:8883", "[::1]", true));
+        assert_eq!((server.address.as_pair(), server.tls), (("::1", 8883), true));
         assert!(!Server::parse("mqtt://bridge:1883").unwrap().tls);
         assert_eq!(Server::parse("bridge:1883"), Server::parse("mqtt://bridge:1883"));
         for wrong in ["bridge", ":1883", "https://bridge:1883", "mqtts://bridge", "mqtts://:8883", "bridge:99999"] {

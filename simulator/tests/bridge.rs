@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use prometheus_client::registry::Registry;
+use service::DrainArgs;
 use simulator::{FleetArgs, Metrics, RunArgs, run_with};
 use support::bridge::{Bridge, records};
 use tokio_util::sync::CancellationToken;
@@ -29,7 +30,7 @@ async fn what_is_acknowledged_is_in_the_log_though_the_bridge_restarts() {
         mqtt: address.clone(),
         ledger: Some(path.clone()),
         ramp: Duration::from_millis(100),
-        drain_timeout: Duration::from_secs(60),
+        drain: DrainArgs { timeout: Duration::from_secs(60) },
         ..RunArgs::default()
     };
     let metrics = Metrics::new(&mut Registry::default());

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use prometheus_client::registry::Registry;
+use service::DrainArgs;
 use simulator::{FleetArgs, Metrics, RunArgs, fleet, run_with};
 use support::{Behaviour, Peer, ledger};
 use tokio_util::sync::CancellationToken;
@@ -26,7 +27,7 @@ fn args(peer: &str, cars: u32) -> RunArgs {
         },
         mqtt: peer.to_owned(),
         ramp: Duration::from_millis(100),
-        drain_timeout: Duration::from_secs(60),
+        drain: DrainArgs { timeout: Duration::from_secs(60) },
         ..RunArgs::default()
     }
 }
@@ -173,7 +174,7 @@ async fn a_server_that_never_acknowledges_leaves_rows_that_say_so() {
     let args = RunArgs {
         ledger: Some(path.clone()),
         buffer: 40,
-        drain_timeout: Duration::from_millis(300),
+        drain: DrainArgs { timeout: Duration::from_millis(300) },
         ..args(&peer.address.to_string(), 5)
     };
     let expected = expected(&args.fleet);

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use prometheus_client::registry::Registry;
+use service::DrainArgs;
 use simulator::{FleetArgs, Metrics, RunArgs, run_with};
 use support::bridge::{Bridge, make_secrets, records};
 use tokio_util::sync::CancellationToken;
@@ -24,7 +25,7 @@ fn args(mqtt: String) -> RunArgs {
         },
         mqtt,
         ramp: Duration::from_millis(100),
-        drain_timeout: Duration::from_secs(60),
+        drain: DrainArgs { timeout: Duration::from_secs(60) },
         ..RunArgs::default()
     }
 }
@@ -86,7 +87,7 @@ async fn a_car_without_a_certificate_is_not_let_in() {
     args.tls_ca_key = None;
     args.fleet.cars = 1;
     args.fleet.duration = Some(Duration::from_secs(1));
-    args.drain_timeout = Duration::from_millis(500);
+    args.drain.timeout = Duration::from_millis(500);
     let metrics = Metrics::new(&mut Registry::default());
     let summary = run_with(args, metrics.clone(), CancellationToken::new()).await.unwrap();
     assert_eq!((summary.acknowledged, summary.unacknowledged), (0, summary.readings));

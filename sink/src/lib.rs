@@ -53,7 +53,7 @@ pub async fn run_with(args: Args, metrics: Metrics, shutdown: CancellationToken)
     let lake = args.lake.open_with(args.store_timeout)?;
     let no_longer = async {
         shutdown.cancelled().await;
-        tokio::time::sleep(args.drain_timeout).await;
+        tokio::time::sleep(args.drain.timeout).await;
     };
     let writable = tokio::select! {
         checked = check_lake(&lake, &metrics, &shutdown) => checked?,
@@ -85,7 +85,7 @@ pub async fn run_on(
     let (shutdown, give_up) = (shutdown.child_token(), CancellationToken::new());
     let _ends_with_this = (shutdown.clone().drop_guard(), give_up.clone().drop_guard());
     let drain_timeout = {
-        let (shutdown, timeout) = (shutdown.clone(), args.drain_timeout);
+        let (shutdown, timeout) = (shutdown.clone(), args.drain.timeout);
         async move {
             shutdown.cancelled().await;
             tokio::time::sleep(timeout).await;

@@ -78,7 +78,7 @@ async fn a_sink_that_dies_again_and_again_leaves_no_gap_and_no_double() {
         let mut args = place.args(&["telemetry"]);
         args.max_rows = rng.random_range(20..60);
         // It dies at once: nothing is drained, uploads under way are left alone.
-        (args.drain_timeout, args.store_timeout) = (Duration::ZERO, Duration::from_millis(200));
+        (args.drain.timeout, args.store_timeout) = (Duration::ZERO, Duration::from_millis(200));
         let store = FaultyStore::new(place.lake().store().clone(), Plan::random(seed + round, 0.7));
         let sink = start_on(args, log.clone(), Lake::with_store(store.clone(), place.lake_url()));
         let puts = rng.random_range(1..12);
@@ -161,7 +161,7 @@ async fn a_drain_that_cannot_end_ends_in_time_and_loses_nothing() {
     append(&log, "telemetry", 0, &readings(0, 300, 2));
     let store = FaultyStore::new(place.lake().store().clone(), Plan::All(Fault::Refused));
     let mut args = place.args(&["telemetry"]);
-    args.drain_timeout = Duration::from_millis(300);
+    args.drain.timeout = Duration::from_millis(300);
     start_on(args, log.clone(), Lake::with_store(store, place.lake_url())).stop().await.unwrap();
     assert!(place.lake().objects("telemetry").await.unwrap().is_empty());
     start(place.args(&["telemetry"])).stop().await.unwrap();

@@ -53,7 +53,7 @@ fn a_full_disk_is_said_and_waited_for() {
     let start = || {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sink"));
         command
-            .args(["--topics", "telemetry", "--max-rows", "100", "--max-age", "0.1"])
+            .args(["--topic", "telemetry", "--max-rows", "100", "--max-age", "100ms"])
             .args(["--log", &place.log_url().to_string(), "--lake", &place.lake_url().to_string()])
             .stdin(Stdio::null())
             .stdout(std::fs::OpenOptions::new().create(true).append(true).open(&said).unwrap())

@@ -15,7 +15,7 @@ use test_support::process::OwnedChild;
 fn spawn(place: &Place) -> OwnedChild {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sink"));
     command
-        .args(["--topics", "telemetry", "--max-rows", "40", "--log-level", "warn"])
+        .args(["--topic", "telemetry", "--max-rows", "40", "--log-level", "warn"])
         .arg("--log")
         .arg(place.log_url().to_string())
         .arg("--lake")
@@ -73,7 +73,7 @@ fn sigterm_drains_and_bad_settings_are_64() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(assert_complete(&place.log(), &place.lake(), "telemetry", "telemetry.v2.avsc"));
 
-    let bad = Command::new(env!("CARGO_BIN_EXE_sink")).args(["--topics", "telemetry.raw"]).output().unwrap();
+    let bad = Command::new(env!("CARGO_BIN_EXE_sink")).args(["--topic", "telemetry.raw"]).output().unwrap();
     assert_eq!(bad.status.code(), Some(64), "{}", String::from_utf8_lossy(&bad.stderr));
     assert!(String::from_utf8_lossy(&bad.stderr).contains("telemetry.raw"));
 }

@@ -61,7 +61,7 @@ async fn a_sink_that_dies_again_and_again_leaves_no_gap_and_no_double() {
     for round in 0..8 {
         let mut args = args(&place, &s3);
         args.max_rows = rng.random_range(20..60);
-        (args.drain_timeout, args.store_timeout) = (Duration::ZERO, Duration::from_millis(500));
+        (args.drain.timeout, args.store_timeout) = (Duration::ZERO, Duration::from_millis(500));
         let store = FaultyStore::new(lake.store().clone(), Plan::random(round, 0.7));
         let sink = start_on(args, log.clone(), Lake::with_store(store.clone(), lake.url().clone()));
         let puts = rng.random_range(1..12);
@@ -109,7 +109,7 @@ async fn a_server_that_hangs_does_not_hang_the_stop() {
     let mut args = args(&place, &s3);
     // Far more patience than the test has.
     (args.max_rows, args.store_timeout) = (50, Duration::from_secs(3600));
-    args.drain_timeout = Duration::from_millis(300);
+    args.drain.timeout = Duration::from_millis(300);
     let at_work = start(args.clone());
     wait_until("rows", async || at_work.metrics.rows("telemetry") > 0).await;
     s3.hang();
@@ -119,7 +119,7 @@ async fn a_server_that_hangs_does_not_hang_the_stop() {
     start(args.clone()).stop().await.unwrap();
     start_on(args.clone(), log.clone(), args.lake.open_with(args.store_timeout).unwrap()).stop().await.unwrap();
     s3.go_on();
-    args.drain_timeout = PATIENCE;
+    args.drain.timeout = PATIENCE;
     start(args).stop().await.unwrap();
     assert_complete(&log, &s3.lake("readings").open().unwrap(), "telemetry", V2).await;
 }
@@ -127,7 +127,7 @@ async fn a_server_that_hangs_does_not_hang_the_stop() {
 fn spawn(place: &Place, s3: &S3) -> OwnedChild {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sink"));
     command
-        .args(["--topics", "telemetry", "--max-rows", "40", "--log-level", "warn"])
+        .args(["--topic", "telemetry", "--max-rows", "40", "--log-level", "warn"])
         .arg("--log")
         .arg(place.log_url().to_string())
         .args(s3.arguments("readings"))

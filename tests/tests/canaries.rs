@@ -80,7 +80,7 @@ fn no_personal_value_is_found_past_the_preprocessor() {
 fn run_demo(keep: &Path) -> (String, String) {
     let mut command = Command::new(binary("carstream"));
     command
-        .args(["demo", "--cars", "150", "--duration", "20", "--seed", "11", "--json", "--log-level", "trace"])
+        .args(["demo", "--cars", "150", "--duration", "20s", "--seed", "11", "--json", "--log-level", "trace"])
         .args(["--admin", "127.0.0.1:0", "--keep"])
         .arg(keep)
         .stdout(Stdio::piped())

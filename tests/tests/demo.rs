@@ -9,10 +9,10 @@ use carstream::demo::{self, Args, Report};
 use service::ServiceArgs;
 use tokio_util::sync::CancellationToken;
 
-fn args(keep: &Path, seed: u64, duration: u32) -> Args {
+fn args(keep: &Path, seed: u64, duration_s: u64) -> Args {
     Args {
         cars: 150,
-        duration,
+        duration: Duration::from_secs(duration_s),
         seed,
         speedup: 1200,
         keep: Some(keep.to_owned()),

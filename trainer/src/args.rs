@@ -7,7 +7,7 @@ use contract::ModelDefinition;
 use event_log::{LogArgs, LogUrl};
 use lake::{LakeArgs, LakeUrl, OffsetRange};
 use schema_registry::SchemaRegistryArgs;
-use service::{ConfigError, ContractArgs, ServiceArgs};
+use service::{ConfigError, ContractArgs, ServiceArgs, settings, values};
 
 /// The model that the scorer looks for.
 pub const DEFAULT_NAME: &str = "telemetry-anomaly";
@@ -22,6 +22,7 @@ pub const DEFAULT_NAME: &str = "telemetry-anomaly";
 /// topic `models`, from which scorers take it.
 #[derive(Debug, Clone, clap::Parser)]
 #[command(
+    name = "trainer",
     version,
     after_help = "Examples:
   trainer --lake lake --log edge-log                       all that is there now
@@ -33,54 +34,56 @@ pub struct Args {
     #[arg(value_enum, default_value_t)]
     pub command: Command,
 
-    /// Where the readings come from.
-    #[arg(long, env = "CARSTREAM_TRAIN_FROM", value_enum, default_value_t)]
+    /// Read the readings from here.
+    #[arg(long, env = "CARSTREAM_TRAINER_FROM", value_enum, default_value_t)]
     pub from: Source,
 
-    /// A part of a partition to train on: readings (telemetry) or findings (faults), offsets from START up to and
-    /// without END; may be repeated. Without any: everything of both topics that is there now.
+    /// Train on this part of a partition, offsets START to END, END excluded; may be repeated.
+    ///
+    /// The topic is telemetry (readings) or faults (workshop findings). Without it: everything that both hold now.
     #[arg(long = "range", value_name = "TOPIC/PARTITION:START-END")]
     pub ranges: Vec<Range>,
 
-    /// What the model is called.
-    #[arg(long, env = "CARSTREAM_MODEL_NAME", default_value = DEFAULT_NAME)]
+    /// Give the model this name.
+    #[arg(long, env = "CARSTREAM_TRAINER_NAME", value_name = "NAME", default_value = DEFAULT_NAME)]
     pub name: String,
 
-    /// Everything random depends on this: which cars are trained, validated and tested on, first weights, order.
-    #[arg(long, env = "CARSTREAM_SEED", default_value_t = 1)]
+    /// Derive everything random from this: the split of the cars, the first weights, the order of readings.
+    #[arg(long, env = "CARSTREAM_TRAINER_SEED", default_value_t = 1)]
     pub seed: u64,
 
-    /// Passes over the readings.
-    #[arg(long, default_value_t = 12)]
+    /// Pass over the readings this many times.
+    #[arg(long, env = "CARSTREAM_TRAINER_EPOCHS", default_value_t = 12)]
     pub epochs: u32,
 
-    /// Readings per step.
-    #[arg(long, default_value_t = 512)]
+    /// Take this many readings per step.
+    #[arg(long, env = "CARSTREAM_TRAINER_BATCH_SIZE", default_value_t = 512)]
     pub batch_size: u32,
 
-    /// The learning rate of the first step; it falls along half a cosine.
-    #[arg(long, default_value_t = 5e-3)]
+    /// Begin with this learning rate, which falls along half a cosine.
+    #[arg(long, env = "CARSTREAM_TRAINER_LEARNING_RATE", default_value_t = 5e-3)]
     pub learning_rate: f64,
 
-    /// False alarms per car and day that are acceptable: sets the threshold.
-    #[arg(long, env = "CARSTREAM_ALARMS_PER_CAR_DAY", default_value_t = 0.05)]
+    /// Set the threshold so that there are this many false alarms per car and day.
+    #[arg(long, env = "CARSTREAM_TRAINER_ALARMS_PER_CAR_DAY", default_value_t = 0.05)]
     pub alarms_per_car_day: f64,
 
-    /// Wait until there are so many readings.
-    #[arg(long, default_value_t = 20_000)]
+    /// Wait for at least this many readings.
+    #[arg(long, env = "CARSTREAM_TRAINER_MIN_ROWS", value_name = "ROWS", default_value_t = 20_000)]
     pub min_rows: u64,
 
-    /// Train the network on at most so many readings of the training split: a sample, drawn by the seed. Scaling,
-    /// threshold and metrics always come from all.
-    #[arg(long, default_value_t = 500_000)]
-    pub max_rows: usize,
+    /// Train the network on at most this many readings, a sample drawn by --seed.
+    ///
+    /// Scaling, threshold and metrics always come from all readings.
+    #[arg(long, env = "CARSTREAM_TRAINER_SAMPLE_ROWS", value_name = "ROWS", default_value_t = 500_000)]
+    pub sample_rows: usize,
 
-    /// Train again after this time, as 90s, 15m, 24h or 7d; without it: once.
-    #[arg(long, value_parser = parse_duration)]
+    /// Train again after this time; without it, train once.
+    #[arg(long, env = "CARSTREAM_TRAINER_EVERY", value_name = "DURATION", value_parser = values::positive_duration)]
     pub every: Option<Duration>,
 
     /// Do not announce the model on topic `models`; with --from lake, no log is needed then.
-    #[arg(long)]
+    #[arg(long, env = "CARSTREAM_TRAINER_NO_ANNOUNCE")]
     pub no_announce: bool,
 
     /// Print the result as JSON.
@@ -163,27 +166,7 @@ impl FromStr for Range {
 impl Args {
     /// The defaults, for this log and this lake.
     pub fn new(log: LogUrl, lake: LakeUrl) -> Self {
-        Self {
-            command: Command::default(),
-            from: Source::default(),
-            ranges: Vec::new(),
-            name: DEFAULT_NAME.to_owned(),
-            seed: 1,
-            epochs: 12,
-            batch_size: 512,
-            learning_rate: 5e-3,
-            alarms_per_car_day: 0.05,
-            min_rows: 20_000,
-            max_rows: 500_000,
-            every: None,
-            no_announce: false,
-            json: false,
-            log: LogArgs::new(log),
-            contract: ContractArgs::default(),
-            lake: LakeArgs::new(lake),
-            schema_registry: SchemaRegistryArgs::default(),
-            service: ServiceArgs::default(),
-        }
+        Self { log: LogArgs::new(log), lake: LakeArgs::new(lake), ..settings::defaults(&[]) }
     }
 
     /// Reports all settings that cannot work together.
@@ -200,7 +183,10 @@ impl Args {
         refuse(!(rate.is_finite() && rate > 0.0), "--learning-rate must be positive");
         let alarms = self.alarms_per_car_day;
         refuse(!(alarms.is_finite() && alarms >= 0.0), "--alarms-per-car-day must be 0 or more");
-        refuse(self.max_rows < crate::train::MIN_TRAINING_ROWS, "--max-rows is too small to train with: 1000 or more");
+        refuse(
+            self.sample_rows < crate::train::MIN_TRAINING_ROWS,
+            "--sample-rows is too small to train with: 1000 or more",
+        );
         let contract = self.contract.load();
         let place = contract.as_ref().ok().and_then(|contract| contract.model(contract::MODEL));
         if let Some(ModelDefinition { readings, findings, .. }) = place {
@@ -227,34 +213,11 @@ impl Args {
     }
 }
 
-/// `90`, `90s`, `15m`, `24h`, `7d`.
-fn parse_duration(s: &str) -> Result<Duration, String> {
-    let digits = s.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit_s = match &s[digits.len()..] {
-        "" | "s" => 1,
-        "m" => 60,
-        "h" => 3_600,
-        "d" => 86_400,
-        _ => 0,
-    };
-    match digits.parse::<u64>() {
-        Ok(number) if unit_s > 0 && number > 0 => Ok(Duration::from_secs(number * unit_s)),
-        _ => Err(format!("{s:?} is no time: use 90s, 15m, 24h or 7d")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use clap::Parser;
 
     use super::*;
-
-    #[test]
-    fn the_defaults_are_the_same_in_both_ways() {
-        let parsed = Args::try_parse_from(["trainer", "--log", "log", "--lake", "store"]).expect("valid");
-        let made = Args::new("log".parse().expect("valid"), "store".parse().expect("valid"));
-        assert_eq!(format!("{parsed:?}"), format!("{made:?}"));
-    }
 
     #[test]
     fn ranges_are_read_and_refused() {
@@ -274,11 +237,5 @@ mod tests {
         let overlapping = ["trainer", "--range", "telemetry/0:0-5", "--range", "telemetry/0:4-9"];
         assert!(Args::try_parse_from(overlapping).expect("they parse").check().is_err());
         assert!(Args::try_parse_from(["trainer", "train"]).expect("the default").check().is_ok());
-    }
-
-    #[test]
-    fn times_have_units() {
-        assert_eq!(parse_duration("24h"), Ok(Duration::from_secs(86_400)));
-        assert!(parse_duration("soon").is_err() && parse_duration("0s").is_err() && parse_duration("5y").is_err());
     }
 }

@@ -98,7 +98,7 @@ pub fn train(
     let validation: Vec<Values> = cars(fleet, args.seed, Part::Validation)
         .flat_map(|car| warm(&settings, &self::inputs(&settings, &scaling, &car.times_ms, &car.rows)).to_vec())
         .collect();
-    let sample = sample(&rows, args.max_rows, args.seed);
+    let sample = sample(&rows, args.sample_rows, args.seed);
     let how = Fit {
         seed: args.seed,
         epochs: args.epochs,

@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use event_log::{KafkaOption, LogUrl};
+use event_log::{CloudLogArgs, EdgeLogArgs, LogUrl};
 use lake::{LakeArgs, LakeUrl, S3Args};
 use schema_registry::{SchemaRegistryArgs, SchemaSource};
-use service::{ConfigError, ContractArgs};
+use service::{ConfigError, ContractArgs, values};
 use telemetry::pseudonym::PseudonymKey;
 
 use super::{Flow, Sources};
@@ -28,55 +28,41 @@ use super::{Flow, Sources};
 /// Memory: about 10 bytes per reading (10 million in 100 MB), plus 300 bytes per car.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// The edge's log: kafka://HOST:PORT[,HOST:PORT…], or a directory for the embedded log.
-    #[arg(long, env = "CARSTREAM_EDGE_LOG", value_name = "URL")]
-    pub edge_log: Option<LogUrl>,
+    /// The edge's log.
+    #[command(flatten)]
+    pub edge: EdgeLogArgs,
     /// The cloud's log.
-    #[arg(long, env = "CARSTREAM_CLOUD_LOG", value_name = "URL")]
-    pub cloud_log: Option<LogUrl>,
-    /// The lake: a directory, file:///DIRECTORY, or s3://BUCKET[/PREFIX].
+    #[command(flatten)]
+    pub cloud: CloudLogArgs,
+    /// Use this object store: a directory, file:///DIRECTORY, or s3://BUCKET[/PREFIX].
     #[arg(long, env = "CARSTREAM_LAKE", value_name = "URL")]
     pub lake: Option<LakeUrl>,
     /// How S3 is reached.
     #[command(flatten)]
     pub s3: S3Args,
-    /// The file with the site's secret key for pseudonyms: it says which VIN is which pseudonym. Needed with an
-    /// --edge-log or a --ledger.
+    /// Read the site's secret key for pseudonyms from this file, at least 16 bytes; a site has one key.
+    ///
+    /// It maps VINs to pseudonyms: needed with an --edge-log or a --ledger.
     #[arg(long, env = "CARSTREAM_PSEUDONYM_KEY_FILE", value_name = "FILE")]
     pub pseudonym_key_file: Option<PathBuf>,
-    /// A ledger of the simulator; may be repeated, one for each simulator that sent to this edge. FILE.run beside it
-    /// says whether it is complete: if so, a reading that is in no ledger is a discrepancy.
-    #[arg(long, env = "CARSTREAM_LEDGER", value_name = "FILE", value_delimiter = ',')]
+    /// Compare with this ledger of the simulator; may be repeated, one for each simulator that sent to this edge.
+    ///
+    /// FILE.run beside it says whether it is complete: if so, a reading that is in no ledger is a discrepancy.
+    #[arg(long, env = "CARSTREAM_LEDGER", value_name = "FILE")]
     pub ledger: Vec<PathBuf>,
-    /// Wait until what is at the edge now has come to every hop, at most so long.
-    #[arg(long, value_name = "SECONDS", value_parser = service::seconds)]
+    /// Wait at most this long until the readings that are at the edge now are at every hop.
+    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
     pub wait: Option<Duration>,
-    /// Whether each clean reading must have a score: `auto` if there are scores, or a scorer's topic for them and an
-    /// announced model.
+    /// Require a score of each clean reading: `auto` if there are scores, or a topic for them and an announced model.
     #[arg(long, value_enum, default_value_t)]
     pub scores: Scores,
-    /// The replicator's --source-name.
-    #[arg(long, env = "CARSTREAM_SOURCE_NAME", value_name = "NAME", default_value = super::DEFAULT_SOURCE_NAME)]
-    pub source_name: String,
-    /// The scorer's --group.
-    #[arg(long, value_name = "NAME", default_value = super::DEFAULT_SCORER_GROUP)]
+    /// Look for the records of the edge site of this name in the cloud.
+    #[arg(long, env = "CARSTREAM_SITE", value_name = "NAME", default_value = replicator::DEFAULT_SITE,
+        value_parser = values::name)]
+    pub site: String,
+    /// Look for the positions of scorers in this consumer group.
+    #[arg(long, env = "CARSTREAM_SCORER_GROUP", value_name = "NAME", default_value = scorer::DEFAULT_GROUP)]
     pub scorer_group: String,
-    /// A librdkafka property for the edge's log; may be repeated, or comma-separated in the environment.
-    #[arg(
-        long = "edge-kafka-option",
-        env = "CARSTREAM_EDGE_KAFKA_OPTIONS",
-        value_name = "KEY=VALUE",
-        value_delimiter = ','
-    )]
-    pub edge_kafka_options: Vec<KafkaOption>,
-    /// A librdkafka property for the cloud's log.
-    #[arg(
-        long = "cloud-kafka-option",
-        env = "CARSTREAM_CLOUD_KAFKA_OPTIONS",
-        value_name = "KEY=VALUE",
-        value_delimiter = ','
-    )]
-    pub cloud_kafka_options: Vec<KafkaOption>,
     /// The site's streams.
     #[command(flatten)]
     pub contract: ContractArgs,
@@ -111,10 +97,10 @@ impl Args {
         let flow = contract.as_ref().and_then(|contract| {
             Flow::of(contract, &self.stream).map_err(|error| problems.push(format!("--stream: {error}"))).ok()
         });
-        if self.edge_log.is_none() && self.cloud_log.is_none() && self.lake.is_none() {
+        if self.edge.log.is_none() && self.cloud.log.is_none() && self.lake.is_none() {
             problems.push("--edge-log, --cloud-log, --lake: name at least one place to look at".to_owned());
         }
-        let logs = [("--edge-log", &self.edge_log), ("--cloud-log", &self.cloud_log)];
+        let logs = [("--edge-log", &self.edge.log), ("--cloud-log", &self.cloud.log)];
         for (setting, url) in logs {
             if let Some(LogUrl::Directory(path)) = url {
                 check_directory(setting, path, &mut problems);
@@ -131,7 +117,7 @@ impl Args {
         let key = match &self.pseudonym_key_file {
             Some(path) => read_key(path).map_err(|problem| problems.push(problem)).ok(),
             None => {
-                if self.edge_log.is_some() || !self.ledger.is_empty() {
+                if self.edge.log.is_some() || !self.ledger.is_empty() {
                     problems.push("--pseudonym-key-file is missing: the key that the site's preprocessor uses".into());
                 }
                 None
@@ -139,17 +125,14 @@ impl Args {
         };
         ConfigError::check(problems)?;
         let (contract, flow) = contract.zip(flow).expect("their problems are problems");
-        let open = |url: &Option<LogUrl>, options: &[KafkaOption]| {
-            url.as_ref().map(|url| event_log::open(url, options)).transpose()
-        };
         let sources = Sources {
-            edge: open(&self.edge_log, &self.edge_kafka_options)?,
-            cloud: open(&self.cloud_log, &self.cloud_kafka_options)?,
+            edge: self.edge.open()?,
+            cloud: self.cloud.open()?,
             lake: lake.as_ref().map(LakeArgs::open).transpose()?,
             flow,
             schemas: SchemaSource::of(contract.schemas().clone()),
             scores: self.scores,
-            source_name: self.source_name.clone(),
+            site: self.site.clone(),
             scorer_group: self.scorer_group.clone(),
         };
         Ok((sources, key))

@@ -160,7 +160,7 @@ impl Cuts {
         let flow = &sources.flow;
         let clean = flow.clean();
         let preprocessor = of(edge, &flow.stream.group(), flow.raw())?;
-        let replicator = of(cloud, &replicator::group_of(&sources.source_name, clean), clean)?;
+        let replicator = of(cloud, &replicator::group_of(&sources.site, clean), clean)?;
         let scorer = if flow.model.is_some() { of(edge, &sources.scorer_group, clean)? } else { Vec::new() };
         let cut = |log: Option<&Arc<dyn Log>>, topic| log.map(|log| Cut::of(log, topic)).transpose();
         let lake = sources.lake.as_ref().map(|lake| LakeCut::of(flow, lake, runtime)).transpose()?;
@@ -243,7 +243,7 @@ pub(crate) fn wait(
             waited("the scorer", &mut || lag(edge, edge, &sources.scorer_group, clean_topic, &clean))?;
         }
         if let Some(cloud) = &sources.cloud {
-            let group = replicator::group_of(&sources.source_name, clean_topic);
+            let group = replicator::group_of(&sources.site, clean_topic);
             waited("the replicator", &mut || lag(edge, cloud, &group, clean_topic, &clean))?;
         }
     }

@@ -63,9 +63,6 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// What the dead letters are called as a hop.
 const DEAD_LETTERS_HOP: &str = "dead-letters";
 
-const DEFAULT_SOURCE_NAME: &str = "edge";
-use scorer::DEFAULT_GROUP as DEFAULT_SCORER_GROUP;
-
 /// The places where each reading should be, in the order of the flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Hop {
@@ -105,8 +102,8 @@ pub struct Sources {
     pub schemas: SchemaSource,
     /// Whether scores are a hop.
     pub scores: Scores,
-    /// What the replicator calls the edge.
-    pub source_name: String,
+    /// What the edge site is called in the cloud.
+    pub site: String,
     /// The scorer's consumer group.
     pub scorer_group: String,
 }
@@ -127,9 +124,9 @@ impl Sources {
         cloud: Option<Arc<dyn Log>>,
         lake: Option<Lake>,
     ) -> Self {
-        let (source_name, scorer_group) = (DEFAULT_SOURCE_NAME.to_owned(), DEFAULT_SCORER_GROUP.to_owned());
+        let (site, scorer_group) = (replicator::DEFAULT_SITE.to_owned(), scorer::DEFAULT_GROUP.to_owned());
         let schemas = SchemaSource::of(contract.schemas().clone());
-        Self { flow, edge, cloud, lake, schemas, scores: Scores::Auto, source_name, scorer_group }
+        Self { flow, edge, cloud, lake, schemas, scores: Scores::Auto, site, scorer_group }
     }
 }
 

@@ -49,13 +49,13 @@ pub struct ListArgs {
     /// Which ones.
     #[command(flatten)]
     pub filter: Filter,
-    /// How many get a line; all are counted.
+    /// Print a line for at most this many; all are counted.
     #[arg(long, default_value_t = 20, value_name = "N")]
     pub limit: usize,
-    /// The oldest ones instead of the newest.
+    /// Print the oldest ones instead of the newest.
     #[arg(long)]
     pub oldest: bool,
-    /// One line of JSON for each, and one with the counts at the end.
+    /// Print one line of JSON for each, and one with the counts at the end.
     #[arg(long)]
     pub json: bool,
 }
@@ -66,9 +66,9 @@ pub struct ShowArgs {
     /// The log with the dead letters.
     #[command(flatten)]
     pub log: LogArgs,
-    /// TOPIC/PARTITION/OFFSET, as `list` prints it.
+    /// Show the dead letter at TOPIC/PARTITION/OFFSET, as `list` prints it.
     pub position: Position,
-    /// One line of JSON.
+    /// Print one line of JSON.
     #[arg(long)]
     pub json: bool,
 }
@@ -85,13 +85,13 @@ pub struct ReplayArgs {
     /// Which ones.
     #[command(flatten)]
     pub filter: Filter,
-    /// All, without a filter.
+    /// Replay all, without a filter.
     #[arg(long)]
     pub all: bool,
-    /// Only count what would be replayed.
+    /// Change nothing, only count the dead letters that would be replayed.
     #[arg(long)]
     pub dry_run: bool,
-    /// One line of JSON.
+    /// Print one line of JSON.
     #[arg(long)]
     pub json: bool,
 }
@@ -99,26 +99,25 @@ pub struct ReplayArgs {
 /// Which dead letters. Everything that is given must hold.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Filter {
-    /// Only with this reason, such as out-of-range; may be repeated.
+    /// Take only those with this reason, such as out-of-range; may be repeated.
     #[arg(long, value_name = "REASON")]
     pub reason: Vec<String>,
-    /// Only in this dead-letter topic; may be repeated. Otherwise all that the contract has.
+    /// Take only those in this dead-letter topic; may be repeated; without it, those in all that the contract has.
     #[arg(long, value_name = "TOPIC")]
     pub topic: Vec<String>,
-    /// Only those put aside at this time or later: 2026-11-21T08:15:00Z, 2026-11-21 (from midnight, UTC), or an age:
-    /// 90s, 30m, 6h, 2d.
+    /// Take only those of this time or later: 2026-11-21T08:15:00Z, 2026-11-21 (midnight, UTC), or an age such as 6h.
     #[arg(long, value_name = "TIME", value_parser = time_ms)]
     pub since: Option<i64>,
-    /// Only those put aside before this time.
+    /// Take only those from before this time.
     #[arg(long, value_name = "TIME", value_parser = time_ms)]
     pub until: Option<i64>,
-    /// Only in this partition of the dead-letter topic.
+    /// Take only those in this partition of the dead-letter topic.
     #[arg(long, value_name = "N")]
     pub partition: Option<u32>,
-    /// Only from this offset of the dead-letter topic on.
+    /// Take only those at this offset of the dead-letter topic or behind it.
     #[arg(long, value_name = "OFFSET")]
     pub from_offset: Option<u64>,
-    /// Only up to, and without, this offset of the dead-letter topic.
+    /// Take only those before this offset of the dead-letter topic.
     #[arg(long, value_name = "OFFSET")]
     pub to_offset: Option<u64>,
 }
@@ -142,15 +141,8 @@ fn time_ms(text: &str) -> Result<i64, String> {
         return Ok(date.and_time(NaiveTime::MIN).and_utc().timestamp_millis());
     }
     let ago = || {
-        let unit_s = match text.chars().last()? {
-            's' => 1,
-            'm' => 60,
-            'h' => 3600,
-            'd' => 86_400,
-            _ => return None,
-        };
-        let count: i64 = text[..text.len() - 1].parse().ok().filter(|count| *count >= 0)?;
-        Utc::now().timestamp_millis().checked_sub(count.checked_mul(unit_s * 1000)?)
+        let age = service::values::duration(text).ok()?;
+        Utc::now().timestamp_millis().checked_sub(age.as_millis().try_into().ok()?)
     };
     ago().ok_or_else(|| {
         format!("{text:?} is no time: 2026-11-21T08:15:00Z, 2026-11-21, or an age such as 90s, 30m, 6h, 2d")

@@ -9,6 +9,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use contract::{Contract, StreamDefinition};
@@ -40,7 +41,7 @@ pub(crate) struct RunDirectory {
 struct Run {
     seed: u64,
     cars: u32,
-    duration: u32,
+    duration: Duration,
     speedup: u32,
     /// Ended, and whether every reading was accounted for.
     #[serde(default)]
@@ -61,10 +62,10 @@ impl Run {
     /// How the run of `directory` differs from this one.
     fn problems(&self, found: &Self, directory: &Path) -> Vec<String> {
         [
-            ("seed", found.seed, self.seed),
-            ("cars", found.cars.into(), self.cars.into()),
-            ("duration", found.duration.into(), self.duration.into()),
-            ("speedup", found.speedup.into(), self.speedup.into()),
+            ("seed", found.seed.to_string(), self.seed.to_string()),
+            ("cars", found.cars.to_string(), self.cars.to_string()),
+            ("duration", format!("{:?}", found.duration), format!("{:?}", self.duration)),
+            ("speedup", found.speedup.to_string(), self.speedup.to_string()),
         ]
         .into_iter()
         .filter(|(_, theirs, ours)| theirs != ours)

@@ -73,7 +73,7 @@ async fn run_with(args: Args, metrics: Metrics, shutdown: CancellationToken) -> 
     let directory = RunDirectory::prepare(&args)?;
     let mut live = Live::new();
     live.say(&format!(
-        "{} cars for {} s, {} {}",
+        "{} cars for {:?}, {} {}",
         thousands(args.cars.into()),
         args.duration,
         if directory.resumed { "going on in" } else { "files in" },
@@ -158,9 +158,9 @@ fn settle(
     account.note_training(&cloud, trained.map_or(&HashMap::new(), |trained| &trained.until))?;
     account.note_scores(&edge)?;
     let judged = detection::judge(&account, &cloud, trained)?;
-    let hours = f64::from(args.duration) * f64::from(args.speedup) / 3600.0;
+    let hours = args.duration.as_secs_f64() * f64::from(args.speedup) / 3600.0;
     let headline = format!(
-        "{} cars, seed {}, {} s at {} times the speed of life: {hours:.0} hours of driving and parking",
+        "{} cars, seed {}, {:?} at {} times the speed of life: {hours:.0} hours of driving and parking",
         thousands(args.cars.into()),
         args.seed,
         args.duration,

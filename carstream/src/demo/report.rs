@@ -150,7 +150,7 @@ impl Report {
         writeln!(f, "      a larger fleet, with other faults")?;
         writeln!(f, "  cargo build --release --workspace --bins")?;
         writeln!(f, "      the stages as binaries of their own; each has a --help")?;
-        writeln!(f, "  target/release/trainer --lake {directory}/lake --log {directory}/cloud-log --seed 2")?;
+        writeln!(f, "  target/release/carstream trainer --lake {directory}/lake --log {directory}/cloud-log --seed 2")?;
         writeln!(f, "      then train again from the lake; the plots beside the model say how good it is")?;
         writeln!(
             f,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use contract::StreamDefinition;
-use event_log::Log;
+use event_log::{CloudLogArgs, Log};
 use mqtt_bridge::Bridge;
 use prometheus_client::registry::Registry;
 use tokio::task::JoinHandle;
@@ -119,7 +119,7 @@ impl Stages {
         let scorer = {
             let mut args = scorer::Args::new(edge.log.clone(), directory.lake());
             args.contract = contract();
-            args.models_log = Some(cloud.log.clone());
+            args.cloud = CloudLogArgs::new(cloud.log.clone());
             let metrics = metrics.scorer.clone();
             RunningStage::start("scorer", &ended, |stop| scorer::run_with(args, metrics, stop))
         };
@@ -378,7 +378,7 @@ fn fleet(args: &Args, directory: &RunDirectory, bridge: std::net::SocketAddr) ->
         fleet: simulator::FleetArgs {
             seed: args.seed,
             cars: args.cars,
-            duration: Some(Duration::from_secs(args.duration.into())),
+            duration: Some(args.duration),
             speedup: args.speedup.into(),
             interval: INTERVAL,
             broken_share: BROKEN_SHARE,

@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use contract::{Contract, Site};
-use event_log::{KafkaOption, Log, LogUrl};
+use event_log::Log;
 use schema_registry::Registry;
 use tokio_util::sync::CancellationToken;
 
@@ -57,12 +57,10 @@ fn deploy(
     shutdown: &CancellationToken,
 ) -> anyhow::Result<Outcome> {
     let mut outcome = Outcome::default();
-    let edge = if args.cloud_log.is_some() { Site::Edge } else { Site::All };
-    let sides: [(Site, &Option<LogUrl>, &[KafkaOption]); 2] =
-        [(edge, &args.log, &args.kafka_options), (Site::Cloud, &args.cloud_log, &args.cloud_kafka_options)];
-    for (site, url, options) in sides {
-        let Some(url) = url else { continue };
-        let log = event_log::open(url, options)?;
+    let edge = if args.cloud.log.is_some() { Site::Edge } else { Site::All };
+    let sides = [(edge, args.edge.open()?), (Site::Cloud, args.cloud.open()?)];
+    for (site, log) in sides {
+        let Some(log) = log else { continue };
         outcome.add(topics(args, contract, site, &log, shutdown)?);
     }
     if let Some(registry) = registry {

@@ -1,13 +1,12 @@
 //! The settings of the edge box: those of its stages that differ from site to site.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
-use event_log::{KafkaOption, LogArgs, LogUrl};
+use event_log::{CloudLogArgs, LogArgs, LogUrl};
 use lake::{LakeUrl, S3Args};
 use mqtt_bridge::{ClientIdRule, Limits, Listen, TlsArgs};
 use schema_registry::SchemaRegistryArgs;
-use service::{ConfigError, ContractArgs, ServiceArgs};
+use service::{ConfigError, ContractArgs, ServiceArgs, values};
 
 /// An edge site in one process, without Docker or Java: MQTT in, clean readings and scores in an embedded log, and to
 /// the cloud if there is an uplink.
@@ -20,64 +19,52 @@ use service::{ConfigError, ContractArgs, ServiceArgs};
   carstream edge --log site-log --pseudonym-key-file site.key --lake s3://readings --cloud-log kafka://cloud:9092
       follows the models that the cloud announces, and copies what may leave the site")]
 pub struct Args {
-    /// The site's log: a directory, made if there is none. One process at a time has it open.
+    /// Keep the site's log in this directory, which is made if it is missing; one process at a time has it open.
     #[arg(long, env = "CARSTREAM_LOG", value_name = "DIR")]
     pub log: PathBuf,
-    /// The file with the site's secret key for pseudonyms, at least 16 bytes: `openssl rand -hex 32 > site.key`.
+    /// Read the site's secret key for pseudonyms from this file, at least 16 bytes; a site has one key.
     #[arg(long, env = "CARSTREAM_PSEUDONYM_KEY_FILE", value_name = "FILE")]
     pub pseudonym_key_file: PathBuf,
-    /// Where to listen for MQTT connections without TLS, for this machine and trusted networks; or none, which leaves
-    /// --tls-listen.
+    /// Listen for MQTT without TLS at this address, for this machine and trusted networks; `none` leaves --tls-listen.
     #[arg(long, env = "CARSTREAM_MQTT_LISTEN", value_name = "HOST:PORT|none", default_value_t)]
     pub listen: Listen,
     /// TLS, as for the bridge.
     #[command(flatten)]
     pub tls: TlsArgs,
-    /// Which cars a client without a certificate may publish for.
+    /// Let a client without a certificate publish for these cars.
     #[arg(long, env = "CARSTREAM_MQTT_CLIENT_ID", value_enum, default_value_t)]
     pub client_id: ClientIdRule,
     /// What the site has.
     #[command(flatten)]
     pub contract: ContractArgs,
 
-    /// Score with this model, a directory with manifest.json and weights.safetensors: needs no uplink, ever.
-    #[arg(long, env = "CARSTREAM_MODEL", value_name = "DIR", conflicts_with_all = ["lake", "models_log"])]
+    /// Score with the model in this directory, which has manifest.json and weights.safetensors.
+    ///
+    /// Then announcements are not followed, and the lake is not used: it never needs an uplink.
+    #[arg(long, env = "CARSTREAM_MODEL", value_name = "DIR", conflicts_with = "lake")]
     pub model: Option<PathBuf>,
-    /// Score with the models that are announced, taken from this lake. The first one after a start needs the uplink.
+    /// Use this object store: a directory, file:///DIRECTORY, or s3://BUCKET[/PREFIX].
+    ///
+    /// The scorer takes the models from it that are announced in --cloud-log, or else in --log; the first one after a
+    /// start needs the uplink.
     #[arg(long, env = "CARSTREAM_LAKE", value_name = "URL")]
     pub lake: Option<LakeUrl>,
     /// How S3 is reached.
     #[command(flatten)]
     pub s3: S3Args,
-    /// The log whose topic `models` announces models, if it is not --cloud-log.
-    #[arg(long, env = "CARSTREAM_MODELS_LOG", value_name = "URL", requires = "lake")]
-    pub models_log: Option<LogUrl>,
-
-    /// Copy clean readings, findings, scores and alerts to this log. While it is away they wait in the site's log, as
-    /// long as the retention of the topics allows (a week), and are copied when it is back. Without it nothing leaves the
+    /// The uplink: clean readings, workshop findings, scores and alerts are copied to this log. While it is away they
+    /// stay in the site's log, as long as the retention of the topics allows (a week). Without it nothing leaves the
     /// site.
-    #[arg(long, env = "CARSTREAM_CLOUD_LOG", value_name = "URL")]
-    pub cloud_log: Option<LogUrl>,
-    /// A librdkafka property for the cloud's log; may be repeated, or comma-separated in the environment.
-    #[arg(
-        long = "cloud-kafka-option",
-        env = "CARSTREAM_CLOUD_KAFKA_OPTIONS",
-        value_name = "KEY=VALUE",
-        value_delimiter = ',',
-        requires = "cloud_log"
-    )]
-    pub cloud_kafka_options: Vec<KafkaOption>,
+    #[command(flatten)]
+    pub cloud: CloudLogArgs,
     /// Where schema ids come from: a site that is replicated needs the registry of the cloud, if that has one.
     #[command(flatten)]
     pub schema_registry: SchemaRegistryArgs,
-    /// What this site is called in the cloud. Each of several sites needs its own.
-    #[arg(long, env = "CARSTREAM_SOURCE_NAME", value_name = "NAME", default_value = "edge")]
+    /// Name the edge site this in the cloud, in the header source.cluster; each of several sites needs its own name.
+    #[arg(long, env = "CARSTREAM_SITE", value_name = "NAME", default_value = replicator::DEFAULT_SITE,
+        value_parser = values::name)]
     pub site: String,
 
-    /// When stopped, score and copy what the log holds at that moment, each for at most so long. The rest is done after
-    /// the next start.
-    #[arg(long, env = "CARSTREAM_DRAIN_TIMEOUT", value_name = "SECONDS", default_value = "30", value_parser = service::seconds)]
-    pub drain_timeout: Duration,
     /// The bounds of the bridge.
     #[command(flatten)]
     pub limits: Limits,
@@ -103,16 +90,16 @@ impl Args {
         ConfigError::check(problems)
     }
 
-    /// The site's log. The properties are for logs of the cloud that a stage opens by itself.
+    /// The site's log.
     pub(super) fn log(&self) -> LogArgs {
-        LogArgs { log: LogUrl::Directory(self.log.clone()), kafka_options: self.cloud_kafka_options.clone() }
+        LogArgs::new(LogUrl::Directory(self.log.clone()))
     }
 
     pub(super) fn bridge(&self) -> mqtt_bridge::Args {
         let any_port = (std::net::Ipv4Addr::LOCALHOST, 0).into();
         let mut args = mqtt_bridge::Args::new(any_port, self.log(), Some(self.pseudonym_key_file.clone()));
         args.contract = self.contract.clone();
-        args.listen = self.listen;
+        args.listen = self.listen.clone();
         args.tls = self.tls.clone();
         args.client_id = self.client_id;
         args.limits = self.limits;
@@ -130,23 +117,22 @@ impl Args {
         // With a fixed model the lake is not looked at.
         let lake = self.lake.clone().unwrap_or_else(|| LakeUrl::Directory(PathBuf::new()));
         let mut args = scorer::Args::new(self.log().log, lake);
-        args.log = self.log();
         args.contract = self.contract.clone();
         args.lake.s3 = self.s3.clone();
         args.model = self.model.clone();
-        args.models_log = self.models_log.clone().or_else(|| self.cloud_log.clone());
-        args.drain_timeout = self.drain_timeout;
+        args.cloud = self.cloud.clone();
+        args.drain = self.limits.drain;
         args.schema_registry = self.schema_registry.clone();
         args
     }
 
     /// `None`: nothing leaves the site.
     pub(super) fn replicator(&self) -> Option<replicator::Args> {
-        let mut args = replicator::Args::new(self.log().log, self.cloud_log.clone()?);
-        args.target_kafka_options = self.cloud_kafka_options.clone();
+        let mut args = replicator::Args::new(self.log().log, self.cloud.log.clone()?);
         args.contract = self.contract.clone();
-        args.source_name = self.site.clone();
-        args.drain_timeout = self.drain_timeout;
+        args.cloud = self.cloud.clone();
+        args.site = self.site.clone();
+        args.drain = self.limits.drain;
         Some(args)
     }
 }
@@ -174,7 +160,7 @@ mod tests {
         assert!(parse(&["--model", "m"]).expect("valid").check().is_ok());
         assert!(parse(&["--model", "m", "--lake", "l"]).is_err());
         let args = parse(&["--lake", "l", "--cloud-log", "cloud"]).expect("valid");
-        assert_eq!(args.scorer().models_log, args.cloud_log, "the trainer announces in the cloud");
+        assert_eq!(args.scorer().cloud.log, args.cloud.log, "the trainer announces in the cloud");
     }
 
     #[test]

@@ -22,17 +22,19 @@ A site that has a CA of its own: put its certificate here as ca.crt, and a serve
 that cars connect to as mqtt-bridge.crt, with mqtt-bridge.key. Then no certificate is made here; cars get theirs from your
 CA, with the VIN as the one common name (CN) of the subject. If it may sign here, put its key (PKCS #8) here as ca.key.")]
 pub struct Args {
-    /// Where they are; made if it is not there.
+    /// Keep the files in this directory, which is made if it is missing.
     #[arg(long, env = "CARSTREAM_SECRETS", value_name = "DIR")]
     pub dir: PathBuf,
-    /// A DNS name or IP address that cars reach the bridge by, for its certificate; may be repeated, or comma-separated in
-    /// the environment. localhost, mqtt-bridge and 127.0.0.1 unless told otherwise; at --rotate, those that it has.
-    #[arg(long = "server-name", env = "CARSTREAM_SERVER_NAMES", value_name = "NAME", value_delimiter = ',')]
+    /// Issue the bridge's certificate for this DNS name or IP address, by which cars reach it; may be repeated, or
+    /// comma-separated in the environment.
+    ///
+    /// Without it: localhost, mqtt-bridge and 127.0.0.1; at --rotate, the names that the certificate has.
+    #[arg(long = "server-name", env = "CARSTREAM_SERVER_NAMES", value_name = "NAME")]
     pub server_names: Vec<String>,
-    /// Issue the bridge's certificate again although it is there, for another 397 days.
+    /// Issue the bridge's certificate again although it exists, for another 397 days.
     #[arg(long, value_enum, value_name = "FILE")]
     pub rotate: Option<Rotate>,
-    /// Make a key and a certificate for this car, VIN.key and VIN.crt, for a person to try things with; may be repeated.
+    /// Make a key and a certificate for this car, VIN.key and VIN.crt, to try things with; may be repeated.
     #[arg(long = "car", value_name = "VIN")]
     pub cars: Vec<String>,
 }

@@ -10,12 +10,13 @@ use crate::{BoxError, Error, Log};
 /// The settings of a stage with one log.
 #[derive(Debug, Clone, clap::Args)]
 pub struct LogArgs {
-    /// The log: kafka://HOST:PORT[,HOST:PORT…], or a directory for the embedded log.
+    /// Use this log: kafka://HOST:PORT[,HOST:PORT…], or a directory for the embedded log.
     #[arg(long, env = "CARSTREAM_LOG", value_name = "URL", default_value = "kafka://localhost:9092")]
     pub log: LogUrl,
-    /// A librdkafka property, passed through as it is; may be repeated, or comma-separated in the environment. @FILE
-    /// names a file with one on each line: for passwords.
-    #[arg(long = "kafka-option", env = "CARSTREAM_KAFKA_OPTIONS", value_name = "KEY=VALUE", value_delimiter = ',')]
+    /// Pass a property of librdkafka on to --log; may be repeated, or comma-separated in the environment.
+    ///
+    /// @FILE names a file with one property on each line: for passwords.
+    #[arg(long = "kafka-option", env = "CARSTREAM_KAFKA_OPTIONS", value_name = "KEY=VALUE|@FILE")]
     pub kafka_options: Vec<KafkaOption>,
 }
 
@@ -29,6 +30,49 @@ impl LogArgs {
     pub fn open(&self) -> Result<Arc<dyn Log>, Error> {
         crate::open(&self.log, &self.kafka_options)
     }
+}
+
+/// The settings of one of two logs that a command knows: `--PREFIX-log` and `--PREFIX-kafka-option`.
+macro_rules! log_args {
+    ($(#[$about:meta])* $Name:ident, $prefix:literal, $PREFIX:literal, $(#[$log:meta])*) => {
+        $(#[$about])*
+        #[derive(Debug, Clone, Default, clap::Args)]
+        pub struct $Name {
+            $(#[$log])*
+            #[arg(id = concat!($prefix, "_log"), long = concat!($prefix, "-log"),
+                env = concat!("CARSTREAM_", $PREFIX, "_LOG"), value_name = "URL")]
+            pub log: Option<LogUrl>,
+            /// Properties of librdkafka for it.
+            #[arg(id = concat!($prefix, "_kafka_option"), long = concat!($prefix, "-kafka-option"),
+                help = concat!("Pass a property of librdkafka on to --", $prefix, "-log; see --kafka-option"),
+                env = concat!("CARSTREAM_", $PREFIX, "_KAFKA_OPTIONS"), value_name = "KEY=VALUE|@FILE")]
+            pub kafka_options: Vec<KafkaOption>,
+        }
+
+        impl $Name {
+            /// Settings for a log without extra properties.
+            pub fn new(log: LogUrl) -> Self {
+                Self { log: Some(log), kafka_options: Vec::new() }
+            }
+
+            /// Opens the log. `None`: there is none.
+            pub fn open(&self) -> Result<Option<Arc<dyn Log>>, Error> {
+                self.log.as_ref().map(|log| crate::open(log, &self.kafka_options)).transpose()
+            }
+        }
+    };
+}
+
+log_args! {
+    /// The log of the edge, for a command that knows the cloud's as well.
+    EdgeLogArgs, "edge", "EDGE",
+    /// Use this log as the edge's: kafka://HOST:PORT[,HOST:PORT…], or a directory for the embedded log.
+}
+
+log_args! {
+    /// The log of the cloud, for a command that knows the edge's as well.
+    CloudLogArgs, "cloud", "CLOUD",
+    /// Use this log as the cloud's: kafka://HOST:PORT[,HOST:PORT…], or a directory for the embedded log.
 }
 
 /// Where a log is.

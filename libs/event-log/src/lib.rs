@@ -29,7 +29,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use args::{KafkaOption, LogArgs, LogUrl};
+pub use args::{CloudLogArgs, EdgeLogArgs, KafkaOption, LogArgs, LogUrl};
 pub use batch::{Batch, Headers, Outputs, Record, RecordRef};
 pub use error::{BoxError, Error};
 pub use processor::{Event, Outcome, Processor, ProcessorOptions};

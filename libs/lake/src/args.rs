@@ -14,7 +14,7 @@ pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// The settings of a stage that reads or writes the lake.
 #[derive(Debug, Clone, clap::Args)]
 pub struct LakeArgs {
-    /// The object store: a directory, file:///DIRECTORY, or s3://BUCKET[/PREFIX].
+    /// Use this object store: a directory, file:///DIRECTORY, or s3://BUCKET[/PREFIX].
     #[arg(long, env = "CARSTREAM_LAKE", value_name = "URL", default_value = "lake")]
     pub lake: LakeUrl,
     /// How S3 is reached.

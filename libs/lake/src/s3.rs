@@ -32,13 +32,13 @@ const RETRY_FOR: Duration = Duration::from_secs(10);
 /// How S3 is reached. Without any of it the usual AWS_… environment variables decide.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct S3Args {
-    /// The S3 server, if it is not Amazon's: https://HOST[:PORT]. Also AWS_ENDPOINT_URL.
+    /// Reach S3 at this server instead of Amazon's: https://HOST[:PORT]; also AWS_ENDPOINT_URL.
     #[arg(long = "s3-endpoint", env = "CARSTREAM_S3_ENDPOINT", value_name = "URL")]
     pub endpoint: Option<String>,
-    /// The region of the bucket. Also AWS_REGION; us-east-1 if nothing says otherwise.
+    /// Use the bucket in this region; also AWS_REGION, and us-east-1 without either.
     #[arg(long = "s3-region", env = "CARSTREAM_S3_REGION", value_name = "REGION")]
     pub region: Option<String>,
-    /// Who we are to S3. Also AWS_ACCESS_KEY_ID; without any the role of the pod or the instance.
+    /// Sign requests to S3 with this access key; also AWS_ACCESS_KEY_ID; without either, by the role of the instance.
     #[arg(
         long = "s3-access-key-id",
         env = "CARSTREAM_S3_ACCESS_KEY_ID",
@@ -46,7 +46,7 @@ pub struct S3Args {
         requires = "secret_access_key_file"
     )]
     pub access_key_id: Option<String>,
-    /// A file with the secret key that belongs to --s3-access-key-id, and nothing else. Also AWS_SECRET_ACCESS_KEY.
+    /// Read the secret key of --s3-access-key-id from this file, which holds nothing else; also AWS_SECRET_ACCESS_KEY.
     #[arg(
         long = "s3-secret-access-key-file",
         env = "CARSTREAM_S3_SECRET_ACCESS_KEY_FILE",
@@ -54,7 +54,7 @@ pub struct S3Args {
         requires = "access_key_id"
     )]
     pub secret_access_key_file: Option<PathBuf>,
-    /// Allow an http:// endpoint. What is sent can then be read and changed on its way. Also AWS_ALLOW_HTTP.
+    /// Allow an http:// endpoint, where requests can be read and changed on the way; also AWS_ALLOW_HTTP.
     #[arg(long = "s3-allow-http", env = "CARSTREAM_S3_ALLOW_HTTP")]
     pub allow_http: bool,
 }
@@ -68,7 +68,7 @@ impl S3Args {
         {
             problems.push(format!("--s3-secret-access-key-file: {problem}"));
         }
-        let environment = AmazonS3Builder::from_env();
+        let environment = environment();
         if let Some(endpoint) = self.endpoint(&environment) {
             let http = endpoint.starts_with("http://");
             if !http && !endpoint.starts_with("https://") {
@@ -88,7 +88,7 @@ impl S3Args {
         if let Some(problem) = self.problems().into_iter().next() {
             return Err(problem.into());
         }
-        let mut builder = AmazonS3Builder::from_env().with_bucket_name(bucket);
+        let mut builder = environment().with_bucket_name(bucket);
         if let Some(endpoint) = self.endpoint(&builder) {
             // The one for S3 alone takes precedence over the one for all of AWS.
             builder = builder.with_config(AmazonS3ConfigKey::S3Endpoint, endpoint);
@@ -122,6 +122,16 @@ impl S3Args {
         let key = AmazonS3ConfigKey::Client(ClientConfigKey::AllowHttp);
         self.allow_http || environment.get_config_value(&key).is_some_and(|value| value == "true")
     }
+}
+
+/// The AWS_… variables that are set: an empty one is not.
+fn environment() -> AmazonS3Builder {
+    let variables =
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let set = variables.filter(|(name, value)| name.starts_with("AWS_") && !value.is_empty());
+    let keys =
+        set.filter_map(|(name, value)| Some((name.to_ascii_lowercase().parse::<AmazonS3ConfigKey>().ok()?, value)));
+    keys.fold(AmazonS3Builder::new(), |builder, (key, value)| builder.with_config(key, value))
 }
 
 /// The content of a secret's file, without the newline that editors add.

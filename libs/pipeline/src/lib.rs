@@ -13,6 +13,7 @@
 //! The preprocessor, the replicator and the scorer share this one loop. It owns reading, transactions, commits and
 //! recovery; a [`Transform`] is a pure synchronous function from batch to batch and does none of these.
 
+mod args;
 mod emit;
 mod lag;
 mod metrics;
@@ -29,6 +30,7 @@ use event_log::{Batch, Error, Event, Log, Outcome, Outputs, Position, Processor,
 use service::{Waiting, retry_until};
 use tokio_util::sync::CancellationToken;
 
+pub use args::{LoopArgs, SnapshotArgs};
 pub use emit::{DeadLetterHeader, Emit};
 pub use lag::{Lag, LagWatch};
 pub use metrics::{Metrics, Topic};

@@ -14,11 +14,12 @@ use crate::{Error, Registry, SchemaSource};
 /// The settings of a process that writes or reads Avro.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct SchemaRegistryArgs {
-    /// The schema registry that gives the ids of schemas: http://HOST:PORT, for Apicurio with /apis/ccompat/v7. All that
-    /// write and read a log need the same one, or all none: then the ids are those of schemas/ids.json.
+    /// Take the ids of schemas from this schema registry: http://HOST:PORT, for Apicurio with /apis/ccompat/v7.
+    ///
+    /// All that write and read a log need the same one, or all none: then the ids are those of schemas/ids.json.
     #[arg(long, env = "CARSTREAM_SCHEMA_REGISTRY", value_name = "URL")]
     pub schema_registry: Option<RegistryUrl>,
-    /// A file with USER:PASSWORD for the schema registry.
+    /// Read USER:PASSWORD for the schema registry from this file.
     #[arg(long, env = "CARSTREAM_SCHEMA_REGISTRY_CREDENTIALS_FILE", value_name = "FILE")]
     pub schema_registry_credentials_file: Option<PathBuf>,
 }

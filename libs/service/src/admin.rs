@@ -7,7 +7,6 @@
 //! | `/readyz` | 200 when it does its work; else 503 and one line that says what it waits for | whoever waits for it |
 
 use std::future::Future;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -22,7 +21,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 use crate::process::ProcessMetrics;
-use crate::{Readiness, ServiceArgs};
+use crate::{HostPort, Readiness, ServiceArgs};
 
 /// The content type of the OpenMetrics text format.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -32,7 +31,7 @@ const PLAIN: &str = "text/plain; charset=utf-8";
 #[derive(Debug, thiserror::Error)]
 #[error("cannot serve metrics at {address}: choose another --admin address")]
 pub struct AdminError {
-    address: SocketAddr,
+    address: HostPort,
     #[source]
     source: std::io::Error,
 }
@@ -48,8 +47,10 @@ pub async fn with_admin<F, T>(
 where
     F: Future<Output = anyhow::Result<T>>,
 {
-    let Some(address) = args.admin else { return run.await };
-    let listener = tokio::net::TcpListener::bind(address).await.map_err(|source| AdminError { address, source })?;
+    let Some(address) = &args.admin else { return run.await };
+    let listener = tokio::net::TcpListener::bind(address.as_pair())
+        .await
+        .map_err(|source| AdminError { address: address.clone(), source })?;
     tracing::info!("metrics at http://{}/metrics", listener.local_addr()?);
     let stages = Stages(stages.to_vec());
     let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);

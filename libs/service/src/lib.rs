@@ -13,11 +13,14 @@ mod admin;
 mod contract;
 mod process;
 mod readiness;
+pub mod settings;
+pub mod values;
 mod waiting;
 
+use std::ffi::OsString;
 use std::fmt;
 use std::future::Future;
-use std::net::SocketAddr;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -27,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 pub use crate::contract::{ContractArgs, read_contract};
 pub use admin::{AdminError, with_admin};
 pub use readiness::Readiness;
+pub use values::HostPort;
 pub use waiting::{Waiting, retry_until};
 
 /// Exit code for settings that cannot work, as in BSD's `sysexits.h` (EX_USAGE).
@@ -39,28 +43,42 @@ const EXIT_FAILURE: i32 = 1;
 const EXIT_SECOND_SIGNAL: i32 = 130;
 
 /// A commit that waits for a broker, after a drain that took all of its time, fits in.
-const STOP_TIMEOUT: Duration = Duration::from_secs(120);
+const STOP_TIMEOUT: &str = "120s";
+
+/// Enough to commit what has come in, short enough for an upgrade.
+const DRAIN_TIMEOUT: &str = "30s";
 
 /// Settings that every process has.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ServiceArgs {
-    /// How much to log (on standard error).
-    #[arg(long, env = "CARSTREAM_LOG_LEVEL", value_enum, default_value_t, global = true)]
+    /// Log this much, on standard error.
+    #[arg(long, env = "CARSTREAM_LOG_LEVEL", value_name = "LEVEL", value_enum, default_value_t, global = true)]
     pub log_level: LogLevel,
-    /// Serve /metrics, /livez and /readyz at this address; nothing is served without it. /livez says 200 as long as the
-    /// process serves; /readyz once it does its work, and until then 503 with a line on what it waits for.
+    /// Serve /metrics, /livez and /readyz at this address; without it nothing is served.
+    ///
+    /// /livez answers 200 as long as the process serves. /readyz answers 200 when it is ready, and until then 503 with
+    /// a line that says what it is waiting for.
     #[arg(long, env = "CARSTREAM_ADMIN", value_name = "HOST:PORT", global = true)]
-    pub admin: Option<SocketAddr>,
-    /// After a signal, end within this time also if something does not answer: with exit code 1, as if killed then. It
-    /// ends a longer drain, too.
-    #[arg(long, env = "CARSTREAM_STOP_TIMEOUT", value_name = "SECONDS", default_value = "120", value_parser = seconds, global = true)]
+    pub admin: Option<HostPort>,
+    /// Exit with code 1 this long after a signal, even if a drain or a broker needs longer.
+    #[arg(long, env = "CARSTREAM_STOP_TIMEOUT", value_name = "DURATION", default_value = STOP_TIMEOUT,
+        value_parser = values::duration, global = true)]
     pub stop_timeout: Duration,
 }
 
 impl Default for ServiceArgs {
     fn default() -> Self {
-        Self { log_level: LogLevel::default(), admin: None, stop_timeout: STOP_TIMEOUT }
+        settings::defaults(&[])
     }
+}
+
+/// What a stage that is stopped may still do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::Args)]
+pub struct DrainArgs {
+    /// When stopped, finish what has come in until then, for at most this long; the rest follows after the next start.
+    #[arg(id = "drain_timeout", long = "drain-timeout", env = "CARSTREAM_DRAIN_TIMEOUT", value_name = "DURATION",
+        default_value = DRAIN_TIMEOUT, value_parser = values::duration)]
+    pub timeout: Duration,
 }
 
 /// How much to log.
@@ -110,29 +128,6 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
-/// A setting in seconds, such as `30` or `0.5`: clap's `value_parser`.
-pub fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds: f64 = text.parse().map_err(|_| format!("{text:?} is not a number of seconds"))?;
-    Duration::try_from_secs_f64(seconds).map_err(|e| format!("{text}: {e}"))
-}
-
-/// The name of an instance: clap's `value_parser`. `@host` stands for the name of the host, which in a container or a pod is
-/// the container's or the pod's own.
-pub fn instance_name(text: &str) -> Result<String, String> {
-    let name = match text {
-        "@host" => std::fs::read_to_string(HOST_NAME)
-            .map_err(|e| format!("@host: cannot read the host's name from {HOST_NAME}: {e}; give a name instead"))?,
-        name => name.to_owned(),
-    };
-    match name.trim() {
-        "" => Err("must not be empty".to_owned()),
-        name => Ok(name.to_owned()),
-    }
-}
-
-/// Where Linux keeps it.
-const HOST_NAME: &str = "/proc/sys/kernel/hostname";
-
 /// The whole `main` of a binary: parses `A`, sets up logging, runs, drains at SIGINT or SIGTERM.
 ///
 /// Exit codes: 0 clean, 1 failure, 64 bad configuration. A second signal exits at once with 130.
@@ -142,7 +137,8 @@ where
     F: FnOnce(A, CancellationToken) -> Fut,
     Fut: Future<Output = anyhow::Result<()>>,
 {
-    let args = match A::try_parse() {
+    let argv: Vec<OsString> = std::env::args_os().collect();
+    let args: A = match settings::parse(&argv) {
         Ok(args) => args,
         Err(error) => {
             // Printing fails only if standard error is gone; the exit code still tells.
@@ -170,6 +166,17 @@ where
     // A blocking task that outlived the drain must not keep the process.
     runtime.shutdown_background();
     exit_code(result)
+}
+
+/// The stage that this process was started as, by the name of its binary or of the link to it.
+pub fn started_as() -> Option<String> {
+    let program = std::env::args_os().next()?;
+    Some(Path::new(&program).file_stem()?.to_str()?.to_owned())
+}
+
+/// What to type to run a stage: its name, where this process was started so, or else `carstream STAGE`.
+pub fn command_of(stage: &str) -> String {
+    if started_as().is_some_and(|name| name == stage) { stage.to_owned() } else { format!("carstream {stage}") }
 }
 
 /// Logs to standard error at `level`. A second call has no effect.
@@ -204,8 +211,10 @@ async fn cancel_on_signal(shutdown: CancellationToken, stop_timeout: Duration) {
     tokio::select! {
         () = signals.next() => std::process::exit(EXIT_SECOND_SIGNAL),
         () = tokio::time::sleep(stop_timeout) => {
-            eprintln!("error: still not finished {} s after the signal (--stop-timeout): leaving what is not committed to the \
-                next start", stop_timeout.as_secs_f64());
+            eprintln!(
+                "error: still not finished {stop_timeout:?} after the signal (--stop-timeout): leaving what is not committed \
+                 to the next start"
+            );
             std::process::exit(EXIT_FAILURE);
         }
     }
@@ -254,18 +263,5 @@ impl Signals {
             // Without signals the process ends by being killed, which it withstands.
             std::future::pending::<()>().await;
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_instance_has_a_name() {
-        assert_eq!(instance_name("edge-1"), Ok("edge-1".to_owned()));
-        assert!(instance_name(" ").is_err());
-        let host = instance_name("@host").expect("this host has a name");
-        assert!(!host.is_empty() && host.trim() == host);
     }
 }

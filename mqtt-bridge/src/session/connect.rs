@@ -47,8 +47,8 @@ impl Session {
             None => None,
         };
         let keep_alive_s = match connect.keep_alive_s {
-            0 => rules.limits.max_keep_alive_s,
-            wanted => wanted.min(rules.limits.max_keep_alive_s),
+            0 => rules.limits.max_keep_alive_s(),
+            wanted => wanted.min(rules.limits.max_keep_alive_s()),
         };
         let answer = ConnAck {
             assigned_client_id: assigned.then(|| client_id.clone()),

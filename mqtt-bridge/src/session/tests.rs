@@ -276,7 +276,7 @@ fn connack_of_mqtt_5_says_what_is_offered() {
     assert_eq!((ack.max_qos, ack.receive_max.get(), ack.session_present), (QoS::AtLeastOnce, 4, false));
     assert_eq!((ack.max_packet_size, ack.retain_available), (Some(256 * 1024), false));
     assert_eq!(ack.assigned_client_id.as_deref(), Some("assigned-1"));
-    assert_eq!(ack.server_keepalive_sec, Some(rules.limits.max_keep_alive_s), "a client without keep-alive gets one");
+    assert_eq!(ack.server_keepalive_sec, Some(rules.limits.max_keep_alive_s()), "a client without keep-alive gets one");
     assert!(!ack.wildcard_subscription_available && !ack.shared_subscription_available);
 }
 

@@ -1,7 +1,6 @@
 //! From a socket to a client that has proved which car it is.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::net::TcpStream;
@@ -47,13 +46,13 @@ async fn shake_hands(
     tls: &Tls,
     arrival: &Arrival,
 ) -> Option<Box<TlsStream<TcpStream>>> {
-    let deadline = arrival.opened + Duration::from_secs(shared.rules.limits.connect_timeout_s.into());
+    let deadline = arrival.opened + shared.rules.limits.connect_timeout;
     let accepting = TlsAcceptor::from(tls.config()).accept(socket).into_fallible();
     let (failure, socket) = tokio::select! {
         accepted = timeout_at(deadline, accepting) => match accepted {
             Ok(Ok(stream)) => return Some(Box::new(stream)),
             Ok(Err((error, socket))) => (Failure::from(&error), Some(socket)),
-            Err(_) => (Failure::new("tls-timeout", "the handshake took longer than --connect-timeout-s"), None),
+            Err(_) => (Failure::new("tls-timeout", "the handshake took longer than --connect-timeout"), None),
         },
         // The bridge stops: who has no name yet gets no other mail.
         () = slot.mailbox.arrived() => return None,

@@ -45,7 +45,7 @@ impl Site {
 
     /// The bridge of this site, with TLS.
     pub fn configure(&self, args: &mut Args) {
-        args.tls.tls_listen = Some(any_port());
+        args.tls.tls_listen = Some(any_port().into());
         args.tls.tls_cert = Some(self.path("mqtt-bridge.crt"));
         args.tls.tls_key = Some(self.path("mqtt-bridge.key"));
         args.tls.tls_client_ca = Some(self.path("ca.crt"));

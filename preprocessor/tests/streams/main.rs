@@ -100,7 +100,7 @@ impl Site {
     fn args(&self) -> Args {
         let path = |name: &str| self.directory.path().join(name);
         let mut args = Args::new(LogUrl::Directory(path("log")), path("site.key"));
-        args.max_wait_ms = 5;
+        args.pipeline.batch_wait = Duration::from_millis(5);
         args
     }
 
@@ -472,7 +472,7 @@ fn the_stream_of_a_sites_contract_replaces_the_platforms() {
 fn everything_wrong_with_the_settings_is_told_together() {
     let site = Site::new();
     let mut args = site.args();
-    args.max_records = 0;
+    args.pipeline.batch_records = 0;
     args.pseudonym_key_file = Some(site.directory.path().join("missing.key"));
     let leak = "CREATE STREAM telemetry AS SELECT plate AS car FROM telemetry_raw";
     args.contract = own_contract(site.directory.path(), leak);
@@ -481,7 +481,7 @@ fn everything_wrong_with_the_settings_is_told_together() {
     let error = runtime.block_on(preprocessor::run_with(args, metrics, CancellationToken::new())).unwrap_err();
     let problems = &error.downcast_ref::<service::ConfigError>().unwrap().0;
     for wanted in [
-        "--max-records must be at least 1",
+        "--batch-records must be at least 1",
         "cannot read --pseudonym-key-file",
         "stream telemetry: column car lets out telemetry_raw.plate, which is tagged \"personal\"",
         "stream telemetry: column seq is missing",

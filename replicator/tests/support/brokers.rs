@@ -108,10 +108,10 @@ impl Process {
             }
         }
         command
-            .args(["--source-log", &edge.url().to_string(), "--target-log", &cloud.url().to_string()])
-            .args(["--topics", topic, "--instance", instance, "--batch", "200", "--batch-ms", "20"])
-            .args(["--target-kafka-option", &format!("session.timeout.ms={session_ms}")])
-            .args(["--target-kafka-option", "heartbeat.interval.ms=1000"]);
+            .args(["--edge-log", &edge.url().to_string(), "--cloud-log", &cloud.url().to_string()])
+            .args(["--topic", topic, "--instance", instance, "--batch-records", "200", "--batch-wait", "20ms"])
+            .args(["--cloud-kafka-option", &format!("session.timeout.ms={session_ms}")])
+            .args(["--cloud-kafka-option", "heartbeat.interval.ms=1000"]);
         Process(OwnedChild::spawn(command.stderr(Stdio::piped())).unwrap())
     }
 

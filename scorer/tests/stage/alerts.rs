@@ -1,10 +1,10 @@
 //! Alerts open once and close once, whatever happens in between.
 
+use std::time::Duration;
+
 use scorer::alerts::{Alert, AlertStatus};
 
-use crate::support::{
-    Args, BOOT_ID, Running, START_MS, Site, car, readings, run_to_end, small_model, small_model_with,
-};
+use crate::support::{BOOT_ID, Running, START_MS, Site, car, readings, run_to_end, small_model, small_model_with};
 
 /// Car 1 is broken from reading 20 to reading 40.
 fn broken(i: usize, seq: i64) -> bool {
@@ -91,7 +91,9 @@ async fn alerts_of_one_transaction_follow_each_other() {
     let (site, model) = (Site::new(), small_model(1, 4.0));
     let twice = |i: usize, seq: i64| i == 0 && ((20..40).contains(&seq) || (120..140).contains(&seq));
     site.append_readings(&readings(1, 0, 200, twice));
-    let running = Running::start(Args { batch_ms: 1_000, ..site.args_with(&model) });
+    let mut args = site.args_with(&model);
+    args.pipeline.batch_wait = Duration::from_secs(1);
+    let running = Running::start(args);
     running.until("the scores", || running.metrics.scored.get() == 200).await;
     running.stop().await;
     let alerts = site.alerts();

@@ -61,7 +61,7 @@ async fn models_may_be_announced_in_another_log() {
     cloud.announce(&model).await;
     edge.append_readings(&readings(2, 0, 10, |_, _| false));
     let mut args = edge.args();
-    args.models_log = Some(cloud.log.url().clone());
+    args.cloud.log = Some(cloud.log.url().clone());
     args.lake = cloud.args().lake;
     run_to_end(args).await;
     assert_eq!(edge.count("scores"), 20);

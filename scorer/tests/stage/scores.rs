@@ -2,7 +2,7 @@
 
 use test_support::clock::now_ms;
 
-use crate::support::{Args, Running, Site, car, encode, encode_v1, expected, readings, run_to_end, small_model};
+use crate::support::{Running, Site, car, encode, encode_v1, expected, readings, run_to_end, small_model};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_reading_gets_the_score_that_the_model_gives_it() {
@@ -26,7 +26,9 @@ async fn restarts_change_no_score() {
     let broken = |i: usize, seq: i64| i == 1 && (20..35).contains(&seq);
     for (from, to, batch) in [(0, 7, 4096), (7, 8, 1), (8, 25, 13), (25, 50, 100)] {
         site.append_readings(&readings(6, from, to, broken));
-        run_to_end(Args { batch, ..site.args_with(&model) }).await;
+        let mut args = site.args_with(&model);
+        args.pipeline.batch_records = batch;
+        run_to_end(args).await;
     }
     assert_eq!(site.scores(), expected(&model, &readings(6, 0, 50, broken)));
 }
@@ -63,7 +65,9 @@ async fn a_restart_goes_on_from_a_snapshot() {
 async fn a_stop_scores_what_the_log_holds_first() {
     let (site, model) = (Site::new(), small_model(1, 4.0));
     site.append_readings(&readings(5, 0, 400, |_, _| false));
-    let running = Running::start(Args { batch: 10, ..site.args_with(&model) });
+    let mut args = site.args_with(&model);
+    args.pipeline.batch_records = 10;
+    let running = Running::start(args);
     running.until("the first scores", || running.metrics.scored.get() > 0).await;
     running.stop().await;
     assert_eq!(site.scores().len(), 2000);

@@ -226,7 +226,7 @@ impl Link {
     fn stop_measuring(&mut self, end_ms: i64) {
         self.measuring = false;
         self.covered = true;
-        self.drain_until = Some(Instant::now() + self.shared.args.drain_timeout);
+        self.drain_until = Some(Instant::now() + self.shared.args.drain.timeout);
         if let Some(fault) = self.car.inspect(end_ms) {
             self.report(fault);
         }

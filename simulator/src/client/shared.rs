@@ -171,7 +171,7 @@ impl Shared {
             return Ok(address);
         }
         let server = Server::parse(&self.args.mqtt).map_err(io::Error::other)?;
-        let address = lookup_host(server.host_and_port)
+        let address = lookup_host(server.address.as_pair())
             .await?
             .min_by_key(|address| address.is_ipv6())
             .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("{} has no address", self.args.mqtt)))?;

@@ -62,8 +62,8 @@ impl Tls {
             Some(path) => Some(Factory::new(&authorities, path, &provider)?),
             None => None,
         };
-        let name = server.host.trim_start_matches('[').trim_end_matches(']').to_owned();
-        let server = ServerName::try_from(name).map_err(|_| format!("--mqtt {}: no host name", args.mqtt))?;
+        let server =
+            ServerName::try_from(server.address.host).map_err(|_| format!("--mqtt {}: no host name", args.mqtt))?;
         Ok(Some(Self { config: config.into(), server, factory }))
     }
 

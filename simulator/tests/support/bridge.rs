@@ -26,7 +26,7 @@ impl Bridge {
     pub async fn start_tls(address: &str, log: &Path, secrets: &Path) -> Self {
         let mut args = Self::args(address, log);
         args.listen = mqtt_bridge::Listen::Nowhere;
-        args.tls.tls_listen = address.parse().ok();
+        args.tls.tls_listen = Some(address.parse().unwrap());
         args.tls.tls_cert = Some(secrets.join("mqtt-bridge.crt"));
         args.tls.tls_key = Some(secrets.join("mqtt-bridge.key"));
         args.tls.tls_client_ca = Some(secrets.join("ca.crt"));

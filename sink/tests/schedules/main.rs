@@ -126,7 +126,7 @@ impl Sink {
         args.max_age = Duration::from_secs(3600);
         args.store_timeout = Duration::from_millis(if faulty { random.between(20, 150) } else { 30_000 });
         // A drain of no time is a kill.
-        args.drain_timeout = Duration::from_millis(if faulty { *random.pick(&[0, 0, 100, 2_000]) } else { 50_000 });
+        args.drain.timeout = Duration::from_millis(if faulty { *random.pick(&[0, 0, 100, 2_000]) } else { 50_000 });
         args.skip_undecodable = true;
         let life = world.life(slot, life, faulty);
         let lake = Lake::with_store(Arc::new(life.clone().connect()), url);

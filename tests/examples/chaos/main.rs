@@ -32,7 +32,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use clap::Parser;
 use event_log::KafkaOption;
-use simulator::args::parse_duration;
+use service::values::duration;
 
 use crew::{Crew, Teller};
 use plan::{Kind, Plan};
@@ -48,7 +48,7 @@ use site::{Settings, Site};
 #[command(name = "scripts/chaos", version)]
 struct Args {
     /// How long things go wrong, as 90s or 20m; start, drain and audit come on top.
-    #[arg(long, value_parser = parse_duration, default_value = "90s")]
+    #[arg(long, value_parser = duration, default_value = "90s")]
     duration: Duration,
     /// Which faults when, and which fleet.
     #[arg(long, default_value_t = 1)]
@@ -60,7 +60,7 @@ struct Args {
     #[arg(long, default_value_t = 300.0)]
     speedup: f64,
     /// An instance that is silent for so long loses its partitions. Shorter than in production, so that this happens.
-    #[arg(long, value_parser = parse_duration, default_value = "6s")]
+    #[arg(long, value_parser = duration, default_value = "6s")]
     session_timeout: Duration,
     /// A librdkafka property for all stages; may be repeated.
     #[arg(long = "kafka-option", value_name = "KEY=VALUE")]

@@ -41,7 +41,7 @@ const NEWER_SCHEMA_SHARE: f64 = 0.25;
 /// A fleet to learn from: half a day of a few cars, in seconds.
 const LEARNING_CARS: u32 = 40;
 const LEARNING_SPEEDUP: u32 = 4_800;
-const LEARNING_S: u32 = 8;
+const LEARNING: &str = "8s";
 /// Numbers that no other fleet of this run has.
 const FIRST_LEARNING_CAR: u32 = 500_000;
 
@@ -49,10 +49,10 @@ const FIRST_LEARNING_CAR: u32 = 500_000;
 const TRAINING_ROWS: u32 = 7_000;
 
 /// Small objects, and many.
-const SINK_MAX_AGE_S: u32 = 2;
+const SINK_MAX_AGE: &str = "2s";
 
 /// Uploads that hang are tried again soon: the store hangs for seconds only.
-const STORE_TIMEOUT_S: u32 = 5;
+const STORE_TIMEOUT: &str = "5s";
 
 /// What a run is made of.
 #[derive(Debug, Clone)]
@@ -235,7 +235,7 @@ impl Site {
                 ("--cars", &LEARNING_CARS),
                 ("--first-car", &FIRST_LEARNING_CAR),
                 ("--speedup", &LEARNING_SPEEDUP),
-                ("--duration", &LEARNING_S),
+                ("--duration", &LEARNING),
             ],
             _ => [("--cars", cars), ("--first-car", &0), ("--speedup", speedup), ("--duration", &drive)],
         };
@@ -266,8 +266,8 @@ impl Site {
 
     fn replicator(&self) -> Vec<String> {
         let through_the_link = format!("kafka://127.0.0.1:{}", self.link.port());
-        let args = [("--source-log", &self.edge_log() as &dyn Display), ("--target-log", &through_the_link)];
-        let options = ["--source-kafka-option", "--target-kafka-option"].map(|option| self.kafka_options(option));
+        let args = [("--edge-log", &self.edge_log() as &dyn Display), ("--cloud-log", &through_the_link)];
+        let options = ["--edge-kafka-option", "--cloud-kafka-option"].map(|option| self.kafka_options(option));
         [strings(&args), options.concat()].concat()
     }
 
@@ -280,8 +280,8 @@ impl Site {
         let args = [
             ("--log", &self.cloud_log() as &dyn Display),
             ("--lake", &self.lake()),
-            ("--max-age", &SINK_MAX_AGE_S),
-            ("--store-timeout", &STORE_TIMEOUT_S),
+            ("--max-age", &SINK_MAX_AGE),
+            ("--store-timeout", &STORE_TIMEOUT),
         ];
         [strings(&args), self.kafka_options("--kafka-option")].concat()
     }

@@ -38,15 +38,23 @@ fn wrong_settings_are_reported_together_with_exit_code_64() {
             &["--max-connections", "0", "--max-in-flight", "0"],
             &["--max-connections", "--max-in-flight", "--pseudonym-key-file"],
         ),
-        ("preprocessor", &["--max-records", "0"], &["--max-records", "--pseudonym-key-file"]),
+        ("preprocessor", &["--batch-records", "0"], &["--batch-records", "--pseudonym-key-file"]),
         (
             "replicator",
-            &["--source-log", "edge", "--target-log", "edge", "--topics", "telemetry.raw"],
-            &["--source-log", "telemetry.raw"],
+            &["--edge-log", "edge", "--cloud-log", "edge", "--topic", "telemetry.raw"],
+            &["--edge-log", "telemetry.raw"],
         ),
-        ("sink", &["--topics", "alerts,telemetry,telemetry"], &["alerts", "telemetry twice"]),
+        (
+            "sink",
+            &["--topic=alerts", "--topic=telemetry", "--topic=telemetry"],
+            &["alerts", "telemetry is named twice"],
+        ),
         ("trainer", &["--epochs", "0", "--batch-size", "0"], &["--epochs", "--batch-size"]),
-        ("scorer", &["--model", "/nowhere", "--batch", "0", "--group", ""], &["/nowhere", "--batch", "--group"]),
+        (
+            "scorer",
+            &["--model", "/nowhere", "--batch-records", "0", "--scorer-group", ""],
+            &["/nowhere", "--batch-records", "--scorer-group"],
+        ),
     ];
     for (stage, args, problems) in cases {
         let (code, said) = Process::start(stage, args).end();
@@ -74,7 +82,7 @@ fn a_stage_says_in_one_line_what_it_waits_for_and_stops_cleanly() {
         ("simulator", vec!["--mqtt", &nobody, "--cars", "3"]),
         ("mqtt-bridge", vec!["--log", &log, "--listen", "127.0.0.1:0", "--pseudonym-key-file", &key]),
         ("preprocessor", vec!["--log", &log, "--pseudonym-key-file", &key]),
-        ("replicator", vec!["--source-log", &log, "--target-log", &cloud]),
+        ("replicator", vec!["--edge-log", &log, "--cloud-log", &cloud]),
         ("sink", vec!["--log", &log, "--lake", &lake]),
         ("trainer", vec!["--from", "log", "--log", &log, "--lake", &lake]),
         ("scorer", vec!["--log", &log, "--lake", &lake]),

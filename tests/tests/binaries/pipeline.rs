@@ -47,7 +47,7 @@ fn seven_processes_take_readings_from_cars_to_scores_on_kafka() {
     let (key, lake, cloud, ledger) = (path("site.key"), path("lake"), path("cloud-log"), path("ledger.csv"));
 
     // More partitions than schemas/topics.json has, for more instances of a stage: that is the deployment's to say.
-    let deploy = ["deploy", "--log", &log_url, "--replication-factor", "1"];
+    let deploy = ["deploy", "--edge-log", &log_url, "--replication-factor", "1"];
     let six = [&deploy[..], &["--partitions", "6"]].concat();
     Process::start("carstream", &six).succeed();
     Process::start("carstream", &[&six[..], &["--check"]].concat()).succeed();
@@ -62,8 +62,8 @@ fn seven_processes_take_readings_from_cars_to_scores_on_kafka() {
         (process, admin)
     };
     let (mut scorer, scorer_admin) = start("scorer", &["--log", &log_url, "--lake", &lake]);
-    let (sink, sink_admin) = start("sink", &["--log", &log_url, "--lake", &lake, "--max-age", "1"]);
-    let (replicator, replicator_admin) = start("replicator", &["--source-log", &log_url, "--target-log", &cloud]);
+    let (sink, sink_admin) = start("sink", &["--log", &log_url, "--lake", &lake, "--max-age", "1s"]);
+    let (replicator, replicator_admin) = start("replicator", &["--edge-log", &log_url, "--cloud-log", &cloud]);
     let (preprocessor, preprocessor_admin) = start("preprocessor", &["--log", &log_url, "--pseudonym-key-file", &key]);
     let (mut bridge, bridge_admin) =
         start("mqtt-bridge", &["--log", &log_url, "--listen", "127.0.0.1:0", "--pseudonym-key-file", &key]);

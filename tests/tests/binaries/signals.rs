@@ -80,17 +80,17 @@ fn two_signals_end_every_stage_at_once_and_lose_nothing() {
     let evidence = ["--pseudonym-key-file", &key, "--ledger", &rows];
     let audit = |hops: &[&str]| Audit::of(&[&evidence[..], hops].concat());
     let at_edge = ["--edge-log", &edge, "--scores", "no"];
-    interrupt("preprocessor", &["--log", &edge, "--pseudonym-key-file", &key, "--max-records", "500"], || {
+    interrupt("preprocessor", &["--log", &edge, "--pseudonym-key-file", &key, "--batch-records", "500"], || {
         audit(&at_edge).caught_up()
     });
     let scored = ["--edge-log", &edge, "--scores", "yes"];
-    interrupt("scorer", &["--log", &edge, "--model", MODEL, "--batch", "500"], || audit(&scored).caught_up());
+    interrupt("scorer", &["--log", &edge, "--model", MODEL, "--batch-records", "500"], || audit(&scored).caught_up());
     let copied = [&scored[..], &["--cloud-log", &cloud]].concat();
-    interrupt("replicator", &["--source-log", &edge, "--target-log", &cloud, "--batch", "500"], || {
+    interrupt("replicator", &["--edge-log", &edge, "--cloud-log", &cloud, "--batch-records", "500"], || {
         audit(&copied).caught_up()
     });
     let everything = [&copied[..], &["--lake", &lake]].concat();
-    interrupt("sink", &["--log", &cloud, "--lake", &lake, "--max-age", "1"], || audit(&everything).caught_up());
+    interrupt("sink", &["--log", &cloud, "--lake", &lake, "--max-age", "1s"], || audit(&everything).caught_up());
     let train = ["--lake", &lake, "--log", &cloud, "--min-rows", "1000", "--epochs", "10000"];
     let trainer = Process::start("trainer", &train);
     std::thread::sleep(Duration::from_millis(500));
@@ -127,9 +127,9 @@ fn a_second_signal_does_not_wait_for_the_drain() {
 #[test]
 fn a_drain_without_end_ends_at_the_stop_timeout() {
     let directory = tempfile::tempdir().unwrap();
-    let (cars, _silent, _connection) = waiting_cars(directory.path(), &["--stop-timeout", "0.5"]);
+    let (cars, _silent, _connection) = waiting_cars(directory.path(), &["--stop-timeout", "500ms"]);
     cars.terminate();
     let (code, said) = cars.end();
     assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("still not finished 0.5 s after the signal"), "{said}");
+    assert!(said.contains("still not finished 500ms after the signal"), "{said}");
 }

@@ -11,7 +11,7 @@ use whole_pipeline_tests::process::Process;
 use super::{Random, kills};
 
 /// 1,200 times the speed of life for 16 s: more than five hours, enough to train on after three.
-const DEMO: [&str; 8] = ["--cars", "100", "--seed", "7", "--duration", "16", "--speedup", "1200"];
+const DEMO: [&str; 8] = ["--cars", "100", "--seed", "7", "--duration", "16s", "--speedup", "1200"];
 
 /// The fleet of such a demo, as `simulator generate` makes it.
 const GENERATE: [&str; 14] = [
@@ -21,7 +21,7 @@ const GENERATE: [&str; 14] = [
     "--seed",
     "7",
     "--duration",
-    "16",
+    "16s",
     "--speedup",
     "1200",
     "--interval",

@@ -42,7 +42,7 @@ impl Site {
     }
 
     fn edge(&self, cloud: &str) -> Process {
-        let drain = ["--drain-timeout", if cloud.starts_with("kafka") { "0.2" } else { "60" }];
+        let drain = ["--drain-timeout", if cloud.starts_with("kafka") { "200ms" } else { "60s" }];
         let settings = ["edge", "--log", &self.log, "--pseudonym-key-file", &self.key, "--model", MODEL];
         let mut edge = Process::start(
             "carstream",

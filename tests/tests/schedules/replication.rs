@@ -16,7 +16,7 @@ const TOPIC: &str = "faults";
 pub(crate) fn run(setting: &Setting) -> Ran {
     let mut random = Random::new(setting.seed ^ 0x0000_c0b1_e500);
     let (partitions, instances) = (random.between(1, 4) as u32, random.between(1, 3) as usize);
-    let batch = random.between(1, 8) as u32;
+    let batch = random.between(1, 8) as usize;
     let input = input(&mut random, partitions);
 
     let simulation = setting.simulation();
@@ -28,11 +28,11 @@ pub(crate) fn run(setting: &Setting) -> Ran {
 
     let mut args = Args::new(LogUrl::Directory("edge".into()), LogUrl::Directory("cloud".into()));
     args.topics = vec![TOPIC.to_owned()];
-    args.batch = batch;
-    args.batch_ms = 24 * 3600 * 1000;
+    args.pipeline.batch_records = batch;
+    args.pipeline.batch_wait = Duration::from_secs(24 * 3600);
     // A run ends when there is nothing left to drain; one that has failed need not be waited for.
-    args.drain_timeout = Duration::from_millis(500);
-    let group = group_of(&args.source_name, TOPIC);
+    args.drain.timeout = Duration::from_millis(500);
+    let group = group_of(&args.site, TOPIC);
     let (from, to, lie) = (source.clone(), target.clone(), setting.lie);
     let role = Role {
         name: "replicator",
@@ -40,7 +40,8 @@ pub(crate) fn run(setting: &Setting) -> Ran {
         drains: true,
         run: Arc::new(move |process| {
             let shutdown = stopped_by(process);
-            let args = Args { instance: process.instance().to_owned(), ..args.clone() };
+            let mut args = args.clone();
+            args.pipeline.instance = process.instance().to_owned();
             let (source, target) = (process.log(&from), lie.log(process.log(&to)));
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
             let metrics = Metrics::new(&mut Registry::default());
