@@ -12,8 +12,9 @@ use service::{ConfigError, ContractArgs, DrainArgs, ServiceArgs, settings};
 /// Gives each clean reading a score, and opens and closes alerts.
 ///
 /// Reads topic `telemetry`, writes `scores` (one per reading) and `alerts` to the same log. The model is either a
-/// fixed one (--model), or the one that was announced last on topic `models`, taken from the lake; a newly announced
-/// model takes over between two batches. Without any model the scorer waits.
+/// fixed one (--model), or the one that was announced last on topic `models` of --cloud-log (or of --log without
+/// one), taken from the lake; a newly announced model takes over between two batches. Without any model the scorer
+/// waits.
 ///
 /// What is known of each car is kept over restarts, in topic `scorer.state` of the same log.
 #[derive(Debug, Clone, Parser)]

@@ -11,7 +11,9 @@ use service::{ConfigError, ContractArgs, ServiceArgs, values};
 /// An edge site in one process, without Docker or Java: MQTT in, clean readings and scores in an embedded log, and to
 /// the cloud if there is an uplink.
 ///
-/// What is no setting here is as in the stages' own defaults.
+/// With a --cloud-log, the uplink, what may leave the site is copied there. While it is away records stay in the site's
+/// log, as long as the retention of their topics allows (a week). What is no setting here is as in the stages' own
+/// defaults.
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "Examples:
   carstream edge --log site-log --pseudonym-key-file site.key --model model
@@ -52,9 +54,7 @@ pub struct Args {
     /// How S3 is reached.
     #[command(flatten)]
     pub s3: S3Args,
-    /// The uplink: clean readings, workshop findings, scores and alerts are copied to this log. While it is away they
-    /// stay in the site's log, as long as the retention of the topics allows (a week). Without it nothing leaves the
-    /// site.
+    /// The uplink. Without it nothing leaves the site.
     #[command(flatten)]
     pub cloud: CloudLogArgs,
     /// Where schema ids come from: a site that is replicated needs the registry of the cloud, if that has one.

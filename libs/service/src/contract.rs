@@ -9,8 +9,9 @@ use crate::ConfigError;
 /// Where the site's contract is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args)]
 pub struct ContractArgs {
-    /// Read the site's streams, topics and schemas from this directory. They extend the platform's, or replace them
-    /// (contract.json). Every stage of a site needs the same ones.
+    /// Read the site's streams, topics and schemas from this directory; all stages of a site need the same ones.
+    ///
+    /// They extend the platform's, or replace them (contract.json).
     #[arg(long, env = "CARSTREAM_CONTRACT", value_name = "DIR")]
     pub contract: Option<PathBuf>,
 }
