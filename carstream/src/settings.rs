@@ -39,7 +39,7 @@ pub fn page(program: &Command) -> String {
     shared.retain(|(_, users)| users.len() > 1);
     let (of_all, of_some): (Vec<_>, Vec<_>) =
         shared.iter().partition(|(_, users)| stages.iter().all(|stage| users.contains(stage)));
-    page += "\n## Every stage\n\n";
+    page += "\n## Every stage\n\nCommands that run no stage have these, too, and log at `warn` by default.\n\n";
     table(&mut page, of_all.iter().map(|(setting, _)| (setting, None)));
     page += "\n## Several stages and commands\n\n";
     table(&mut page, of_some.iter().map(|(setting, users)| (setting, Some(users.join(", ")))));
@@ -175,8 +175,7 @@ mod tests {
     }
 
     /// Names with another variable, value or default in another command, each with its reason.
-    const DIFFERENT: [(&str, &str); 11] = [
-        ("--log-level", "a command is for a person, who wants to see its report and warnings, not each step"),
+    const DIFFERENT: [(&str, &str); 10] = [
         ("--log", "the edge box has no other log than its own, in a directory"),
         ("--lake", "a hop that is not named is left out of the audit; the edge box has one model or the lake"),
         ("--pseudonym-key-file", "the edge box does not run without one"),
