@@ -81,7 +81,7 @@ pub struct OffsetsArgs {
     #[arg(long, value_name = "TOPIC")]
     pub topic: Option<String>,
     /// Show only this partition: needed with --source-offset and --target-offset.
-    #[arg(long, value_name = "NUMBER", requires = "topic")]
+    #[arg(long, value_name = "N", requires = "topic")]
     pub partition: Option<u32>,
     /// Show where this offset of the source is in the target: the first copy of it or of a later record.
     #[arg(long, value_name = "OFFSET", requires = "partition", conflicts_with = "target_offset")]
