@@ -1,4 +1,5 @@
-//! Lists the files of `schemas/` for [`include_str!`], so that a new stream folder is compiled in without a line of Rust.
+//! Lists the files of `schemas/` for [`include_str!`], so that a new stream folder is compiled in without a line of
+//! Rust.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};

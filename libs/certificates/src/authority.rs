@@ -1,4 +1,4 @@
-//! Who signs: a new authority, or one that a site has.
+//! The authority that signs: a new one, or the site's own.
 
 use rcgen::{
     BasicConstraints, Certificate, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,

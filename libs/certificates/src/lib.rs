@@ -5,8 +5,8 @@
 //!            └─► car: CN = VIN, for clients only
 //! ```
 //!
-//! Both ends of "the VIN is in the certificate" are here, so that who writes it and who reads it agree. Keys are ECDSA
-//! P-256: small, fast to sign with, and known to every TLS stack; an authority of one's own may have another kind.
+//! Both ends of "the VIN is in the certificate" are here, so that writer and reader agree. Keys are ECDSA P-256: small,
+//! fast to sign with, and known to every TLS stack; a site's own authority may use another kind.
 //!
 //! What it deliberately does not do: files, and checking signatures, which is the TLS library's at each handshake.
 

@@ -7,8 +7,9 @@
 //!  models/NAME/                   model.json; its own topics.json, ids.json, *.avsc
 //! ```
 //!
-//! The root and each folder is a room. A site's folder replaces the platform's of the same name as a whole; a file of its root
-//! replaces the platform's file of the same name, but `topics.json` and `ids.json`, whose entries are laid over each other.
+//! The root and each folder is a room. A site's folder replaces the platform's of the same name as a whole; a file of
+//! its root replaces the platform's file of the same name, but `topics.json` and `ids.json`, whose entries are laid
+//! over each other.
 
 use std::collections::BTreeMap;
 
@@ -130,8 +131,8 @@ pub(crate) fn lay_over(platform: &Files, site: Files, problems: &mut Vec<Problem
     all.into_values().collect()
 }
 
-/// The entries of two JSON objects, one a line; those of `over` win, and are on the lines where they are in `over`. `None` if one
-/// of them is no object: then the text is left as it is, for its parser to say so.
+/// The entries of two JSON objects, one a line; those of `over` win, and are on the lines where they are in `over`.
+/// `None` if one of them is no object: then the text is left as it is, for its parser to say so.
 fn merge(under: &str, over: &str) -> Option<String> {
     let over_entries: serde_json::Map<String, serde_json::Value> = serde_json::from_str(over).ok()?;
     let under: serde_json::Map<String, serde_json::Value> = serde_json::from_str(under).ok()?;

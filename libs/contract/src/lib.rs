@@ -252,8 +252,8 @@ fn schemas(rooms: &[files::Room], problems: &mut Vec<Problem>) -> Schemas {
     schemas
 }
 
-/// Versions of one record must read each other's records: old writers and new readers run side by side, and the other way
-/// round.
+/// Versions of one record must read each other's records: old writers and new readers run side by side, and the other
+/// way round.
 fn check_versions(schemas: &Schemas, paths: &BTreeMap<&str, (String, &str)>, problems: &mut Vec<Problem>) {
     for (_, schema) in schemas.with_ids() {
         let older = schemas.versions_of(&schema.file).into_iter().take_while(|other| other.id < schema.id);

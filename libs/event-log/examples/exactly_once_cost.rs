@@ -8,12 +8,13 @@
 //! The same transform, a copy of readings (530 bytes of JSON), in a process of its own:
 //!
 //! - `exactly once`: this crate's [`Processor`], outputs and positions in one transaction;
-//! - `at least once`: rdkafka as its users write it, an idempotent producer, acks=all; when the outputs are written, the
+//! - `at least once`: rdkafka as its users write it, an idempotent producer, acks=all; when the outputs are written,
+//!   the
 //!   consumer's positions are committed. A crash in between doubles records. Settings are otherwise the same.
 //!
-//! First everything at once, a commit every so many records: what a reading costs. Then at a steady rate, a commit every
-//! so many milliseconds: what it costs then, and how long after it was appended a reader of committed records has it.
-//! `ms 0` commits what has come as soon as nothing more is there.
+//! First at full speed, by records per commit: the cost of a record. Then at a steady rate, by milliseconds between
+//! commits: the cost, and the time from appending a record until a reader of committed records has it. `ms 0` commits
+//! as soon as no more records are available.
 
 #![allow(clippy::unwrap_used)]
 
@@ -83,7 +84,7 @@ struct Work {
     max_records: usize,
     #[arg(long, hide = true, required = false)]
     max_wait_ms: u64,
-    /// Ends after so many.
+    /// Ends after this many.
     #[arg(long, hide = true, required = false)]
     until: u64,
 }
@@ -378,7 +379,8 @@ fn at_least_once(url: &LogUrl, work: &Work) -> Done {
             pending += 1;
         }
         if due || pending >= work.max_records || done + pending as u64 >= work.until {
-            // As the processor waits: the binding's poll with a time-out spins for a millisecond, which would count here.
+            // As the processor waits: the binding's poll with a time-out spins for a millisecond, which would count
+            // here.
             while producer.in_flight_count() > 0 {
                 producer.poll(Duration::ZERO);
                 std::thread::sleep(DRAIN_PAUSE);

@@ -8,9 +8,9 @@
 //!  DIRECTORY/store/   fjall: keyspaces of topics and bounds, positions, blocks of records, and where each block is
 //! ```
 //!
-//! It serves one process: that of the demo, of a test, or of an edge site in a box. A group has one instance here.
-//! What makes a transform atomic is fjall's batch over several keyspaces: outputs and positions are one entry of its
-//! journal, checked by a checksum, so after a crash there is all of it or nothing.
+//! It serves one process: that of the demo, of a test, or of an edge site in a box. A group has one instance here. What
+//! makes a transform atomic is fjall's batch over several keyspaces: outputs and positions are one entry of its
+//! journal, checked by a checksum, so after a crash all of it exists or nothing.
 //!
 //! | bound | at the bound |
 //! | --- | --- |

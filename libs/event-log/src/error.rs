@@ -18,7 +18,10 @@ pub enum Error {
         source: BoxError,
     },
     /// Another process has the embedded log open.
-    #[error("the log directory {} is in use by another process: stop that one, or choose another directory", path.display())]
+    #[error(
+        "the log directory {} is in use by another process: stop that one, or choose another directory",
+        path.display()
+    )]
     InUse {
         /// The directory.
         path: PathBuf,
@@ -32,7 +35,7 @@ pub enum Error {
         topic: String,
     },
     /// The topic exists with other settings.
-    #[error("topic {topic} in {log} has {setting} {found}, wanted {wanted}: change the one or the other")]
+    #[error("topic {topic} in {log} has {setting} {found}, expected {wanted}: change the topic or the declaration")]
     TopicDiffers {
         /// The log's URL.
         log: String,
@@ -60,7 +63,7 @@ pub enum Error {
         next: u64,
     },
     /// The log does not answer, or refused for now; trying again may help.
-    #[error("{operation} on {log} did not succeed")]
+    #[error("cannot {operation} on {log}")]
     Unavailable {
         /// What was tried.
         operation: &'static str,
@@ -73,7 +76,7 @@ pub enum Error {
     /// Another instance with the same group and instance name has taken over. This one must stop.
     #[error(
         "instance {instance} of group {group} was fenced: another process with this name has taken over; give every \
-         process an instance name of its own"
+         process its own instance name"
     )]
     Fenced {
         /// The group.
@@ -90,7 +93,7 @@ pub enum Error {
         group: String,
     },
     /// The request can never succeed.
-    #[error("{operation} on {log} was refused")]
+    #[error("cannot {operation} on {log}")]
     Refused {
         /// What was tried.
         operation: &'static str,

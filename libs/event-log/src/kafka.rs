@@ -43,11 +43,11 @@ use crate::{
 use clients::{Clients, Diagnostics, Plain};
 
 /// How long one request to the cluster may take. Requests are answered in milliseconds; a broker that restarts needs
-/// some seconds; and a stage that is told to stop may have to wait this long.
+/// some seconds; and a stopping stage may have to wait this long.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(8);
 
-/// How long to wait for a group's positions. Longer than a request: positions within a transaction that is just being
-/// completed are waited for.
+/// How long to wait for a group's positions. Longer than a request: the broker answers only after a transaction that is
+/// being completed.
 const COMMITTED_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long to wait for the name of the cluster, which every client learns with its first connection.
@@ -191,7 +191,7 @@ impl KafkaLog {
     /// The first offset of a partition and the one after its last committed record.
     fn bounds(&self, topic: &str, partition: u32) -> Result<(u64, u64), Error> {
         use RDKafkaErrorCode::{UnknownPartition, UnknownTopic, UnknownTopicOrPartition};
-        let operation = "asking for the first and last offsets";
+        let operation = "read the first and last offsets";
         let bounds = self.probe.fetch_watermarks(topic, partition as i32, REQUEST_TIMEOUT);
         let (first, next) = bounds.map_err(|e| match e.rdkafka_error_code() {
             Some(UnknownTopic | UnknownPartition | UnknownTopicOrPartition) => self.unknown_topic(topic),
@@ -206,7 +206,7 @@ impl KafkaLog {
         if let Some(client) = groups.get(group) {
             return Ok(client.clone());
         }
-        let client = self.clients.group_probe(group).map_err(|e| self.refused("creating a client", &e))?;
+        let client = self.clients.group_probe(group).map_err(|e| self.refused("create a client", &e))?;
         let client = Arc::new(client);
         groups.insert(group.to_owned(), client.clone());
         Ok(client)
@@ -223,7 +223,7 @@ impl KafkaLog {
         for p in partitions {
             wanted.add_partition(&p.topic, p.partition as i32);
         }
-        let operation = "asking for the committed positions";
+        let operation = "read the committed positions";
         let found = client.committed_offsets(wanted, COMMITTED_TIMEOUT).map_err(|e| self.unavailable(operation, &e))?;
         partitions
             .iter()

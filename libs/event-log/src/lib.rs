@@ -16,6 +16,30 @@
 //! - [`Processor::commit`] makes outputs and positions visible together or not at all.
 //! - A reader sees committed records only.
 //! - A position that retention has passed is an [`Error::OutOfRange`], never a silent jump.
+//!
+//! Appending a record, and reading it back:
+//!
+//! ```
+//! use std::time::Duration;
+//!
+//! use event_log::{LogUrl, Range, Read, Record, TopicSpec};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let directory = tempfile::tempdir()?;
+//! let log = event_log::open(&LogUrl::Directory(directory.path().into()), &[])?;
+//! log.ensure_topic(&TopicSpec { name: "notes".into(), partitions: 1, retention: None, compacted: false })?;
+//!
+//! let appender = log.clone().appender(Box::new(|done| assert!(done.iter().all(|record| record.durable))))?;
+//! let note = Record { key: b"car 1", value: Some(b"a note"), headers: &[], timestamp_ms: 0 };
+//! appender.append(&"notes".into(), &note, 1)?;
+//! assert!(appender.flush(Duration::from_secs(10)));
+//!
+//! let mut reader = log.reader(vec![Range { topic: "notes".into(), partition: 0, start: 0, end: Some(1) }])?;
+//! let Read::Batch(batch) = reader.next(100, Duration::from_secs(10))? else { panic!("no record") };
+//! assert_eq!(batch.get(0).value, Some(&b"a note"[..]));
+//! # Ok(())
+//! # }
+//! ```
 
 mod args;
 mod batch;
@@ -55,8 +79,8 @@ pub trait Log: Send + Sync + Debug {
     /// is [`Error::TopicDiffers`]; other differences are left as they are.
     fn ensure_topic(&self, spec: &TopicSpec) -> Result<(), Error>;
 
-    /// Like [`ensure_topic`](Self::ensure_topic), with so many replicas of each partition of a topic that has to be
-    /// created, where the log has replicas. Otherwise a Kafka cluster makes as many as its administrator chose.
+    /// Like [`ensure_topic`](Self::ensure_topic), with this number of replicas per partition if the topic has to be
+    /// created and the log has replicas. Otherwise a Kafka cluster creates as many as its administrator chose.
     fn ensure_topic_replicated(&self, spec: &TopicSpec, _replicas: u16) -> Result<(), Error> {
         self.ensure_topic(spec)
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::{Batch, Consumer, Error, Log, Outputs, Position, TopicPartition, Transactor};
 
-/// Who processes what.
+/// Which instance processes which partitions.
 #[derive(Debug, Clone)]
 pub struct ProcessorOptions {
     /// The consumer group: instances of one group share the partitions.
@@ -23,7 +23,7 @@ pub struct ProcessorOptions {
 /// What happened to a processor.
 #[derive(Debug)]
 pub enum Event {
-    /// This instance now holds these partitions, and goes on from these positions.
+    /// This instance now holds these partitions, and resumes from these positions.
     Assigned(Vec<Position>),
     /// This instance no longer holds these partitions. What was not committed will be processed by another.
     Revoked(Vec<TopicPartition>),
@@ -38,8 +38,8 @@ pub enum Event {
 pub enum Outcome {
     /// Outputs and positions are durable and visible.
     Committed,
-    /// Neither is, or an earlier, unknown outcome turned out to be a commit: the processor goes on from these
-    /// positions, and the caller rebuilds what it derived from later records.
+    /// Neither is, or an earlier, unknown outcome turned out to be a commit: the processor resumes from these
+    /// positions, and the caller rebuilds the state that it derived from later records.
     RolledBack(Vec<Position>),
 }
 

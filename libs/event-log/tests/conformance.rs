@@ -308,7 +308,7 @@ fn positions_outside_the_log_are_errors(backend: &Backend) {
         Err(Error::OutOfRange { topic: t, partition: 0, offset: 6, first: 0, next: 5 }) => assert_eq!(t, *topic),
         other => panic!("{other:?}"),
     }
-    // A consumer is told the same, not sent to some other place.
+    // A consumer gets the same error, and is not moved to another offset.
     let group = unique("group");
     let (mut p, _) = processor(&log, &log, &group, &[&topic]);
     let beyond = Position { topic: topic.clone(), partition: 0, offset: 50 };

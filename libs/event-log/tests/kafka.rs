@@ -294,7 +294,7 @@ fn away_too_long(source: &Arc<dyn Log>, log: &Arc<dyn Log>) {
         Outcome::RolledBack(positions) => assert_eq!(positions, [behind(&same)], "what holds is told"),
         Outcome::Committed => panic!("the same records were processed twice"),
     }
-    // It comes back into the group, and goes on when the other one is gone. Until it is back it may read, and not commit.
+    // It rejoins the group, and resumes when the other one is gone. Until then it may read, but not commit.
     drop(other);
     append_all(source, &input, [record("k", "more")]);
     let deadline = Instant::now() + PATIENCE;
@@ -356,7 +356,7 @@ fn an_appender_survives_a_broker_that_hangs_and_one_that_forgets() {
         assert!(appender.flush(PATIENCE)); // each in a batch of its own
     }
 
-    // A broker that has lost the end of what it had acknowledged, as with a disk: the producer cannot go on.
+    // A broker that has lost the last acknowledged records, as with a lost disk: the producer cannot continue.
     broker.kill();
     let segment = broker.data().join(format!("log/{topic}-0/00000000000000000000.log"));
     let file = std::fs::OpenOptions::new().write(true).open(segment).unwrap();
@@ -365,7 +365,7 @@ fn an_appender_survives_a_broker_that_hangs_and_one_that_forgets() {
     until_durable(&mut append_one);
     all_completed(sent);
 
-    // What was acknowledged since is there once, in order; what was not is there once at most.
+    // Records acknowledged since then exist once, in order; others exist once at most.
     let written: Vec<u64> =
         read_partition(&log, &topic, 0).into_iter().map(|r| r.value.unwrap().parse().unwrap()).collect();
     assert!(written.is_sorted_by(|a, b| a < b), "moved or doubled: {written:?}");
@@ -499,7 +499,7 @@ fn a_broker_may_be_killed_and_started_again() {
         let worker = scope.spawn(|| {
             let group = unique("group");
             let mut p = None;
-            // As the stages do: what may pass is waited for, everything since the last commit is done again.
+            // As the stages do: wait for temporary errors, and repeat everything since the last commit.
             while !done.load(Ordering::Relaxed) {
                 let processor = match &mut p {
                     Some(processor) => processor,

@@ -172,7 +172,7 @@ impl Load {
     }
 }
 
-/// What is durable is in the topic once; what is not, once at most.
+/// Durable records are in the topic once; others once at most.
 fn assert_appended(log: &Arc<dyn Log>, topic: &Arc<str>, completions: &[Completion]) {
     let mut copies = vec![0; completions.len()];
     for record in read_topic(log, topic).into_iter().flatten() {
@@ -225,7 +225,7 @@ enum Kind {
     Pause,
     /// Suspended for longer: its partitions move.
     PauseLong,
-    /// Suspended for so long that the broker ends its transaction.
+    /// Suspended so long that the broker aborts its transaction.
     PauseVeryLong,
     /// A second process with its name is started.
     Double,

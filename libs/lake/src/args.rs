@@ -67,7 +67,7 @@ impl FromStr for LakeUrl {
     fn from_str(s: &str) -> Result<Self, String> {
         if let Some(path) = s.strip_prefix("file://") {
             if !path.starts_with('/') || path.contains('%') {
-                return Err(format!("{s:?} is not file:///DIRECTORY with an absolute path written as it is"));
+                return Err(format!("{s:?} is not file:///DIRECTORY with an absolute, unescaped path"));
             }
             return Ok(Self::Directory(path.into()));
         }

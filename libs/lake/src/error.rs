@@ -27,8 +27,8 @@ pub enum Error {
     },
     /// The store puts one object over another although it was asked not to.
     #[error(
-        "the lake {lake} does not keep what is there: it overwrites an object although it was asked to create a new one \
-         (If-None-Match: *). Two sinks could destroy each other's rows; use a store with conditional writes"
+        "the lake {lake} does not support conditional create: it overwrote an object although it was asked to create a \
+         new one (If-None-Match: *). Two sinks could destroy each other's rows; use a store with conditional writes"
     )]
     Overwrites {
         /// Its URL.
@@ -56,10 +56,10 @@ pub enum Error {
         lake: String,
         /// The object, or the prefix that was listed.
         object: String,
-        /// How long it was waited for.
+        /// How long the lake waited.
         after: std::time::Duration,
     },
-    /// An object of this name is there already, and stays as it is.
+    /// An object of this name exists already, and stays unchanged.
     #[error("{object} already exists in the lake {lake}")]
     Exists {
         /// The lake's URL.
@@ -68,7 +68,7 @@ pub enum Error {
         object: String,
     },
     /// There is no object of this name.
-    #[error("there is no {object} in the lake {lake}")]
+    #[error("{object} does not exist in the lake {lake}")]
     NotFound {
         /// The lake's URL.
         lake: String,
@@ -119,8 +119,8 @@ pub enum Error {
     },
     /// The lake does not hold all of a range.
     #[error(
-        "the lake {lake} does not hold {topic}/{partition} offsets {missing_start} to {missing_end}, \
-         which were asked for: wait for the sink, or choose another range"
+        "the lake {lake} lacks {topic}/{partition} offsets {missing_start} to {missing_end}: wait for the sink, or \
+         choose another range"
     )]
     NotCovered {
         /// The lake's URL.

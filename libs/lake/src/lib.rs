@@ -1,4 +1,4 @@
-//! The lake: what lies where in the object store, and how it gets there once.
+//! The lake: the layout of the object store, and how each object is stored exactly once.
 //!
 //! ```text
 //! LAKE/telemetry/date=2026-11-21/partition=3/00000000000000012345.parquet    rows of the log          rows.rs
@@ -7,9 +7,9 @@
 //! LAKE/.incoming/                                                            half-written, never listed local.rs
 //! ```
 //!
-//! Every object is created with a conditional put and never changed. The store is the only source of truth: where a
-//! partition goes on is read from its objects, so that no bookkeeping can disagree with them and no writer that was
-//! thought dead can overwrite.
+//! Every object is created with a conditional put and never changed. The store is the only source of truth: the
+//! position of a partition is read from its objects. So no bookkeeping can disagree with them, and a writer that was
+//! thought dead cannot overwrite them.
 //!
 //! It does not know the log, the schemas or the models: offsets, Arrow columns and bytes come in and go out.
 
@@ -100,7 +100,7 @@ impl Lake {
             Err(error) => return Err(not_writable(error)),
         }
         let again = create().await;
-        // Who may not delete leaves an empty object behind, which nothing reads.
+        // Without the permission to delete, an empty object stays behind, which nothing reads.
         let _ = self.store.delete(&probe).await;
         match again {
             Err(object_store::Error::AlreadyExists { .. }) => Ok(()),

@@ -10,7 +10,7 @@
 //! object may be empty or missing, and the log may have expired what it held. So creation is done here; everything
 //! else is handed to it. It ignores names that end in `#` and digits, so a half-written file is never listed.
 //!
-//! A file in `.incoming` is locked while its writer lives. What is there unlocked at start was left by a crash and is
+//! A file in `.incoming` is locked while its writer lives. An unlocked file found at start was left by a crash and is
 //! removed. Multipart uploads, copies and renames are refused: nothing here needs them, and they would not be durable.
 
 use std::fmt;
@@ -92,8 +92,8 @@ fn sync_directory(path: &FsPath) -> io::Result<()> {
 
 /// Creates a file that nobody takes for an orphan.
 ///
-/// Whoever starts just between its creation and its lock may remove it, but only while holding the lock: a file that is
-/// still there once it is ours stays there.
+/// A process that starts between its creation and its lock may remove it, but only while holding the lock: a file that
+/// still exists once it is locked stays.
 fn create_locked(path: &FsPath) -> io::Result<File> {
     loop {
         let file = OpenOptions::new().write(true).create_new(true).open(path)?;
@@ -105,7 +105,7 @@ fn create_locked(path: &FsPath) -> io::Result<File> {
     }
 }
 
-/// Writes an object so that it is there, whole and durable, or not at all.
+/// Writes an object so that it exists, whole and durable, or not at all.
 fn put(root: &FsPath, target: &FsPath, name: &str, payload: &PutPayload, mode: &PutMode) -> Result<()> {
     let incoming = root.join(INCOMING);
     let failed = |what: &'static str, path: &FsPath| {

@@ -89,7 +89,7 @@ impl Lake {
         Ok(names)
     }
 
-    /// Creates an object, or finds it as it should be.
+    /// Creates an object, or finds an identical one.
     async fn create_same(&self, name: &str, bytes: &Bytes) -> Result<(), Error> {
         match self.create(name, bytes.clone()).await {
             Err(Error::Exists { .. }) if self.get(name).await? == *bytes => Ok(()),

@@ -1,4 +1,4 @@
-//! Rows in the lake: storing an object, where a partition goes on, reading a range back.
+//! Rows in the lake: storing an object, the position of a partition, reading a range back.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -22,7 +22,7 @@ const CONCURRENT_READS: usize = 16;
 const NEWEST_OBJECTS: usize = 8;
 
 impl Lake {
-    /// Stores an object of rows; [`Error::Exists`] if one with this name is there.
+    /// Stores an object of rows; [`Error::Exists`] if one with this name exists.
     pub async fn put_object(&self, object: &Object) -> Result<(), Error> {
         check_name("a topic", &object.name.topic)?;
         self.create(&object.name.to_string(), object.bytes.clone()).await
@@ -54,7 +54,7 @@ impl Lake {
         Ok(footer)
     }
 
-    /// Where each partition of a topic goes on: the end of its last object. A partition without objects is not in the
+    /// Where each partition of a topic resumes: the end of its last object. A partition without objects is not in the
     /// map. A gap or an overlap between its newest objects is an error that names them.
     pub async fn next_offsets(&self, topic: &str) -> Result<BTreeMap<u32, u64>, Error> {
         let mut newest = Vec::new();
@@ -65,8 +65,8 @@ impl Lake {
         Ok(covered.into_iter().map(|range| (range.partition, range.end)).collect())
     }
 
-    /// What of a topic is in the lake: one range per partition. Reads the footer of every object; a gap or an overlap
-    /// is an error that names the objects.
+    /// The ranges of a topic that are in the lake: one per partition. Reads the footer of every object; a gap or an
+    /// overlap is an error that names the objects.
     pub async fn coverage(&self, topic: &str) -> Result<Vec<OffsetRange>, Error> {
         self.contiguous(self.objects(topic).await?).await
     }

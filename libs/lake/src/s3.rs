@@ -9,8 +9,8 @@
 //!                                                   or was one that may be repeated ─► the caller's own patience
 //! ```
 //!
-//! A create is repeated after an answer of 5xx although it may have had its effect: then the name is found taken, by
-//! ourselves. Who creates objects has to look at what is there in any case.
+//! A create is repeated after an answer of 5xx although it may have had its effect: then the name is already taken, by
+//! this process. A caller that creates objects has to check an existing one in any case.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,16 +23,16 @@ use object_store::{BackoffConfig, ClientConfigKey, ClientOptions, RetryConfig, S
 
 use crate::error::BoxError;
 
-/// A server that is there accepts a connection at once; one that is not is to be noticed soon.
+/// A running server accepts a connection at once; a missing one should be noticed soon.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Hides a hiccup, and no more: the stages have their own patience, and say what they wait for.
+/// Hides short failures only: the stages retry longer, and log what they wait for.
 const MAX_RETRIES: usize = 3;
 const RETRY_FOR: Duration = Duration::from_secs(10);
 
 /// How S3 is reached. Without any of it the usual AWS_… environment variables decide.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct S3Args {
-    /// Reach S3 at this server instead of Amazon's: https://HOST[:PORT]; also AWS_ENDPOINT_URL.
+    /// Reach S3 at this server instead of Amazon's: https://HOST or https://HOST:PORT; also AWS_ENDPOINT_URL.
     #[arg(long = "s3-endpoint", env = "CARSTREAM_S3_ENDPOINT", value_name = "URL")]
     pub endpoint: Option<String>,
     /// Use the bucket in this region; also AWS_REGION, and us-east-1 without either.
@@ -76,14 +76,15 @@ impl S3Args {
             }
             if http && !self.allow_http(&environment) {
                 problems.push(format!(
-                    "--s3-endpoint: {endpoint} is not encrypted: use https://, or add --s3-allow-http if that is meant"
+                    "--s3-endpoint: {endpoint} is not encrypted: use https://, or add --s3-allow-http if this is \
+                     intended"
                 ));
             }
         }
         problems
     }
 
-    /// What lies under `prefix` in a bucket. Does not contact it.
+    /// The objects under `prefix` in a bucket. Does not contact it.
     pub(crate) fn open(&self, bucket: &str, prefix: &str, timeout: Duration) -> Result<Arc<dyn ObjectStore>, BoxError> {
         if let Some(problem) = self.problems().into_iter().next() {
             return Err(problem.into());

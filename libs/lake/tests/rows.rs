@@ -104,7 +104,8 @@ proptest! {
         bounds.sort_unstable();
         bounds.dedup();
         let (from, to) = (base + from.index(present.len()) as u64, base + to.index(present.len() + 1) as u64);
-        let within = |start: u64, end: u64| all.iter().copied().filter(|o| (start..end).contains(o)).collect::<Vec<_>>();
+        let within =
+            |start: u64, end: u64| -> Vec<_> { all.iter().copied().filter(|o| (start..end).contains(o)).collect() };
         block_on(async {
             let TestLake { lake, folder: _keep } = test_lake();
             for b in bounds.windows(2) {

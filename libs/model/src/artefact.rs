@@ -1,4 +1,4 @@
-//! The artefact: what a trained model is when it lies in a store.
+//! The artefact: a trained model as files in a store.
 //!
 //! ```text
 //!  manifest.json        features in order, settings, scaling, sigmas, threshold, alert rule, network,
@@ -155,7 +155,7 @@ pub struct Metrics {
     pub later: Detection,
 }
 
-/// Verdicts held against what the workshop found.
+/// Verdicts compared with the workshop's findings.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Detection {

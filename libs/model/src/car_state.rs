@@ -135,7 +135,7 @@ impl CarState {
 
     /// First step: takes in the car's next reading and gives the network's inputs; none while it is parked.
     ///
-    /// The reading is held against the car's own mean and deviation as they were before it; then they learn from it.
+    /// The reading is compared with the car's own mean and deviation as they were before it; then these learn from it.
     pub fn observe(&mut self, settings: &Settings, scaling: &Scaling, event_time_ms: i64, raw: &Row) -> Option<Values> {
         self.last_event_time_ms = event_time_ms;
         if is_parked(raw) {

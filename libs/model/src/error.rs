@@ -18,7 +18,8 @@ pub enum Error {
     },
     /// The model was trained on other features.
     #[error(
-        "the model's feature {index} is {found:?}, this program computes {wanted:?} there: train a model with this version"
+        "the model's feature {index} is {found:?}, this program computes {wanted:?} there: train a model with this \
+         version"
     )]
     Features {
         /// Position, from 0.
@@ -38,7 +39,8 @@ pub enum Error {
     },
     /// The weights are not those that the manifest names.
     #[error(
-        "the weights have SHA-256 {found}, the manifest names {wanted}: the two do not belong together, or one is damaged; fetch the model again"
+        "the weights have SHA-256 {found}, the manifest names {wanted}: the two do not belong together, or one is \
+         damaged; fetch the model again"
     )]
     WeightsHash {
         /// Of the bytes given.
@@ -58,7 +60,7 @@ pub enum Error {
         problem: String,
     },
     /// A number that must be finite is not, or one that must be positive is not.
-    #[error("{what} of the model is {value}, which cannot be: train a new model")]
+    #[error("{what} of the model is {value}, which is impossible: train a new model")]
     Number {
         /// Which one.
         what: String,

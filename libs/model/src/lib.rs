@@ -7,8 +7,8 @@
 //!              one per car: the car's own mean and deviation, smoothed residuals
 //! ```
 //!
-//! The trainer and the scorer call the same functions, so a reading gets the same score from both. What one model is
-//! made of, and how it is stored, is in [`artefact`]; how a reading becomes inputs is in [`car_state`].
+//! The trainer and the scorer call the same functions, so a reading gets the same score from both. [`artefact`] has the
+//! parts of a model and how they are stored; [`car_state`] turns a reading into inputs.
 
 pub mod alert;
 pub mod artefact;

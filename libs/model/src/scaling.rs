@@ -39,7 +39,7 @@ const MIN_KNOT_WEIGHT: f64 = 30.0;
 /// A car with fewer readings says little of how a car varies.
 const MIN_CAR_READINGS: usize = 20;
 
-/// Readings in a row are alike: so many count as one when a car's mean is estimated.
+/// Consecutive readings are alike: this many count as one when a car's mean is estimated.
 const READINGS_ALIKE: f64 = 10.0;
 
 /// What the fleet's mean counts for in a new car, in readings, at least and at most.

@@ -41,10 +41,10 @@ pub struct Weights {
     pub decoder_2: Dense<7, FEATURE_COUNT>,
 }
 
-/// One affine map. Its weights are kept [in][out]: a loop over inputs then adds to all outputs at once.
+/// One affine map. Its weights are kept as `[in][out]`: a loop over inputs then adds to all outputs at once.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Dense<const IN: usize, const OUT: usize> {
-    /// [in][out].
+    /// `[in][out]`.
     pub weight: [[f32; OUT]; IN],
     /// One per output.
     pub bias: [f32; OUT],

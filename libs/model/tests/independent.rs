@@ -81,7 +81,7 @@ fn pythons_safetensors_opens_the_weights() {
         println!("skipped: {missing}");
         return;
     }
-    // A file written now, not the one that lies here.
+    // A file written now, not the one in this folder.
     let weights = model::Weights::from_safetensors(&std::fs::read(file("weights.safetensors")).unwrap()).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let written = folder.path().join("weights.safetensors");

@@ -23,7 +23,7 @@ impl DeadLetterHeader {
     pub const PARTITION: &'static str = "dead-letter.source.partition";
     /// The offset, in decimal.
     pub const OFFSET: &'static str = "dead-letter.source.offset";
-    /// When it was put aside: milliseconds since the epoch, in decimal.
+    /// When it was set aside: milliseconds since the epoch, in decimal.
     pub const TIME_MS: &'static str = "dead-letter.time_ms";
 }
 
@@ -77,7 +77,7 @@ impl Emit {
         self.emitted.outputs.push(topic, partition, record);
     }
 
-    /// Adds to a counter when what was emitted is committed: a batch that is rolled back, and done again, counts once.
+    /// Adds to a counter when the emitted records are committed: a batch that is rolled back and repeated counts once.
     pub fn count(&mut self, counter: &Counter, by: u64) {
         self.emitted.counts.push((counter.clone(), by));
     }

@@ -1,7 +1,7 @@
 //! How far a group is behind, looked at from beside the loop.
 //!
-//! The loop itself asks its log for nothing but records: a log that answers slowly here must not hold it up. And a loop
-//! that stands still is when its lag is worth knowing.
+//! The loop itself only reads records from its log: a slow answer here must not delay it. And the lag matters most when
+//! the loop is stalled.
 
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -28,7 +28,7 @@ impl Lag {
     /// Registers it.
     pub fn new(registry: &mut Registry, stage: &str) -> Self {
         let lag = Family::default();
-        let help = "Records between the group's committed positions and the end; the whole group's";
+        let help = "Records between the group's committed positions and the end of the topic";
         registry.sub_registry_with_prefix(format!("carstream_{stage}")).register("lag_records", help, lag.clone());
         Self(lag)
     }
@@ -56,10 +56,10 @@ impl Lag {
     }
 }
 
-/// A watch that goes on until this is dropped.
+/// A watch that runs until this is dropped.
 #[derive(Debug)]
 pub struct LagWatch {
-    /// Its end is the message.
+    /// Dropping the sender stops the watch.
     _ends: mpsc::Sender<()>,
 }
 

@@ -43,25 +43,55 @@ const POLL_MS: u64 = 50;
 /// Records per read while state is rebuilt: large, since nothing waits for a commit.
 const REPLAY_RECORDS: usize = 8192;
 
-/// The usual [`Options::snapshot_records`]: a replay of so many takes about a second, and a snapshot of a large fleet
-/// costs little beside processing so many.
+/// The usual [`Options::snapshot_records`]: replaying this many takes about a second, and a snapshot of a large fleet
+/// costs little compared with processing them.
 pub const SNAPSHOT_RECORDS: u64 = 200_000;
 
 /// What a stage makes of records. Pure and synchronous; all I/O is the loop's.
+///
+/// A stage without state only needs [`apply`](Self::apply):
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use event_log::{Batch, Record};
+/// use pipeline::{Emit, Transform};
+///
+/// /// Copies texts in capitals. A record without a text becomes a dead letter.
+/// struct Capitals {
+///     output: Arc<str>,
+/// }
+///
+/// impl Transform for Capitals {
+///     fn apply(&mut self, batch: &Batch, emit: &mut Emit) -> anyhow::Result<()> {
+///         for record in batch.iter() {
+///             let Some(text) = record.value else {
+///                 emit.dead_letter(&record, "no-text", "the record has no value");
+///                 continue;
+///             };
+///             let value = text.to_ascii_uppercase();
+///             let capitals =
+///                 Record { key: record.key, value: Some(&value), headers: &[], timestamp_ms: record.timestamp_ms };
+///             emit.send(&self.output, &capitals);
+///         }
+///         Ok(())
+///     }
+/// }
+/// ```
 pub trait Transform: Send {
     /// Forgets the state of a partition: it was assigned, revoked, or its last batches were rolled back.
     fn reset(&mut self, _topic: &Arc<str>, _partition: u32) {}
 
-    /// Whether what lies before the committed position is replayed after a reset.
+    /// Whether the records before the committed position are replayed after a reset.
     fn is_stateful(&self) -> bool {
         false
     }
 
-    /// Fetches what these records need and is not in the log: the schema of a writer that was not met before. Called
-    /// before each [`replay`](Self::replay) and [`apply`](Self::apply), which then know everything they need.
+    /// Fetches whatever these records need that is not in the log, such as an unknown writer's schema. Called before
+    /// each [`replay`](Self::replay) and [`apply`](Self::apply), which then have everything they need.
     ///
-    /// May block, for less than the log takes a silent member for dead. [`Error::Unavailable`] is as if the log were
-    /// away: the loop goes back to the last commit, and comes again.
+    /// May block, but for less than Kafka's `max.poll.interval.ms`. [`Error::Unavailable`] counts as if the log did not
+    /// answer: the loop returns to the last commit, and retries.
     fn prepare(&mut self, _batch: &Batch) -> anyhow::Result<()> {
         Ok(())
     }
@@ -120,7 +150,7 @@ pub struct Options {
     /// Where snapshots of the state go: a compacted topic of the target log. Without it state is rebuilt from all that
     /// the source holds.
     pub state: Option<Arc<str>>,
-    /// A partition's snapshot follows the one before it after so many records.
+    /// Records of a partition between two snapshots.
     pub snapshot_records: u64,
     /// Commit at the latest after this many records.
     pub max_records: usize,
@@ -130,9 +160,9 @@ pub struct Options {
 
 /// Runs the loop until shutdown. Blocking.
 ///
-/// At shutdown the open transaction is committed, and snapshots of the state. A log that does not answer is waited for:
-/// everything since the last commit is given up and done again. What ends the loop: a transform's error, being fenced, a
-/// position that the log no longer holds.
+/// At shutdown the loop commits the open transaction and snapshots of the state. If the log does not answer, the loop
+/// waits, drops everything since the last commit, and repeats it. Only these end the loop: a transform's error, being
+/// fenced, a position that the log no longer holds.
 pub fn run(
     options: Options,
     transform: &mut dyn Transform,
@@ -152,7 +182,7 @@ pub fn run(
         match ended {
             Ok(()) => break,
             Err(error) if error.downcast_ref::<Error>().is_some_and(Error::is_retriable) => {
-                tracing::warn!("starting over from the last commit: {error:#}");
+                tracing::warn!("restarting from the last commit: {error:#}");
                 metrics.restarts.inc();
             }
             Err(error) => return Err(error),
@@ -291,7 +321,7 @@ impl<'o> Stage<'o> {
         Ok(())
     }
 
-    /// Returns the positions to go on from, if it was rolled back.
+    /// Returns the positions to resume from, if it was rolled back.
     fn commit_pending(&mut self, metrics: &Metrics) -> anyhow::Result<Option<Vec<Position>>> {
         if self.pending.is_empty() {
             return Ok(None);

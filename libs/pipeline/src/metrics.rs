@@ -23,7 +23,7 @@ pub struct Metrics {
     pub records_in: Counter,
     /// Records that were written, dead letters included.
     pub records_out: Counter,
-    /// Records put aside, by reason.
+    /// Records set aside, by reason.
     pub dead_letters: Family<Reason, Counter>,
     /// Transactions committed.
     pub commits: Counter,
@@ -49,7 +49,7 @@ pub struct Metrics {
     pub snapshot_seconds: Histogram,
     /// How long it took to rebuild the state of the partitions that were assigned together.
     pub rebuild_seconds: Histogram,
-    /// From a record's timestamp to the commit of what came of it; the oldest record of each partition in a transaction.
+    /// From a record's timestamp to the commit of its outputs; the oldest record of each partition in a transaction.
     pub latency_seconds: Family<Topic, Histogram, fn() -> Histogram>,
     /// What the stage waits for.
     pub readiness: Readiness,
@@ -103,10 +103,14 @@ impl Metrics {
         };
         registry.register("records_in", "Records read and committed", metrics.records_in.clone());
         registry.register("records_out", "Records written, dead letters included", metrics.records_out.clone());
-        registry.register("dead_letters", "Records put aside, by reason", metrics.dead_letters.clone());
+        registry.register("dead_letters", "Records set aside, by reason", metrics.dead_letters.clone());
         registry.register("commits", "Transactions committed", metrics.commits.clone());
         registry.register("rollbacks", "Transactions rolled back", metrics.rollbacks.clone());
-        registry.register("restarts", "Starts over because the log did not answer", metrics.restarts.clone());
+        registry.register(
+            "restarts",
+            "Restarts from the last commit because the log did not answer",
+            metrics.restarts.clone(),
+        );
         registry.register("restored", "Partitions whose state was taken from a snapshot", metrics.restored.clone());
         registry.register("replayed", "Records replayed to rebuild state", metrics.replayed.clone());
         registry.register(
@@ -122,7 +126,8 @@ impl Metrics {
         registry.register("rebuild_seconds", "Time to rebuild state", metrics.rebuild_seconds.clone());
         registry.register(
             "latency_seconds",
-            "From a record's timestamp to the commit of what came of it; the oldest of a partition and transaction",
+            "From a record's timestamp to the commit of its outputs; the oldest record of each partition and \
+             transaction",
             metrics.latency_seconds.clone(),
         );
         metrics

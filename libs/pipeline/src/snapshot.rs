@@ -6,9 +6,9 @@
 //!  headers  position, state version, source's id, chunks, bytes, SHA-256: the same in all of them
 //! ```
 //!
-//! All records of a snapshot are written in one transaction, but compaction takes the records of an older one away one
-//! by one, and a topic may hold what somebody else has written. So nothing is believed that is not whole, of the source,
-//! and hashes to what it says.
+//! All records of a snapshot are written in one transaction, but compaction removes the records of an older one one by
+//! one, and a topic may hold records of other writers. So a snapshot is rejected unless it is whole, belongs to the
+//! source, and matches its hash.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -98,7 +98,7 @@ pub(crate) struct Found {
     pub(crate) snapshot: Option<Snapshot>,
     /// So many keys are taken, which the next snapshot replaces.
     pub(crate) chunks: u32,
-    /// Why what came last cannot be used.
+    /// Why the last snapshot cannot be used.
     pub(crate) unusable: Option<Unusable>,
 }
 
@@ -112,15 +112,15 @@ pub(crate) struct Snapshot {
 /// Why a snapshot is passed over.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Unusable {
-    #[error("it is of another state version")]
+    #[error("it has another state version")]
     OtherVersion,
-    #[error("it is of another topic that had this name")]
+    #[error("it belongs to an earlier topic of this name")]
     OtherSource,
-    #[error("it is of position {0}, behind the committed one")]
+    #[error("it is of position {0}, ahead of the committed one")]
     Ahead(u64),
-    #[error("not all of it is there")]
+    #[error("some of its records are missing")]
     Torn,
-    #[error("its bytes are not those that were written")]
+    #[error("its bytes differ from those that were written")]
     Damaged,
     #[error("its headers are not those of a snapshot")]
     NoHeaders,

@@ -3,7 +3,7 @@
 //! ```text
 //!  source partition   ├─ removed by retention ─┼────────────┼─────────────────┤ committed
 //!                                                        snapshot ──restore──►│ replay, emitting nothing
-//!  state topic        … ─ newest whole snapshot not behind the committed position ─ …
+//!  state topic        … ─ newest whole snapshot not ahead of the committed position ─ …
 //! ```
 //!
 //! A snapshot is a transaction of its own, right after the commit of the position that it belongs to, and it commits
@@ -19,8 +19,8 @@ use event_log::{Error, Log, Outputs, Position, Range, Read, TopicDescription, To
 use crate::snapshot::{self, Finder, Found, MAX_SNAPSHOT_BYTES, SnapshotId, Unusable};
 use crate::{Metrics, Options, POLL_MS, REPLAY_RECORDS, Transform};
 
-/// A snapshot follows the first record that is not in one after so long, however few there are: well before any
-/// sensible retention removes that record.
+/// The longest time between a record and its first snapshot, however few records there are: well before any sensible
+/// retention removes it.
 const SNAPSHOT_AFTER: Duration = Duration::from_secs(600);
 
 /// Records per read of the state topic; each may have half a megabyte.
@@ -123,8 +123,9 @@ impl State {
         let position = Position { topic: of.topic.clone(), partition: of.partition, offset: held.position };
         if state.len() > MAX_SNAPSHOT_BYTES {
             let (partition, mib) = (of.partition, state.len() >> 20);
-            tracing::error!(topic = %of.topic, partition, "its state has {mib} MiB, more than a snapshot may have: a \
-                restart replays all records that are held; give the topic more partitions");
+            tracing::error!(topic = %of.topic, partition, "the state has {mib} MiB, more than a snapshot can hold: no \
+                snapshot is written, and a restart replays all records that retention has kept; give the topic more \
+                partitions");
             (held.replay_from, held.since, held.irreplaceable) = (held.position, None, false); // not at every commit
             return None;
         }
@@ -314,7 +315,7 @@ fn restore(until: &Position, found: &mut Found, transform: &mut dyn Transform) -
         Ok(()) => Some(snapshot.position),
         Err(error) => {
             let offset = snapshot.position;
-            tracing::warn!(%topic, partition, offset, "a snapshot of the state is not restored: {error:#}");
+            tracing::warn!(%topic, partition, offset, "cannot restore a snapshot of the state: {error:#}");
             transform.reset(topic, partition);
             found.snapshot = None;
             None
@@ -335,16 +336,17 @@ fn report(
     match &found.unusable {
         None => {}
         Some(Unusable::OtherVersion) => {
-            tracing::info!(%topic, partition, "the newest snapshot is of another state version: rebuilding from {base}");
+            tracing::info!(%topic, partition, "the newest snapshot has another state version: rebuilding from {base}");
         }
         Some(why) => {
-            tracing::warn!(%topic, partition, "the newest snapshot is not used, {why}: rebuilding from {base}");
+            tracing::warn!(%topic, partition, "skipping the newest snapshot, {why}: rebuilding from {base}");
         }
     }
     if let Some(missing) = missing {
         let (from, to) = (missing.start, missing.end - 1);
-        tracing::error!(%topic, partition, "the state is not exact: it is rebuilt from {base}, and retention has removed \
-            the records that follow, offsets {from} to {to}; a longer retention than this stage is ever down prevents it");
+        tracing::error!(%topic, partition, "the state is not exact: it is rebuilt from {base}, but retention has \
+            removed the next records, offsets {from} to {to}; to prevent this, keep records longer than this stage is \
+            ever down");
     }
     tracing::debug!(%topic, partition, replayed, "the state is rebuilt from {base} up to offset {}", until.offset);
 }

@@ -31,7 +31,7 @@ impl Table {
             .map(|(partition, (bounds, position))| Range {
                 topic: self.topic.clone(),
                 partition: partition as u32,
-                // Compaction may have removed what lies between: the last row of each key is still to come.
+                // Compaction may have removed the records between: the last row of each key is still to come.
                 start: (*position).max(bounds.first),
                 end: Some(bounds.next),
             })

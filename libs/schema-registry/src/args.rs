@@ -37,11 +37,11 @@ impl SchemaRegistryArgs {
         Registry::new(url.clone(), credentials, Handle::current()).map(Some)
     }
 
-    /// The schemas of a stage that uses each of these files for the values of that topic, with the ids of the registry, or
-    /// of `own` if there is no registry. `None`: shut down meanwhile.
+    /// The schemas of a stage that uses each of these files for the values of that topic, with the ids of the registry,
+    /// or of `own` if there is no registry. `None`: shut down meanwhile.
     ///
-    /// A registry that is away is waited for, and the stage is not ready meanwhile, as later while it waits for a schema.
-    /// One that holds something else than this program was built for is an [`Error::Unfit`]: nothing is registered here.
+    /// Waits for an unreachable registry; meanwhile, and later while it waits for a schema, the stage is not ready. A
+    /// registry whose schemas do not fit this program is an [`Error::Unfit`]: nothing is registered here.
     pub async fn open(
         &self,
         own: &Schemas,
@@ -58,7 +58,7 @@ impl SchemaRegistryArgs {
             let asked = service::retry_until(&shutdown, waiting, is_final, || registry.check(&own, &uses))?;
             Ok(asked.map(|found| SchemaSource::of_registry(own.with_ids_of(found), registry, readiness, shutdown)))
         });
-        // A thread that is not joined has panicked: there is no answer to go on with.
+        // A thread that cannot be joined has panicked: it has no answer to continue with.
         opened.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
     }
 
@@ -93,11 +93,11 @@ impl FromStr for RegistryUrl {
     fn from_str(s: &str) -> Result<Self, String> {
         let url = reqwest::Url::parse(s).map_err(|e| format!("{s:?} is not a URL: {e}"))?;
         if !matches!(url.scheme(), "http" | "https") || url.query().is_some() || url.fragment().is_some() {
-            return Err(format!("{s:?} is not http://HOST:PORT or https://HOST:PORT, with a path if need be"));
+            return Err(format!("{s:?} is not http://HOST:PORT or https://HOST:PORT, with an optional path"));
         }
         if !url.username().is_empty() || url.password().is_some() {
             // It would be in the list of processes, and in every message.
-            return Err("a user and a password belong into --schema-registry-credentials-file, not into the URL".into());
+            return Err("put user and password into --schema-registry-credentials-file, not into the URL".into());
         }
         Ok(Self(s.trim_end_matches('/').to_owned()))
     }

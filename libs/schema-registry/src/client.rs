@@ -60,14 +60,14 @@ impl Registry {
 
     /// All versions of a subject, oldest first; none if it does not exist.
     pub fn versions(&self, subject: &str) -> Result<Vec<Registered>, Error> {
-        let what = format!("asking for the versions of {subject}");
+        let what = format!("read the versions of {subject}");
         let Some(versions) = self.ask(Method::GET, &format!("subjects/{subject}/versions"), None, &what)? else {
             return Ok(Vec::new());
         };
         let versions: Vec<u32> = serde_json::from_value(versions).map_err(|e| self.strange(&what, e))?;
         let mut found = Vec::with_capacity(versions.len());
         for version in versions {
-            let what = format!("asking for version {version} of {subject}");
+            let what = format!("read version {version} of {subject}");
             // One that is gone was deleted between the two questions.
             if let Some(answer) =
                 self.ask(Method::GET, &format!("subjects/{subject}/versions/{version}"), None, &what)?
@@ -80,14 +80,14 @@ impl Registry {
 
     /// This very schema, if the subject has it.
     pub fn find(&self, subject: &str, schema: &str) -> Result<Option<Registered>, Error> {
-        let what = format!("looking for a schema in {subject}");
+        let what = format!("look up a schema in {subject}");
         let answer = self.ask(Method::POST, &format!("subjects/{subject}"), Some(json!({"schema": schema})), &what)?;
         answer.map(|answer| self.registered(&what, &answer)).transpose()
     }
 
     /// The text of the schema with this id, if there is one.
     pub fn schema(&self, id: u32) -> Result<Option<String>, Error> {
-        let what = format!("asking for schema id {id}");
+        let what = format!("read schema id {id}");
         let Some(answer) = self.ask(Method::GET, &format!("schemas/ids/{id}"), None, &what)? else { return Ok(None) };
         let text = answer["schema"].as_str().ok_or_else(|| self.strange(&what, &answer))?;
         Ok(Some(text.to_owned()))
@@ -95,14 +95,14 @@ impl Registry {
 
     /// The compatibility that holds for a subject: its own, or else the registry's.
     pub fn compatibility(&self, subject: &str) -> Result<Option<String>, Error> {
-        let what = format!("asking for the compatibility of {subject}");
+        let what = format!("read the compatibility of {subject}");
         let answer = self.ask(Method::GET, &format!("config/{subject}?defaultToGlobal=true"), None, &what)?;
         Ok(answer.and_then(|answer| answer["compatibilityLevel"].as_str().map(str::to_owned)))
     }
 
     /// Sets the compatibility of a subject, which need not exist yet.
     pub fn set_compatibility(&self, subject: &str, compatibility: &str) -> Result<(), Error> {
-        let what = format!("setting the compatibility of {subject}");
+        let what = format!("set the compatibility of {subject}");
         let body = json!({"compatibility": compatibility});
         self.ask(Method::PUT, &format!("config/{subject}"), Some(body), &what)?;
         Ok(())
@@ -110,7 +110,7 @@ impl Registry {
 
     /// Adds a version to a subject. A schema that the subject has is not added again.
     pub fn register(&self, subject: &str, schema: &str) -> Result<(), Error> {
-        let what = format!("registering a schema in {subject}");
+        let what = format!("register a schema in {subject}");
         let answer =
             self.ask(Method::POST, &format!("subjects/{subject}/versions"), Some(json!({"schema": schema})), &what)?;
         answer.map(drop).ok_or_else(|| self.strange(&what, "404"))

@@ -6,15 +6,15 @@ use telemetry::schema::{Schema, Schemas};
 
 use crate::{COMPATIBILITY, Error, Registered, Registry, subject};
 
-/// What mends a registry that lacks something.
-const DEPLOY: &str = "run `carstream deploy` with --schema-registry, of the release that is to run";
+/// The remedy for a registry that lacks something.
+const DEPLOY: &str = "run `carstream deploy` of this release with --schema-registry";
 
 /// What a deployment came to.
 #[derive(Debug, Clone, Default)]
 pub struct Deployed {
-    /// What is there now, a line each.
+    /// What the registry has now, one line each.
     pub lines: Vec<String>,
-    /// What is not as it should be; of `check`, also what is only missing.
+    /// What differs; with `check`, also what is only missing.
     pub problems: Vec<String>,
 }
 
@@ -44,7 +44,8 @@ pub fn deploy(registry: &Registry, own: &Schemas, uses: &[(&str, &str)], check: 
     }
     if other_ids {
         deployed.lines.push(
-            "these ids are not those of the contract's ids.json: whatever writes or reads these logs needs --schema-registry"
+            "these ids differ from the contract's ids.json: everything that writes or reads these logs needs \
+             --schema-registry"
                 .to_owned(),
         );
     }
@@ -101,14 +102,14 @@ impl Deployed {
 }
 
 impl Registry {
-    /// What a stage needs to know before it starts: the ids of its own schemas, and all other versions that the subjects
-    /// hold. Blocking.
+    /// What a stage needs to know before it starts: the ids of its own schemas, and all other versions that the
+    /// subjects hold. Blocking.
     pub(crate) fn check(&self, own: &Schemas, uses: &[(String, String)]) -> Result<Vec<Schema>, Error> {
         let (mut found, mut problems) = (Vec::new(), Vec::new());
         for (topic, file) in uses.iter().collect::<BTreeSet<_>>() {
             let subject = subject(topic);
             let Some(ours) = own.file(file) else {
-                problems.push(format!("subject {subject}: there is no schema {file}"));
+                problems.push(format!("subject {subject}: schema {file} does not exist"));
                 continue;
             };
             let held = self.versions(&subject)?;

@@ -10,7 +10,7 @@ pub enum Error {
     #[error("{0}")]
     Settings(String),
     /// There is no answer; trying again may help.
-    #[error("{operation} at the schema registry {registry} did not succeed")]
+    #[error("cannot {operation} at the schema registry {registry}")]
     Unavailable {
         /// What was asked for.
         operation: String,
@@ -21,7 +21,10 @@ pub enum Error {
         source: BoxError,
     },
     /// The answer was no, and will be.
-    #[error("{operation} at the schema registry {registry} was refused: {status}{}{message}", if message.is_empty() { "" } else { ": " })]
+    #[error(
+        "the schema registry {registry} refused to {operation}: {status}{}{message}",
+        if message.is_empty() { "" } else { ": " }
+    )]
     Refused {
         /// What was asked for.
         operation: String,
@@ -34,8 +37,8 @@ pub enum Error {
     },
     /// Something answers there that is no schema registry.
     #[error(
-        "what answers at {registry} is not a schema registry ({operation}: {what}); the URL is that of its API, such as \
-         http://localhost:8081, or http://localhost:8080/apis/ccompat/v7 for Apicurio"
+        "the server at {registry} is not a schema registry (cannot {operation}: {what}); use the URL of its API, such \
+         as http://localhost:8081, or http://localhost:8080/apis/ccompat/v7 for Apicurio"
     )]
     NotARegistry {
         /// What was asked for.
@@ -45,7 +48,7 @@ pub enum Error {
         /// What came instead of an answer.
         what: String,
     },
-    /// What the registry holds is not what this program was built for.
+    /// The registry's schemas do not fit this program.
     #[error("the schema registry {registry} does not fit this program: {}", problems.join("; "))]
     Unfit {
         /// Its URL.

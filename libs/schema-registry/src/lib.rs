@@ -7,11 +7,12 @@
 //!           └ later, by an id that nobody knows ──────┘   (asked once, before its batch is transformed)
 //! ```
 //!
-//! A stage only asks. What a registry holds is put there by a deployment ([`deploy()`]), which also sets
-//! [`COMPATIBILITY`] on each subject; so a schema that would break a reader is refused before anything runs, and a stage
-//! whose own schema does not fit what is there does not start.
+//! A stage only reads. Schemas are registered by a deployment ([`deploy()`]), which also sets [`COMPATIBILITY`] on each
+//! subject. So a schema that would break a reader is refused before anything runs, and a stage whose own schema does
+//! not fit the registered ones does not start.
 //!
-//! A registry that is away is waited for at the start. Later it is needed for nothing that is known already.
+//! At the start a stage waits for an unreachable registry. Later it needs the registry only for ids that it has not
+//! met.
 
 mod args;
 mod client;

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{Error, Registry};
 
-/// A registry that does not answer for so long is reported to the caller, which gives up its batch and comes again. Well
+/// A registry that does not answer for this long is reported to the caller, which drops its batch and retries. Well
 /// below Kafka's `max.poll.interval.ms`, after which the partitions would go to another instance.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -81,11 +81,11 @@ impl SchemaSource {
         AvroEncoder::new(&self.schemas, schema.id.unwrap_or_default())
     }
 
-    /// Sees to it that `decoder` knows who wrote these messages, as far as the registry does. Blocking, when an id is met
-    /// for the first time; without a registry, nothing.
+    /// Sees to it that `decoder` knows who wrote these messages, as far as the registry does. Blocking, when an id is
+    /// met for the first time; without a registry, nothing.
     ///
-    /// An error means that the registry is away, and the messages are to be looked at again: with some patience spent, or
-    /// at shutdown at once. What the registry does not know either is left to the decoder, which refuses it.
+    /// An error means that the registry is away, and the messages are to be looked at again: with some patience spent,
+    /// or at shutdown at once. What the registry does not know either is left to the decoder, which refuses it.
     pub fn resolve<'m>(
         &self,
         decoder: &mut AvroDecoder,
@@ -117,7 +117,7 @@ impl Others {
             Some(writer) => return Ok(writer.clone()),
             None => {}
         }
-        // Not under the lock: others go on with what they know.
+        // Not under the lock, so that others can use the known schemas.
         let writer = self.ask(id)?;
         let mut found = self.found();
         if found.len() >= MAX_ABSENT {
@@ -136,7 +136,7 @@ impl Others {
             let answer = self.registry.schema(id);
             if answer.is_ok() {
                 waiting.over();
-                // It may have been waited for by an attempt before this one.
+                // An earlier attempt may have waited for it.
                 self.readiness.has(&what);
             }
             match answer {
@@ -162,7 +162,7 @@ impl Others {
             Ok(schema) => {
                 let fields = schema.fields.len();
                 tracing::info!(
-                    "met schema id {id}: a {} with {fields} fields, from {}",
+                    "new schema id {id}: a {} with {fields} fields, from {}",
                     schema.name,
                     self.registry.url()
                 );

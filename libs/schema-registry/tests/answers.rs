@@ -74,9 +74,9 @@ async fn answers_are_told_apart() {
     for (answer, retriable, said) in [
         (&answers[2], false, "is not a schema registry"),
         (&answers[3], false, "is not a schema registry"),
-        (&answers[4], true, "asking for schema id 5 at the schema registry"),
-        (&answers[5], false, "was refused: 401: who are you"),
-        (&answers[6], false, "registering a schema in s-value at the schema registry"),
+        (&answers[4], true, "cannot read schema id 5 at the schema registry"),
+        (&answers[5], false, "refused to read schema id 6: 401: who are you"),
+        (&answers[6], false, "refused to register a schema in s-value"),
     ] {
         let error = answer.as_ref().unwrap_err();
         assert_eq!(error.is_retriable(), retriable, "{error}");

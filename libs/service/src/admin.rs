@@ -36,8 +36,8 @@ pub struct AdminError {
     source: std::io::Error,
 }
 
-/// Runs a process, and serves its metrics meanwhile if `--admin` asks for it: those of `registry`, which version it is, and
-/// what it takes of the machine. It is ready when all of its stages are.
+/// Runs a process, and serves its metrics meanwhile if `--admin` asks for it: those of `registry`, which version it is,
+/// and what it takes of the machine. It is ready when all of its stages are.
 pub async fn with_admin<F, T>(
     args: &ServiceArgs,
     mut registry: Registry,
@@ -54,7 +54,7 @@ where
     tracing::info!("metrics at http://{}/metrics", listener.local_addr()?);
     let stages = Stages(stages.to_vec());
     let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
-    registry.register("carstream_build", "Which carstream this is", build);
+    registry.register("carstream_build", "The version of carstream", build);
     registry.register_collector(Box::new(ProcessMetrics::new()));
     registry.register_collector(Box::new(stages.clone()));
     let registry = Arc::new(registry);
@@ -99,7 +99,7 @@ impl Stages {
 impl Collector for Stages {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let ready = ConstGauge::new(i64::from(self.0.iter().all(Readiness::is_ready)));
-        let help = "1 when the process does its work, 0 while it waits for another part";
+        let help = "1 when the process is ready, 0 while it waits for another part";
         ready.encode(encoder.encode_descriptor("carstream_ready", help, None, ready.metric_type())?)
     }
 }

@@ -1,4 +1,4 @@
-//! What every process of carstream does alike: settings, logging, admin port, signals, exit codes.
+//! What all processes of carstream share: settings, logging, admin port, signals, exit codes.
 //!
 //! ```text
 //! main ─► parse settings ─► logging ─► run(args, shutdown) ─► drained ─► exit 0
@@ -6,8 +6,7 @@
 //!            ▼                 SIGTERM/Ctrl-C; a second one, or --stop-timeout, exits at once
 //! ```
 //!
-//! What a stage does is the stage's own; nothing here knows a topic or a reading. The contract, which does, is only read
-//! here and handed on.
+//! Nothing here knows a topic or a reading. The contract, which does, is only read here and handed on.
 
 mod admin;
 mod contract;
@@ -42,10 +41,10 @@ const EXIT_FAILURE: i32 = 1;
 /// The exit code after a second signal: 128 + SIGINT, as shells report it.
 const EXIT_SECOND_SIGNAL: i32 = 130;
 
-/// A commit that waits for a broker, after a drain that took all of its time, fits in.
+/// Long enough for a commit that waits for a broker, after a drain that took all of its time.
 const STOP_TIMEOUT: &str = "120s";
 
-/// Enough to commit what has come in, short enough for an upgrade.
+/// Enough to commit accepted records, short enough for an upgrade.
 const DRAIN_TIMEOUT: &str = "30s";
 
 /// Settings that every process has.
@@ -86,7 +85,7 @@ pub struct DrainArgs {
 pub enum LogLevel {
     /// A human must act.
     Error,
-    /// Something is not as it should be, and was dealt with.
+    /// Something was wrong, and was handled.
     Warn,
     /// What the process is doing.
     #[default]
@@ -206,14 +205,14 @@ async fn cancel_on_signal(shutdown: CancellationToken, stop_timeout: Duration) {
     // Listened to from the start to the end: a signal between two waits is not missed.
     let mut signals = Signals::listen();
     signals.next().await;
-    tracing::info!("stopping: finishing what was accepted; a second signal exits at once");
+    tracing::info!("stopping: finishing accepted work; a second signal exits at once");
     shutdown.cancel();
     tokio::select! {
         () = signals.next() => std::process::exit(EXIT_SECOND_SIGNAL),
         () = tokio::time::sleep(stop_timeout) => {
             eprintln!(
-                "error: still not finished {stop_timeout:?} after the signal (--stop-timeout): leaving what is not committed \
-                 to the next start"
+                "error: not stopped {stop_timeout:?} after the signal (--stop-timeout): exiting; the next start \
+                 processes everything that is not committed"
             );
             std::process::exit(EXIT_FAILURE);
         }

@@ -1,6 +1,6 @@
 //! What the operating system counts of this process, under the names that Prometheus' own clients give it.
 //!
-//! Read from `/proc` at each scrape, so on Linux only; elsewhere these metrics are not there.
+//! Read from `/proc` at each scrape, so on Linux only; elsewhere these metrics are missing.
 
 use std::fmt;
 use std::fs;
@@ -51,7 +51,7 @@ impl Collector for ProcessMetrics {
         }
         if let Some(seconds) = cpu_seconds() {
             let cpu = ConstCounter::new(seconds);
-            let help = "CPU time, of the process and of the kernel for it";
+            let help = "CPU time, user and system";
             cpu.encode(encoder.encode_descriptor("process_cpu", help, Some(&Unit::Seconds), cpu.metric_type())?)?;
         }
         Ok(())

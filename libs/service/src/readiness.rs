@@ -1,8 +1,8 @@
-//! Whether a process does its work, and if not, what for it waits.
+//! Whether a process is ready, and if not, what it is waiting for.
 //!
-//! A stage gives each thing that it cannot work without a name, and takes it off the list once it is there. `/readyz` and
-//! the gauge `carstream_ready` tell what is left on the list. Nothing here asks the parts themselves: it is what the stage
-//! has noticed.
+//! A stage lists each part that it cannot work without, and removes the part from the list once it is available.
+//! `/readyz` and the gauge `carstream_ready` report the rest of the list. This module does not check the parts: it
+//! holds what the stage has noticed.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,14 +13,14 @@ const START: &str = "the start";
 /// What a stage waits for; clones share it. Ready is a stage that waits for nothing.
 #[derive(Debug, Clone)]
 pub struct Readiness {
-    /// What, and why it is not there.
+    /// The missing parts, and why each is missing.
     awaited: Arc<Mutex<BTreeMap<String, String>>>,
 }
 
 impl Default for Readiness {
     /// Of a stage that has not started yet.
     fn default() -> Self {
-        let awaited = BTreeMap::from([(START.to_owned(), "opening what it needs".to_owned())]);
+        let awaited = BTreeMap::from([(START.to_owned(), "opening its inputs and outputs".to_owned())]);
         Self { awaited: Arc::new(Mutex::new(awaited)) }
     }
 }
@@ -31,7 +31,7 @@ impl Readiness {
         self.awaited().insert(what.into(), why.into());
     }
 
-    /// `what` is there.
+    /// `what` is available.
     pub fn has(&self, what: &str) {
         self.awaited().remove(what);
     }
@@ -67,7 +67,7 @@ mod tests {
     #[test]
     fn a_stage_is_ready_once_it_has_started_and_waits_for_nothing() {
         let readiness = Readiness::default();
-        assert_eq!(readiness.reasons(), ["the start: opening what it needs"]);
+        assert_eq!(readiness.reasons(), ["the start: opening its inputs and outputs"]);
         let of_the_loop = readiness.clone();
         of_the_loop.waits_for("a model", "none is announced");
         assert_eq!(readiness.reasons(), ["a model: none is announced"]);

@@ -132,8 +132,8 @@ impl<I: Into<IpAddr>> From<(I, u16)> for HostPort {
     }
 }
 
-/// The name of an instance: clap's `value_parser`. `@host` stands for the name of the host, which in a container or a pod
-/// is the container's or the pod's own.
+/// The name of an instance: clap's `value_parser`. `@host` stands for the name of the host, which in a container or a
+/// pod is the container's or the pod's own.
 pub fn instance_name(text: &str) -> Result<String, String> {
     match text {
         "@host" => std::fs::read_to_string(HOST_NAME)

@@ -13,7 +13,7 @@ const REPEAT_AFTER_S: u64 = 10;
 /// A missing part is back soon after it starts.
 const RETRY_AFTER_MS: u64 = 250;
 
-/// Something that is not there yet. Says so at once, then every ten seconds.
+/// A part that is not available yet. Logs this at once, then every ten seconds.
 #[derive(Debug)]
 pub struct Waiting {
     what: String,
@@ -33,7 +33,7 @@ impl Waiting {
         Self { readiness: Some(readiness.clone()), ..self }
     }
 
-    /// Says what is waited for and why, unless that was said a moment ago.
+    /// Logs the missing part and the reason, unless that was logged a moment ago.
     pub fn note(&mut self, cause: &dyn Error) {
         if let Some(readiness) = &self.readiness {
             readiness.waits_for(&self.what, chain(cause));
@@ -48,7 +48,7 @@ impl Waiting {
     /// Says that the waiting is over, if it was ever said that it began.
     pub fn over(&mut self) {
         if self.said.take().is_some() {
-            tracing::info!("{} is there", self.what);
+            tracing::info!("{} is available", self.what);
             if let Some(readiness) = &self.readiness {
                 readiness.has(&self.what);
             }
@@ -85,7 +85,7 @@ pub fn retry_until<T, E: Error>(
     Ok(None)
 }
 
-/// An error with its causes, in one line. Some libraries repeat a cause in their own text: it is said once.
+/// An error with its causes, in one line. Some libraries repeat a cause in their own text: it is printed once.
 pub(crate) fn chain(error: &dyn Error) -> String {
     let mut line = error.to_string();
     let mut cause = error.source();

@@ -210,7 +210,7 @@ impl AvroDecoder {
 impl Plan {
     fn new(writer: &Schema, reader: &Schema) -> Result<Self, String> {
         if writer.name != reader.name {
-            return Err(format!("is a {}, wanted a {}", writer.name, reader.name));
+            return Err(format!("is a {}, expected a {}", writer.name, reader.name));
         }
         let mut steps = Vec::with_capacity(writer.fields.len());
         for field in &writer.fields {

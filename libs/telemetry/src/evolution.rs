@@ -1,20 +1,20 @@
 //! Schemas of other releases: how they are taken in, and whether they and ours read each other's records.
 //!
-//! A schema that somebody else registered is not a definition: what counts is how its records lie on the wire. So
-//! attributes that nobody here knows are let pass, unlike in a file of `schemas/`, and a default may be any value. The
-//! types are the same few, as anything else could not be decoded.
+//! A schema registered by another writer is not a definition: only the wire format of its records matters. So unknown
+//! attributes are ignored, unlike in a file of `schemas/`, and a default may be any value. The types are the same few,
+//! because others could not be decoded.
 
 use serde_json::Value;
 
 use crate::schema::{Field, Kind, Schema, SchemaError};
 
 impl Schema {
-    /// Takes in the text of a schema that is not of `schemas/`. `called` says where it is from, for people.
+    /// Parses the text of a schema that is not in `schemas/`. `called` is its human-readable origin.
     pub fn of_writer(called: &str, text: &str, id: u32) -> Result<Self, SchemaError> {
         let error = |what: String| SchemaError::new(called, what);
         let record: Value = serde_json::from_str(text).map_err(|e| error(format!("is not JSON: {e}")))?;
         if record["type"] != "record" {
-            return Err(error(format!("is a {}, wanted a \"record\"", record["type"])));
+            return Err(error(format!("is a {}, expected a \"record\"", record["type"])));
         }
         let name = record["name"].as_str().ok_or_else(|| error("has no name".to_owned()))?;
         let name = match record["namespace"].as_str() {
@@ -113,7 +113,7 @@ mod tests {
         let wanted = [(Kind::String, false, false), (Kind::TimestampMillis, true, true), (Kind::Long, false, true)];
         assert_eq!((schema.name.as_str(), schema.id, &fields[..]), ("n.R", Some(7), &wanted[..]));
         for (text, message) in [
-            ("[]", "wanted a \"record\""),
+            ("[]", "expected a \"record\""),
             (
                 r#"{"type": "record", "name": "R", "fields": [{"name": "a", "type": "bytes"}]}"#,
                 "\"bytes\" cannot be read",
@@ -133,7 +133,8 @@ mod tests {
         let ours = record("ours", r#"{"name": "a", "type": "float"}, {"name": "b", "type": "int"}"#);
         let theirs = record(
             "theirs",
-            r#"{"name": "a", "type": "double"}, {"name": "c", "type": "long", "default": 1}, {"name": "d", "type": "long"}"#,
+            r#"{"name": "a", "type": "double"}, {"name": "c", "type": "long", "default": 1},
+                {"name": "d", "type": "long"}"#,
         );
         let wanted = [
             "a is float in ours, double in theirs",

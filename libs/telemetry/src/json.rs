@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Strict on purpose: a number is not a string, `1.0` and `"1"` are not whole numbers, nothing may follow the object,
-//! and every field that is there must be known. A nullable field may be left out.
+//! and every field must be known. A nullable field may be left out.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -123,7 +123,7 @@ impl<'de> Visitor<'de> for Record<'_> {
         let mut filled = 0;
         while let Some(i) = map.next_key_seed(Key { fields, index: self.index, expected, reject: &mut *self.reject })? {
             if self.columns.is_filled(i) {
-                return Err(refuse(self.reject, "duplicate-field", format!("{} is there twice", fields[i].name)));
+                return Err(refuse(self.reject, "duplicate-field", format!("{} appears twice", fields[i].name)));
             }
             map.next_value_seed(Value {
                 field: &fields[i],
@@ -139,7 +139,7 @@ impl<'de> Visitor<'de> for Record<'_> {
         for (i, field) in fields.iter().enumerate() {
             if !self.columns.is_filled(i) {
                 if !field.nullable {
-                    return Err(refuse(self.reject, "missing-field", format!("{} is not there", field.name)));
+                    return Err(refuse(self.reject, "missing-field", format!("{} is missing", field.name)));
                 }
                 self.columns.column(i).push_null();
             }
@@ -202,7 +202,7 @@ struct Value<'a> {
 impl Value<'_> {
     fn wrong_type<E: serde::de::Error>(self, found: &str) -> E {
         let Field { name, kind, .. } = self.field;
-        refuse(self.reject, "wrong-type", format!("{name} is {found}, wanted {}", kind.name()))
+        refuse(self.reject, "wrong-type", format!("{name} is {found}, expected {}", kind.name()))
     }
 
     fn out_of_range<E: serde::de::Error>(

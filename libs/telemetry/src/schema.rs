@@ -57,8 +57,8 @@ impl Schemas {
         self.by_id.values().filter(|schema| Some(schema.name.as_str()) == name).cloned().collect()
     }
 
-    /// The same files with the ids that a schema registry has given, in place of those that they had. `found` has an
-    /// id each: a file of this set, or a version that only the registry knows, whose records can be read as well. What is
+    /// The same files with the ids that a schema registry has given, in place of those that they had. `found` has an id
+    /// each: a file of this set, or a version that only the registry knows, whose records can be read as well. What is
     /// not among them has no id any more.
     pub fn with_ids_of(&self, found: impl IntoIterator<Item = Schema>) -> Self {
         let found = found.into_iter().filter_map(|schema| Some((schema.id?, Arc::new(schema))));
@@ -74,7 +74,7 @@ impl Schemas {
 /// One schema.
 #[derive(Debug, Clone)]
 pub struct Schema {
-    /// The file it came from; of one that came from elsewhere, where that is, for people.
+    /// File name, or a human-readable origin for schemas from a registry.
     pub file: String,
     /// Its id in the Confluent header, if it goes over the wire.
     pub id: Option<u32>,
@@ -145,7 +145,7 @@ pub struct Field {
     pub kind: Kind,
     /// Whether it may be null, and then may also be left out.
     pub nullable: bool,
-    /// Whether a reader gets on without it in what was written: it has a default.
+    /// Whether a reader can do without it in the written record: it has a default.
     pub has_default: bool,
     /// What it says about a person.
     pub pii: Option<Pii>,

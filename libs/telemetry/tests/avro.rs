@@ -97,7 +97,7 @@ fn what_is_no_message_is_rejected() {
         (vec![0, 0, 0, 0], "not-avro", "begin with 0"),
         (b"{\"car\": 1}".to_vec(), "not-avro", "begin with 0"),
         (unknown, "unknown-schema", "99"),
-        (score, "incompatible-schema", "is a carstream.Score, wanted a carstream.Telemetry"),
+        (score, "incompatible-schema", "is a carstream.Score, expected a carstream.Telemetry"),
         (message[..5].to_vec(), "malformed-avro", "car can't be read"),
         (message[..message.len() - 1].to_vec(), "malformed-avro", "can't be read"),
         ([&message[..], &[7]].concat(), "malformed-avro", "1 bytes follow"),

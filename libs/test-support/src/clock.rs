@@ -1,6 +1,7 @@
 //! The day of a test. Every time that is compared with the system's clock comes from here.
 //!
-//! A test may assume that today is a day that the schemas have room for (2001 to 2099), and nothing else about the date:
+//! A test may assume that today is a day that the schemas have room for (2001 to 2099), and nothing else about the
+//! date:
 //!
 //! - A *record's timestamp* is compared with the system's clock: retention removes old records, in the background and
 //!   within seconds, and Kafka refuses those from the future. It is [`now_ms`], [`yesterday_ms`] or a time derived from

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! `Drop` covers a test that fails. The watcher is a shell that waits at the other end of a pipe, and covers a test
-//! process that dies: the operating system closes the pipe. (`PR_SET_PDEATHSIG` would need `unsafe` or `setpriv`, exists
-//! on Linux only, and fires when the *thread* that started the child ends.)
+//! process that dies: the operating system closes the pipe. (`PR_SET_PDEATHSIG` would need `unsafe` or `setpriv`,
+//! exists on Linux only, and fires when the *thread* that started the child ends.)
 
 use std::ffi::OsStr;
 use std::io::{self, Write};
@@ -53,7 +53,7 @@ impl DerefMut for OwnedChild {
 
 impl Drop for OwnedChild {
     fn drop(&mut self) {
-        // It may have ended, and been waited for.
+        // It may have ended, and been reaped.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -64,8 +64,8 @@ impl Drop for OwnedChild {
 pub struct Watcher(Child);
 
 impl Watcher {
-    /// For a server that a script keeps in the background: scripts/kafka, scripts/s3, scripts/schema-registry. They know
-    /// it by the directory of its data, whether it runs at the moment or not.
+    /// For a server that a script keeps in the background: scripts/kafka, scripts/s3, scripts/schema-registry. They
+    /// know it by the directory of its data, whether it runs at the moment or not.
     pub fn of_server(script: impl AsRef<OsStr>, data: &Path) -> io::Result<Self> {
         Self::start([script.as_ref(), "stop".as_ref(), "--kill".as_ref(), "--data".as_ref(), data.as_ref()])
     }
@@ -74,7 +74,7 @@ impl Watcher {
         // Deaf to what ends the test: it has work to do then. A line means that nothing is left to do.
         let mut command = Command::new("sh");
         command.args(["-c", r#"trap "" INT TERM HUP; read -r _ || exec "$@""#, "watcher"]).args(on_death);
-        // Whoever reads the output of the test must not wait for this one.
+        // A reader of the test's output must not wait for this process.
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().map(Self)
     }
 }

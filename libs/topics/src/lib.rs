@@ -1,6 +1,6 @@
 //! The topics of a contract in a log: made where they are missing, and compared where they exist.
 //!
-//! The contract does no I/O, and the log does not know what a reading is; this is where they meet.
+//! The contract does no I/O, and the log does not know what a reading is; this crate connects them.
 
 use std::fmt;
 use std::time::Duration;
@@ -26,9 +26,9 @@ pub fn builtin(name: &str) -> TopicSpec {
     spec(Contract::builtin().expect_topic(name))
 }
 
-/// Makes sure that `topic` exists in `log`: creates it as declared if it does not. An existing one may have been deployed
-/// with other numbers, which are logged and left as they are; but a topic that is compacted and should not be, or the
-/// other way round, is [`Error::TopicDiffers`]: it would lose records, or grow without end.
+/// Makes sure that `topic` exists in `log`: creates it as declared if it does not. An existing one may have been
+/// deployed with other numbers, which are logged and left as they are; but a topic that is compacted and should not be,
+/// or the other way round, is [`Error::TopicDiffers`]: it would lose records, or grow without end.
 pub fn ensure(log: &dyn Log, topic: &Topic) -> Result<(), Error> {
     let spec = spec(topic);
     let found = match log.describe(&topic.name) {

@@ -64,7 +64,7 @@ impl EmbeddedAppender {
         let thread = std::thread::Builder::new()
             .name("log-appender".to_owned())
             .spawn(move || write_queued(&store, &of_thread, &on_completion))
-            .map_err(|e| log.store.disk.refused("starting an appender", format!("its thread cannot start: {e}")))?;
+            .map_err(|e| log.store.disk.refused("start an appender", format!("its thread cannot start: {e}")))?;
         Ok(Self { shared, thread: Some(thread), log })
     }
 
@@ -75,10 +75,10 @@ impl EmbeddedAppender {
         let bytes = record.key.len() + record.value.map_or(0, <[u8]>::len) + headers;
         if bytes > MAX_RECORD_BYTES {
             let what = format!("a record for {topic} has {bytes} bytes, more than {MAX_RECORD_BYTES}");
-            return Err(disk.refused("an append", what));
+            return Err(disk.refused("append a record", what));
         }
         if record.headers.iter().any(|(name, _)| name.len() > usize::from(u16::MAX)) {
-            return Err(disk.refused("an append", format!("a header name of a record for {topic} is too long")));
+            return Err(disk.refused("append a record", format!("a header name of a record for {topic} is too long")));
         }
         Ok(bytes)
     }
@@ -129,7 +129,8 @@ impl Drop for EmbeddedAppender {
         if let Some(thread) = self.thread.take()
             && thread.thread().id() != std::thread::current().id()
         {
-            // A panic in there was printed, and its tokens never completed: nobody was told a falsehood.
+            // A panic in that thread was printed, and its tokens never completed: nothing false was reported as
+            // durable.
             let _ = thread.join();
         }
     }

@@ -123,7 +123,7 @@ pub(super) fn unpack(first: u64, bytes: &[u8], batch: &mut Batch) -> Result<(), 
     let (fixed, stored) = bytes.split_first_chunk::<HEADER_BYTES>().ok_or("a block is cut off")?;
     let [format, r0, r1, r2, r3, s0, s1, s2, s3, b0, b1, b2, b3] = *fixed;
     let records = u32::from_le_bytes([r0, r1, r2, r3]) as usize;
-    let last = first.checked_add(u64::from(u32::from_le_bytes([s0, s1, s2, s3]))).ok_or("a block has no place")?;
+    let last = first.checked_add(u64::from(u32::from_le_bytes([s0, s1, s2, s3]))).ok_or("a block has no position")?;
     let body_bytes = u32::from_le_bytes([b0, b1, b2, b3]) as usize;
     let (entries, buffer) = batch.reset_columns();
     match format {

@@ -69,7 +69,7 @@ impl Commits {
             drop(queue);
             // A panic, which is printed, must not leave the others waiting for ever.
             let written = catch_unwind(AssertUnwindSafe(|| write(requests)));
-            let failed = written.unwrap_or_else(|_| Err(disk.stop("a commit", "a panic".to_owned()))).is_err();
+            let failed = written.unwrap_or_else(|_| Err(disk.stop("commit", "a panic".to_owned()))).is_err();
             queue = self.lock();
             queue.writing = false;
             queue.decided = to;

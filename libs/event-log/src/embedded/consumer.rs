@@ -19,7 +19,7 @@ pub(super) struct EmbeddedConsumer {
 
 struct Held {
     cursor: Cursor,
-    /// Whether it was told where to go on.
+    /// Whether the caller has sought it.
     ready: bool,
 }
 
@@ -68,7 +68,7 @@ impl Consumer for EmbeddedConsumer {
             });
             let Some(held) = held else {
                 let what = format!("{}/{} is not held by this instance", position.topic, position.partition);
-                return Err(self.membership.log.store.disk.refused("seeking", what));
+                return Err(self.membership.log.store.disk.refused("seek", what));
             };
             held.cursor.seek(position.offset);
             held.ready = true;

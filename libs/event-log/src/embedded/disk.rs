@@ -1,8 +1,8 @@
 //! The database in the log's directory: its keyspaces, how they are written, and what its errors mean.
 //!
 //! Memory, per log: the newest blocks stay in memory, packed as they are on disk, until there are 8 MiB of a kind of
-//! topic (see `index`); then they go to a table. If the disk does not keep up, writers wait at 32 MiB. The cache of tables
-//! is 16 MiB. On top come what appenders hold, and batches in the hands of readers.
+//! topic (see `index`); then they go to a table. If the disk does not keep up, writers wait at 32 MiB. The cache of
+//! tables is 16 MiB. On top come what appenders hold, and batches in the hands of readers.
 
 use std::path::Path;
 use std::sync::OnceLock;
@@ -80,7 +80,7 @@ impl Disk {
         match self.failure.get() {
             None => Ok(()),
             Some(cause) => {
-                Err(self.refused("a write", format!("an earlier write failed, so nothing more is written: {cause}")))
+                Err(self.refused("write", format!("an earlier write failed, so nothing more is written: {cause}")))
             }
         }
     }
@@ -105,7 +105,7 @@ impl Disk {
 
     /// From here on nothing is written.
     pub(super) fn stop(&self, operation: &'static str, cause: String) -> Error {
-        let what = self.failure.get_or_init(|| format!("{cause}: put that right, then start again"));
+        let what = self.failure.get_or_init(|| format!("{cause}: fix this, then start again"));
         self.refused(operation, what.clone())
     }
 
@@ -127,7 +127,7 @@ impl Disk {
         if is_damage(cause) {
             return self.corrupt(place, &describe(cause));
         }
-        Error::Unavailable { operation: "a read", log: self.url.to_string(), source: describe(cause).into() }
+        Error::Unavailable { operation: "read", log: self.url.to_string(), source: describe(cause).into() }
     }
 }
 
@@ -172,7 +172,7 @@ fn is_damage(cause: &fjall::Error) -> bool {
 fn describe(cause: &fjall::Error) -> String {
     match cause {
         fjall::Error::Io(e) | fjall::Error::Storage(fjall::LsmError::Io(e)) => e.to_string(),
-        fjall::Error::Poisoned => "a write in the background failed, most likely for want of disk space".to_owned(),
+        fjall::Error::Poisoned => "a background write failed, most likely because the disk is full".to_owned(),
         other => other.to_string(),
     }
 }

@@ -95,7 +95,7 @@ impl Disk {
     fn place(&self, partition: &Partition, near: u64, entry: fjall::Guard) -> Result<Place, Error> {
         let (key, value) = entry.into_inner().map_err(|e| self.unreadable(partition.location(near), &e))?;
         Place::decode(&key, &value)
-            .ok_or_else(|| self.corrupt(partition.location(near), "the place of a block cannot be read"))
+            .ok_or_else(|| self.corrupt(partition.location(near), "the position of a block cannot be read"))
     }
 
     /// The bytes of a block; none if retention or compaction has just removed it.

@@ -26,9 +26,9 @@ use super::topics::encode_bounds;
 use crate::{Batch, Error};
 
 const INTERVAL: Duration = Duration::from_secs(5);
-/// In the background, a partition is compacted when at least this many records came since, and as many as were kept. Few,
-/// since records may be large (a snapshot of state has some of half a megabyte) and are not to pile up; with few records
-/// it costs little.
+/// In the background, a partition is compacted when at least this many records came since, and as many as were kept.
+/// Few, since records may be large (a snapshot of state has some of half a megabyte) and are not to pile up; with few
+/// records it costs little.
 const MIN_DIRTY_RECORDS: u64 = 64;
 /// How long a tombstone stays for readers on their way to it; Kafka's `delete.retention.ms`.
 const TOMBSTONE_MS: i64 = 24 * 3600 * 1000;
@@ -75,7 +75,7 @@ impl Maintenance {
                 if let Err(e) = upkeep.run(now_ms(), Effort::Due) {
                     let cause = std::error::Error::source(&e).map(ToString::to_string).unwrap_or_default();
                     let log = &upkeep.store.disk.url;
-                    tracing::warn!(%log, "retention and compaction did not succeed: {e}: {cause}");
+                    tracing::warn!(%log, "cannot apply retention and compaction, trying again later: {e}: {cause}");
                 }
                 let (stopped, wake) = &*stop;
                 let stopped = stopped.lock().unwrap_or_else(PoisonError::into_inner);
@@ -143,7 +143,7 @@ impl Upkeep {
             // does.
             let reclaimed =
                 disk.meta.insert("reclaimed", now_ms.to_le_bytes()).and_then(|()| disk.meta.rotate_memtable());
-            reclaimed.map_err(|e| disk.failed("retention", e))?;
+            reclaimed.map_err(|e| disk.failed("apply retention", e))?;
         }
         Ok(())
     }
@@ -164,9 +164,9 @@ fn expire(disk: &Disk, partition: &Partition, before_ms: i64) -> Result<(), Erro
     if first > partition.first() {
         disk.check_writable()?;
         batch.insert(&disk.meta, partition.bounds_key(), encode_bounds(first, first));
-        batch.commit().map_err(|e| disk.failed("retention", e))?;
+        batch.commit().map_err(|e| disk.failed("apply retention", e))?;
         partition.set_first(first);
-        tracing::debug!(topic = %partition.topic, partition = partition.index, first, "retention moved on");
+        tracing::debug!(topic = %partition.topic, partition = partition.index, first, "retention removed records");
     }
     Ok(())
 }
@@ -182,7 +182,7 @@ fn drop_tables(disk: &Disk, blocks: &Keyspace, partitions: &[Arc<Partition>]) ->
         }
     }
     let Some(last) = live_from.checked_sub(1) else { return Ok(false) };
-    let failed = |e: fjall::Error| disk.failed("retention", e);
+    let failed = |e: fjall::Error| disk.failed("apply retention", e);
     if live_from == end && blocks.last_key_value().is_some() {
         // Nothing may come after it: what is in memory becomes a table now, and goes with a later run.
         blocks.rotate_memtable().map_err(failed)?;
@@ -246,5 +246,5 @@ fn replace(disk: &Disk, partition: &Partition, place: &Place, next: u64, kept: &
         let block = block::pack_sparse(kept, place.first);
         disk.put_block(&mut batch, partition, place.first, place.number, block);
     }
-    batch.commit().map_err(|e| disk.failed("compaction", e))
+    batch.commit().map_err(|e| disk.failed("compact a topic", e))
 }

@@ -43,12 +43,12 @@ impl Partition {
         self.next.load(Ordering::Acquire)
     }
 
-    /// Forgets what lies below `first`; it must be stored already.
+    /// Forgets records below `first`, which must be stored already.
     pub(super) fn set_first(&self, first: u64) {
         self.first.store(first, Ordering::Release);
     }
 
-    /// Shows readers what lies below `next`; it must be durable.
+    /// Shows readers the records below `next`, which must be durable.
     pub(super) fn publish(&self, next: u64) {
         self.next.store(next, Ordering::Release);
     }

@@ -20,7 +20,7 @@ impl EmbeddedReader {
             let topic = log.store.topic(&range.topic)?;
             let partition = topic.partitions.get(range.partition as usize).ok_or_else(|| {
                 let (topic, partition) = (&range.topic, range.partition);
-                log.store.disk.refused("reading", format!("topic {topic} has no partition {partition}"))
+                log.store.disk.refused("read", format!("topic {topic} has no partition {partition}"))
             })?;
             Ok(Cursor::new(partition.clone(), range.start, range.end))
         };

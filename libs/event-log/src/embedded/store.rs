@@ -58,7 +58,7 @@ impl Store {
     fn write(&self, requests: Vec<Request>) -> Result<(), Error> {
         let disk = &self.disk;
         disk.check_writable()?;
-        disk.wait_for_tables().map_err(|e| disk.failed("a commit", e))?;
+        disk.wait_for_tables().map_err(|e| disk.failed("commit", e))?;
         let mut batch = disk.durable_batch();
         let mut next_offsets: HashMap<*const Partition, (Arc<Partition>, u64)> = HashMap::new();
         let mut positions = Vec::new();
@@ -80,7 +80,7 @@ impl Store {
         for (key, offset) in &positions {
             positions::put(disk, &mut batch, key, *offset);
         }
-        batch.commit().map_err(|e| disk.failed("a commit", e))?;
+        batch.commit().map_err(|e| disk.failed("commit", e))?;
         self.publish(next_offsets.into_values(), positions);
         // After publishing, so that maintenance takes no block for dead that is about to be seen.
         disk.next_block.store(number, Ordering::Release);

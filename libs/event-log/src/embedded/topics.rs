@@ -134,7 +134,7 @@ impl Topics {
         if let Some(topic) = self.get(&spec.name) {
             return check_same(disk, &topic, spec);
         }
-        check_spec(spec).map_err(|what| disk.refused("creating a topic", what))?;
+        check_spec(spec).map_err(|what| disk.refused("create a topic", what))?;
         // One creates, others find it created.
         let _creating = self.creating.lock().unwrap_or_else(PoisonError::into_inner);
         disk.check_writable()?;
@@ -148,12 +148,12 @@ impl Topics {
             retention_ms: spec.retention.map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX)),
             compacted: spec.compacted,
         };
-        let failed = |e| disk.failed("creating a topic", e);
+        let failed = |e| disk.failed("create a topic", e);
         // The keyspace first: after a crash in between there is no topic, and the next one of its kind takes it over.
         let blocks = disk.blocks(&stored.keyspace_name()).map_err(failed)?;
         let partition = |index| Arc::new(stored.partition(&spec.name, index, &blocks));
         let partitions = (0..spec.partitions).map(partition).collect();
-        let value = serde_json::to_vec(&stored).map_err(|e| disk.refused("creating a topic", e.to_string()))?;
+        let value = serde_json::to_vec(&stored).map_err(|e| disk.refused("create a topic", e.to_string()))?;
         let mut batch = disk.durable_batch();
         batch.insert(&disk.meta, topic_key(&spec.name), value);
         batch.commit().map_err(failed)?;
@@ -199,7 +199,7 @@ fn check_spec(spec: &TopicSpec) -> Result<(), String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     if name.is_empty() || name.len() > MAX_NAME_BYTES || !name.chars().all(allowed) || matches!(&**name, "." | "..") {
         return Err(format!(
-            "{name:?} is no topic name: it may have 1 to {MAX_NAME_BYTES} letters, digits, '.', '_', '-'"
+            "{name:?} is not a valid topic name: use 1 to {MAX_NAME_BYTES} letters, digits, '.', '_', '-'"
         ));
     }
     if spec.partitions == 0 {

@@ -18,7 +18,7 @@ impl EmbeddedTransactor {
     pub(super) fn new(log: Arc<Embedded>, options: &ProcessorOptions) -> Result<Self, Error> {
         let group = &options.group;
         if group.is_empty() || group.contains('\0') {
-            return Err(log.store.disk.refused("joining a group", format!("{group:?} is no group name")));
+            return Err(log.store.disk.refused("join a group", format!("{group:?} is not a valid group name")));
         }
         Ok(Self { group: group.as_str().into(), log })
     }
@@ -33,7 +33,7 @@ impl EmbeddedTransactor {
                     batch.topic(),
                     e.headers_end - e.start
                 );
-                Err(self.log.store.disk.refused("a commit", what))
+                Err(self.log.store.disk.refused("commit", what))
             }
         }
     }
@@ -52,7 +52,7 @@ impl Transactor for EmbeddedTransactor {
         for batch in outputs.batches() {
             let topic = store.topic(batch.topic())?;
             let partition = topic.partitions.get(batch.partition() as usize).ok_or_else(|| {
-                store.disk.refused("a commit", format!("topic {} has no partition {}", topic.name, batch.partition()))
+                store.disk.refused("commit", format!("topic {} has no partition {}", topic.name, batch.partition()))
             })?;
             self.check_sizes(batch)?;
             packed.push((partition.clone(), pack_new(batch)));

@@ -6,10 +6,10 @@
 //! on_completion(&[…]) ◄── thread "kafka-appender" ◄── delivery reports
 //! ```
 //!
-//! The producer is idempotent: librdkafka sends again what was not acknowledged, in order and without doubling it. If the
-//! broker's log contradicts what it has acknowledged (a disk that lost its end), librdkafka gives the producer up for
-//! good. Then everything that is queued completes as not durable, and a new producer takes its place: who waits for an
-//! acknowledgement sends again, and nothing is silently left out.
+//! The producer is idempotent: librdkafka sends again what was not acknowledged, in order and without doubling it. If
+//! the broker's log contradicts what it has acknowledged (a disk that lost its end), librdkafka gives the producer up
+//! for good. Then everything that is queued completes as not durable, and a new producer takes its place: who waits for
+//! an acknowledgement sends again, and nothing is silently left out.
 //!
 //! librdkafka chooses the partition from its own, refreshed count of partitions, with the function that
 //! [`crate::partition_for_key`] is; so no append waits for metadata. Only a topic that was never ensured, described or
@@ -30,7 +30,7 @@ use super::clients::{self, Plain};
 use super::{KafkaLog, topics};
 use crate::{AppendError, Appender, Completion, Error, OnCompletion, Record};
 
-/// A record that could not be written for so long is reported as not durable. Long enough for a broker to restart and
+/// A record that could not be written for this long is reported as not durable. Long enough for a broker to restart and
 /// for a partition to find a new leader; a car that waits longer has sent the reading again anyway.
 const DELIVERY_TIMEOUT_MS: &str = "120000";
 /// Records wait this long for others to share a request with.
@@ -83,7 +83,7 @@ impl KafkaAppender {
             ("topic.metadata.propagation.max.ms", UNKNOWN_TOPIC_MS),
         ]);
         let producer =
-            config.create_with_context(Deliveries::default()).map_err(|e| log.refused("creating a producer", &e))?;
+            config.create_with_context(Deliveries::default()).map_err(|e| log.refused("create a producer", &e))?;
         let shared = Arc::new(Shared {
             config,
             producer: RwLock::new(producer),
@@ -99,7 +99,7 @@ impl KafkaAppender {
                 move || shared.serve(&on_completion)
             })
             .map_err(|e| Error::Unavailable {
-                operation: "starting a thread",
+                operation: "start a thread",
                 log: log.url.to_string(),
                 source: e.into(),
             })?;
@@ -214,7 +214,7 @@ impl Shared {
         self.give_up(&producer, batch, on_completion);
         match self.config.create_with_context(Deliveries::default()) {
             Ok(new) => *producer = new,
-            Err(error) => tracing::error!(log = %self.log.url, %error, "no other producer can be started"),
+            Err(error) => tracing::error!(log = %self.log.url, %error, "cannot start another producer"),
         }
     }
 
@@ -257,7 +257,7 @@ impl Shared {
             }
             _ => {
                 let source = Plain::of(error).into();
-                AppendError::Refused(Error::Refused { operation: "appending a record", log, source })
+                AppendError::Refused(Error::Refused { operation: "append a record", log, source })
             }
         }
     }

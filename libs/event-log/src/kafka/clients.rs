@@ -38,9 +38,9 @@ const NOT_FOR_OPTIONS: &[&str] = &[
     "transactional.id",
 ];
 
-/// Takes the delivery reports that are there, as long as `reported` grows. Who waits for more sleeps in between: the
-/// binding's own poll spins through the last millisecond of its time-out, which is most of a processor where there is
-/// always something in flight.
+/// Takes the available delivery reports, as long as `reported` grows. A caller that waits for more sleeps in between:
+/// the binding's own poll spins through the last millisecond of its timeout, which takes most of a processor when
+/// records are always in flight.
 pub(super) fn serve<C: ProducerContext>(producer: &BaseProducer<C>, reported: impl Fn(&C) -> usize) {
     loop {
         let before = reported(producer.context());
@@ -61,7 +61,7 @@ impl Clients {
     pub(super) fn new(bootstrap: &str, options: &[KafkaOption]) -> Result<Self, BoxError> {
         let options = KafkaOption::all(options)?;
         if let Some(KafkaOption { key, .. }) = options.iter().find(|o| NOT_FOR_OPTIONS.contains(&&*o.key)) {
-            return Err(format!("{key} is not an option: what this log promises rests on how it is set").into());
+            return Err(format!("{key} cannot be set: the log's guarantees depend on its value").into());
         }
         Ok(Self { bootstrap: bootstrap.to_owned(), options })
     }

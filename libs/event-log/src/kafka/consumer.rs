@@ -8,15 +8,15 @@
 //! ```
 //!
 //! The classic group protocol with a static member: an instance that comes back under its name within the session
-//! time-out gets its partitions back at once, and one that is killed disturbs nobody. Partitions are taken and given all
-//! together ("eager"), and in ranges, so that partition 3 of every topic is with the same instance, as state per car
-//! needs it. The new group protocol is not used: its static members do not survive a kill.
+//! time-out gets its partitions back at once, and one that is killed disturbs nobody. Partitions are taken and given
+//! all together ("eager"), and in ranges, so that partition 3 of every topic is with the same instance, as state per
+//! car needs it. The new group protocol is not used: its static members do not survive a kill.
 //!
-//! Nothing is committed here: positions are part of the transactor's transaction. Fetching begins where [`Consumer::seek`]
-//! says, so positions of the group on this cluster do not matter. The membership that goes into a transaction is the one
-//! of the assignment that the caller last heard of: if the group has gone on since, the broker refuses the transaction.
-//! So a caller hears of the end of an assignment before it hears of the next, also where librdkafka says only the
-//! latter, as after a pause that the group has not waited for.
+//! Nothing is committed here: positions are part of the transactor's transaction. Fetching begins where
+//! [`Consumer::seek`] says, so positions of the group on this cluster do not matter. The membership that goes into a
+//! transaction is that of the last assignment reported to the caller: if the group has rebalanced since, the broker
+//! refuses the transaction. So the end of an assignment is reported to the caller before the next one, even where
+//! librdkafka reports only the latter, as after a pause in which the group continued.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -33,13 +33,14 @@ use super::rebalances::Rebalances;
 use super::{KafkaLog, MAX_BATCH_BYTES, REQUEST_TIMEOUT, push, topics};
 use crate::{Batch, Consumer, Error, Event, Membership, Position, ProcessorOptions, TopicPartition};
 
-/// An instance that is silent for so long loses its partitions. Longer than a restart takes; shorter than one wants to
-/// wait when a machine is gone for good.
+/// An instance that is silent for this long loses its partitions. Longer than a restart takes; short enough to wait for
+/// when a machine is gone for good.
 const SESSION_TIMEOUT_MS: &str = "30000";
-/// A stage that asks for nothing for so long is stuck, and loses its partitions. A commit that waits for a broker, and
-/// the replay that restores state, must fit in.
+/// A stage that requests nothing for this long is stuck, and loses its partitions. A commit that waits for a broker,
+/// and the replay that restores state, must fit in.
 const MAX_POLL_INTERVAL_MS: &str = "300000";
-/// So soon an instance learns that the group is to be shared anew, or that it was replaced: others wait for it to notice.
+/// So soon an instance learns that the group is to be shared anew, or that it was replaced: others wait for it to
+/// notice.
 const HEARTBEAT_MS: &str = "1000";
 /// For the end of the client, which asks nobody for anything unless partitions are just being moved.
 const CLOSE_BUDGET: Duration = Duration::from_secs(5);
@@ -56,7 +57,7 @@ pub(super) struct KafkaConsumer {
     options: ProcessorOptions,
     /// Whether records are fetched. If not, this is a place in the group and no more.
     reads: bool,
-    /// Where each partition that was sought goes on.
+    /// Where reading resumes in each partition that was sought.
     held: HashMap<TopicPartition, u64>,
     /// Assigned, and not sought yet.
     waiting: Vec<TopicPartition>,
@@ -91,9 +92,9 @@ impl KafkaConsumer {
             ("fetch.queue.backoff.ms", "20"),
         ]);
         let created = config.create_with_context(Rebalances::default());
-        let client: BaseConsumer<_> = created.map_err(|e| log.refused("creating a consumer", &e))?;
+        let client: BaseConsumer<_> = created.map_err(|e| log.refused("create a consumer", &e))?;
         let topics: Vec<&str> = options.topics.iter().map(|t| &**t).collect();
-        client.subscribe(&topics).map_err(|e| log.refused("subscribing", &e))?;
+        client.subscribe(&topics).map_err(|e| log.refused("subscribe", &e))?;
         Ok(Self {
             log,
             client: Arc::new(client),
@@ -122,9 +123,9 @@ impl KafkaConsumer {
         if std::mem::take(&mut group.overtaken) {
             group.assigned = None;
             drop(group);
-            self.client.unassign().map_err(|e| self.log.refused("giving partitions back", &e))?;
-            let source = "the group has gone on while this instance was away".into();
-            return Err(Error::Unavailable { operation: "joining a group", log: self.log.url.to_string(), source });
+            self.client.unassign().map_err(|e| self.log.refused("release partitions", &e))?;
+            let source = "the group continued while this instance was away".into();
+            return Err(Error::Unavailable { operation: "join a group", log: self.log.url.to_string(), source });
         }
         if !group.revoked.is_empty() {
             let revoked = std::mem::take(&mut group.revoked);
@@ -135,7 +136,7 @@ impl KafkaConsumer {
         }
         let Some(assigned) = group.assigned.take() else { return Ok(None) };
         if !self.waiting.is_empty() || !self.held.is_empty() {
-            // The last assignment is over, and librdkafka has not said so: it was lost, or not even taken up.
+            // The last assignment is over, and librdkafka has not reported it: it was lost, or never started.
             group.assigned = Some(assigned);
             drop(group);
             let lost = self.waiting.iter().chain(self.held.keys()).cloned().collect();
@@ -145,7 +146,7 @@ impl KafkaConsumer {
         if assigned.partitions.is_empty() {
             // More instances than partitions.
             let taken_up = self.client.assign(&TopicPartitionList::new());
-            return taken_up.map(|()| None).map_err(|e| self.log.unavailable("taking up partitions", &e));
+            return taken_up.map(|()| None).map_err(|e| self.log.unavailable("acquire partitions", &e));
         }
         let named = assigned.partitions.iter().map(|(topic, partition)| self.named(topic, *partition)).collect();
         self.waiting = named;
@@ -161,10 +162,10 @@ impl KafkaConsumer {
         let mut list = TopicPartitionList::with_capacity(positions.len());
         for p in positions {
             list.add_partition_offset(&p.topic, p.partition as i32, Offset::End)
-                .map_err(|e| self.log.refused("taking up partitions", &e))?;
+                .map_err(|e| self.log.refused("acquire partitions", &e))?;
         }
-        self.client.assign(&list).map_err(|e| self.log.unavailable("taking up partitions", &e))?;
-        self.client.pause(&list).map_err(|e| self.log.unavailable("taking up partitions", &e))?;
+        self.client.assign(&list).map_err(|e| self.log.unavailable("acquire partitions", &e))?;
+        self.client.pause(&list).map_err(|e| self.log.unavailable("acquire partitions", &e))?;
         let waiting = std::mem::take(&mut self.waiting).into_iter();
         self.held.extend(waiting.map(|partition| (partition, 0))); // what is held counts, not from where
         Ok(())
@@ -241,8 +242,8 @@ impl KafkaConsumer {
         Ok(Event::Batch(batch))
     }
 
-    /// Ends the client. The binding would wait for that without end, and nothing needs it: a static member does not say
-    /// goodbye, and whoever comes back by this name takes its place.
+    /// Ends the client. The binding would wait for that without a limit, and nothing needs it: a static member does not
+    /// leave the group, and an instance that returns with this name takes its place.
     fn close(&self) {
         if self.client.close_queue().is_err() {
             return; // after a fatal error there is nothing left to close
@@ -251,7 +252,8 @@ impl KafkaConsumer {
         while !self.client.closed() {
             if Instant::now() >= deadline {
                 let lost = self.client.assignment_lost();
-                tracing::warn!(group = %self.options.group, lost, "the place in the group is left without a goodbye");
+                tracing::warn!(group = %self.options.group, lost, "the consumer did not close in time: leaving the \
+                    group without notifying the coordinator");
                 std::mem::forget(self.client.clone());
                 return;
             }
@@ -268,24 +270,24 @@ impl KafkaConsumer {
             Some(Code::AutoOffsetReset | Code::OffsetOutOfRange) => Err(self.out_of_range(error)?),
             Some(Code::AllBrokersDown) => {
                 let source = self.client.context().diagnostics.explain(error);
-                Err(Error::Unavailable { operation: "reading in a group", log: self.log.url.to_string(), source })
+                Err(Error::Unavailable { operation: "read in a group", log: self.log.url.to_string(), source })
             }
             Some(Code::UnknownTopicOrPartition | Code::UnknownTopic) => {
                 for topic in &self.options.topics {
                     topics::partition_ids(&self.log, topic)?;
                 }
-                Err(self.log.unavailable("reading in a group", error)) // it has just been created
+                Err(self.log.unavailable("read in a group", error)) // it has just been created
             }
             Some(Code::TopicAuthorizationFailed | Code::GroupAuthorizationFailed) => {
-                Err(self.log.refused("reading in a group", error))
+                Err(self.log.refused("read in a group", error))
             }
             Some(Code::PollExceeded) => {
-                let cause = "no batch was asked for within max.poll.interval.ms";
+                let cause = "no batch was requested within max.poll.interval.ms";
                 tracing::warn!(group = %self.options.group, cause, "this instance has lost its partitions");
                 Ok(())
             }
             _ => {
-                tracing::debug!(group = %self.options.group, cause = %Plain::of(error), "reading goes on");
+                tracing::debug!(group = %self.options.group, cause = %Plain::of(error), "reading continues");
                 Ok(())
             }
         }
@@ -297,7 +299,7 @@ impl KafkaConsumer {
         Err(if is_fencing(code) {
             Error::Fenced { group: self.options.group.clone(), instance: self.options.instance.clone() }
         } else {
-            Error::Refused { operation: "reading in a group", log: self.log.url.to_string(), source: reason.into() }
+            Error::Refused { operation: "read in a group", log: self.log.url.to_string(), source: reason.into() }
         })
     }
 
@@ -315,14 +317,14 @@ impl KafkaConsumer {
                 });
             }
         }
-        Ok(self.log.unavailable("reading in a group", error))
+        Ok(self.log.unavailable("read in a group", error))
     }
 }
 
 impl Consumer for KafkaConsumer {
     fn poll(&mut self, max_records: usize, timeout: Duration) -> Result<Event, Error> {
         if std::mem::take(&mut self.giving_back) {
-            self.client.unassign().map_err(|e| self.log.refused("giving partitions back", &e))?;
+            self.client.unassign().map_err(|e| self.log.refused("release partitions", &e))?;
         }
         if let Some(error) = self.error.take() {
             self.failed(&error)?;
@@ -350,7 +352,7 @@ impl Consumer for KafkaConsumer {
         let mut list = TopicPartitionList::with_capacity(positions.len());
         for p in positions {
             list.add_partition_offset(&p.topic, p.partition as i32, Offset::Offset(p.offset as i64))
-                .map_err(|e| self.log.refused("seeking", &e))?;
+                .map_err(|e| self.log.refused("seek", &e))?;
         }
         if self.ahead.as_ref().is_some_and(|b| positions.iter().any(|p| is_of(b, &p.topic, p.partition))) {
             self.ahead = None;
@@ -362,11 +364,11 @@ impl Consumer for KafkaConsumer {
                 Ok(()) => {}
                 // They are about to be revoked: what still comes from them cannot be committed.
                 Err(_) if self.client.assignment_lost() => {}
-                Err(e) => return Err(self.log.unavailable("seeking", &e)),
+                Err(e) => return Err(self.log.unavailable("seek", &e)),
             }
         } else {
             // An assignment comes and goes as a whole.
-            self.client.assign(&list).map_err(|e| self.log.unavailable("taking up partitions", &e))?;
+            self.client.assign(&list).map_err(|e| self.log.unavailable("acquire partitions", &e))?;
             self.waiting.clear();
         }
         for p in positions {
@@ -410,7 +412,7 @@ mod tests {
 
     #[test]
     fn an_assignment_ends_before_the_next_begins() {
-        // No broker is needed: what the group decides is said here.
+        // No broker is needed: the test plays the group's decisions.
         let log = Arc::new(KafkaLog::new(&"kafka://127.0.0.1:1".parse().expect("a URL"), &[]).expect("a log"));
         let topic: Arc<str> = "telemetry".into();
         let options = ProcessorOptions { group: "g".into(), instance: "i".into(), topics: vec![topic.clone()] };

@@ -9,9 +9,9 @@
 //!
 //! Where source and target are two clusters, a group on the source could not fence: the target would accept the
 //! transaction of an instance that was paused and whose partitions another one copies meanwhile, and records would be
-//! there twice. So the group is where the transactions are, on the target: it assigns the partitions of the topics of the
-//! same names there, and its broker refuses who is no longer a member, as it does within one cluster. Nothing is fetched
-//! from the topics here.
+//! there twice. So the group is where the transactions are, on the target: it assigns the partitions of the topics of
+//! the same names there, and its broker refuses who is no longer a member, as it does within one cluster. Nothing is
+//! fetched from the topics here.
 //!
 //! Topics need as many partitions here as there; whoever opens a processor on two logs sees to it.
 
@@ -26,7 +26,7 @@ use crate::{Consumer, Error, Event, Log, Membership, Position, ProcessorOptions,
 pub(super) struct ForeignConsumer {
     member: KafkaConsumer,
     source: Arc<dyn Log>,
-    /// Where each partition that was sought goes on.
+    /// Where reading resumes in each partition that was sought.
     held: BTreeMap<TopicPartition, u64>,
     /// Reads what is held; none after that has changed.
     reader: Option<Box<dyn Reader>>,

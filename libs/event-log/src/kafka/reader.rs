@@ -26,7 +26,7 @@ use crate::{Batch, Error, Range, Read, Reader};
 /// Read ahead this much over all partitions, while nobody takes it: enough for the fastest reader between two fetches.
 /// librdkafka counts by partition, and bytes of records only; what it takes in memory is about three times as much.
 const READ_AHEAD_KIB: usize = 16384;
-/// But at least so much per partition, for a fetch to be worth its while.
+/// But at least this much per partition, so that a fetch is worthwhile.
 const READ_AHEAD_KIB_PER_PARTITION: usize = 256;
 /// What librdkafka asks for per partition and fetch unless told otherwise.
 const FETCH_KIB: usize = 1024;
@@ -37,7 +37,7 @@ pub(super) struct KafkaReader {
     log: Arc<KafkaLog>,
     client: Option<Arc<BaseConsumer<Diagnostics>>>,
     parts: Vec<Part>,
-    /// Whose turn it is, so that every partition gets one.
+    /// The partition whose turn it is, so that each gets one.
     turn: usize,
     arrived: Arc<Arrived>,
 }
@@ -50,7 +50,7 @@ struct Part {
     end: Option<u64>,
     /// The ranges that follow.
     later: VecDeque<Range>,
-    /// The offset to go on from.
+    /// The offset to resume from.
     position: u64,
     /// The partition was seen to reach this far.
     reaches: u64,
@@ -91,7 +91,7 @@ impl KafkaReader {
             if !topics::partition_ids(&self.log, &part.topic)?.contains(&part.partition) {
                 let log = self.log.url.to_string();
                 let source = format!("topic {} has no partition {}", part.topic, part.partition).into();
-                return Err(Error::Refused { operation: "reading", log, source });
+                return Err(Error::Refused { operation: "read", log, source });
             }
             part.reaches = check_bounds(&self.log, part, part.position)?;
             for range in &part.later {
@@ -112,7 +112,7 @@ impl KafkaReader {
             ("fetch.queue.backoff.ms", "20"),
         ]);
         let created = config.create_with_context(Diagnostics::default());
-        let mut client: BaseConsumer<_> = created.map_err(|e| self.log.refused("creating a reader", &e))?;
+        let mut client: BaseConsumer<_> = created.map_err(|e| self.log.refused("create a reader", &e))?;
         client.set_nonempty_callback(self.arrived.callback());
         let client = Arc::new(client);
 
@@ -120,9 +120,9 @@ impl KafkaReader {
         for part in &self.parts {
             assignment
                 .add_partition_offset(&part.topic, part.partition as i32, Offset::Offset(part.position as i64))
-                .map_err(|e| self.log.refused("assigning partitions", &e))?;
+                .map_err(|e| self.log.refused("assign partitions", &e))?;
         }
-        client.assign(&assignment).map_err(|e| self.log.refused("assigning partitions", &e))?;
+        client.assign(&assignment).map_err(|e| self.log.refused("assign partitions", &e))?;
         for part in &mut self.parts {
             let mut queue = client.split_partition_queue(&part.topic, part.partition as i32);
             if let Some(queue) = &mut queue {
@@ -152,8 +152,8 @@ impl KafkaReader {
                     }
                 }
                 Err(e) => match e.rdkafka_error_code() {
-                    Some(RDKafkaErrorCode::AllBrokersDown) => return Err(self.log.unavailable("reading", &e)),
-                    _ => tracing::debug!(log = %self.log.url, error = %e, "reading goes on"),
+                    Some(RDKafkaErrorCode::AllBrokersDown) => return Err(self.log.unavailable("read", &e)),
+                    _ => tracing::debug!(log = %self.log.url, error = %e, "reading continues"),
                 },
             }
         }
@@ -249,7 +249,7 @@ impl Part {
                 self.done = true;
                 let mut list = TopicPartitionList::new();
                 list.add_partition(&self.topic, self.partition as i32);
-                client.pause(&list).map_err(|e| log.unavailable("pausing a partition", &e))
+                client.pause(&list).map_err(|e| log.unavailable("pause a partition", &e))
             }
         }
     }
@@ -258,7 +258,7 @@ impl Part {
         match error.rdkafka_error_code() {
             Some(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => {
                 check_bounds(log, self, self.position)?;
-                Err(log.unavailable("reading", error))
+                Err(log.unavailable("read", error))
             }
             Some(
                 RDKafkaErrorCode::UnknownTopicOrPartition
@@ -266,10 +266,10 @@ impl Part {
                 | RDKafkaErrorCode::UnknownPartition
                 | RDKafkaErrorCode::UnknownTopicId,
             ) => Err(log.unknown_topic(&self.topic)),
-            Some(RDKafkaErrorCode::TopicAuthorizationFailed) => Err(log.refused("reading", error)),
-            // librdkafka goes on by itself.
+            Some(RDKafkaErrorCode::TopicAuthorizationFailed) => Err(log.refused("read", error)),
+            // librdkafka retries by itself.
             _ => {
-                tracing::debug!(topic = %self.topic, partition = self.partition, %error, "reading goes on");
+                tracing::debug!(topic = %self.topic, partition = self.partition, %error, "reading continues");
                 Ok(())
             }
         }
@@ -294,7 +294,7 @@ fn check_bounds(log: &KafkaLog, part: &Part, start: u64) -> Result<u64, Error> {
 /// Begins again at the position of `part`; what was fetched of it before is forgotten.
 fn seek(log: &KafkaLog, client: &BaseConsumer<Diagnostics>, part: &Part) -> Result<(), Error> {
     let offset = Offset::Offset(part.position as i64);
-    client.seek(&part.topic, part.partition as i32, offset, REQUEST_TIMEOUT).map_err(|e| log.unavailable("seeking", &e))
+    client.seek(&part.topic, part.partition as i32, offset, REQUEST_TIMEOUT).map_err(|e| log.unavailable("seek", &e))
 }
 
 /// Wakes the reader when something has arrived in any queue.

@@ -76,7 +76,7 @@ impl ConsumerContext for Rebalances {
         }
         drop(group);
         if let Err(error) = client.unassign() {
-            tracing::warn!(%error, "partitions were not given back");
+            tracing::warn!(%error, "partitions were not released");
         }
     }
 }
@@ -84,14 +84,14 @@ impl ConsumerContext for Rebalances {
 impl Rebalances {
     pub(super) fn assign(&self, client: &BaseConsumer<Self>, partitions: Vec<(String, u32)>) {
         if self.closing.load(Ordering::Acquire) {
-            // Nobody is left to say from where; and librdkafka does not close before it is told.
+            // No consumer is left to choose the offsets, and librdkafka does not close before it gets an answer.
             let _ = client.unassign();
             return;
         }
         let member = client.group_metadata().map(Arc::new);
         // After a long pause this assignment may be over, and the place in the group be that of the next one: with it,
-        // the broker would accept positions of partitions that are no longer ours. librdkafka marks an assignment as lost
-        // before it joins again; so one that is not marked now was not lost when we asked for the place.
+        // the broker would accept positions of partitions that are no longer ours. librdkafka marks an assignment as
+        // lost before it joins again; so one that is not marked now was not lost when we asked for the place.
         let mut group = self.group();
         group.overtaken |= client.assignment_lost();
         group.assigned = Some(Assigned { partitions, member });

@@ -48,7 +48,7 @@ pub(super) fn ensure(log: &KafkaLog, spec: &TopicSpec, replicas: Option<u16>) ->
 }
 
 fn create(log: &KafkaLog, spec: &TopicSpec, replicas: i32) -> Result<(), Error> {
-    let operation = "creating a topic";
+    let operation = "create a topic";
     let retention_ms = spec.retention.map_or("-1".to_owned(), |r| r.as_millis().to_string());
     let policy = match (spec.compacted, spec.retention) {
         (true, None) => "compact",
@@ -108,7 +108,7 @@ pub(super) fn describe(log: &KafkaLog, topic: &str) -> Result<TopicDescription, 
     }
     let id = topic_id(log.probe.client(), topic, REQUEST_TIMEOUT).map_err(|e| match e.rdkafka_error_code() {
         Some(RDKafkaErrorCode::UnknownTopicOrPartition) => log.unknown_topic(topic),
-        _ => log.unavailable("asking for the id of a topic", &e),
+        _ => log.unavailable("read the id of a topic", &e),
     })?;
     let Cleanup { compacted, retention } = cleanup(log, topic)?;
     Ok(TopicDescription { id, partitions, compacted, retention, replicas: Some(replicas) })
@@ -127,7 +127,7 @@ struct Layout {
 }
 
 fn layout(log: &KafkaLog, topic: &str) -> Result<Layout, Error> {
-    let operation = "asking for the partitions of a topic";
+    let operation = "read the partitions of a topic";
     let failed = |code: RDKafkaRespErr| match code {
         RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART | RDKafkaRespErr::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC => {
             log.unknown_topic(topic)
@@ -166,7 +166,7 @@ struct Cleanup {
 }
 
 fn cleanup(log: &KafkaLog, topic: &str) -> Result<Cleanup, Error> {
-    let operation = "asking for the settings of a topic";
+    let operation = "read the settings of a topic";
     let options = AdminOptions::new().request_timeout(Some(REQUEST_TIMEOUT));
     let results = block_on(log.admin.describe_configs([&ResourceSpecifier::Topic(topic)], &options))
         .map_err(|e| log.unavailable(operation, &e))?;

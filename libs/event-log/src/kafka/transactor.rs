@@ -8,10 +8,10 @@
 //!                        └──► Ok(false) ◄── new producer, init_transactions: completes or aborts what was open
 //! ```
 //!
-//! The transactional id is GROUP-INSTANCE: whoever initialises it last fences everyone before. Retriable errors are
-//! answered with the same call again, within a budget. An error that asks for an abort gets one. After any other, and
-//! when the broker does not tell what became of a commit, the producer is replaced by a new one with the same id; then
-//! nothing of the old one is open any more, and the committed positions say what happened.
+//! The transactional id is GROUP-INSTANCE: the process that initialises it last fences all earlier ones. Retriable
+//! errors are answered with the same call again, within a budget. An error that asks for an abort gets one. After any
+//! other error, and when the broker does not report the outcome of a commit, the producer is replaced by a new one with
+//! the same id. Then no transaction of the old one is open any more, and the committed positions show the outcome.
 //!
 //! The positions travel while the outputs are still on their way; the commit waits for both. Successful deliveries are
 //! not reported one by one: a commit needs to know of those that failed only.
@@ -24,16 +24,17 @@
 //! again, with a new producer, if and only if
 //!
 //! - the transaction was open for longer than its time-out, which is then reason enough, and
-//! - the group still knows this process by the name of the instance. Who takes over a name takes over its place in the
+//! - the group still knows this process by the name of the instance. A process that takes over a name takes over its
+//!   place in the
 //!   group as well; the process that had it before learns that with its next heartbeat, and so that long is waited.
 //!
-//! That never costs exactness, whoever is wrong: taking up the id aborts what others had open under it, the committed
-//! positions are read afterwards, and the broker checks the member's generation with the positions of every
-//! transaction. The two conditions are about manners: a process that is back from a long pause must not shut out the
-//! one that was started in its place, which would then end with the older.
+//! A wrong guess never costs exactness: acquiring the id aborts any transaction that others had open under it, the
+//! committed positions are read afterwards, and the broker checks the member's generation with the positions of every
+//! transaction. The two conditions only keep a process that is back from a long pause from shutting out the one that
+//! was started in its place.
 //!
-//! `Ok(true)` means that the commit is certain. The partitions hear of it some milliseconds later, all of it or nothing:
-//! a reader may find the records a moment after the committer knows.
+//! `Ok(true)` means that the commit is certain. The partitions hear of it some milliseconds later, all of it or
+//! nothing: a reader may find the records a moment after the committer knows.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -52,9 +53,10 @@ use super::clients::{self, Diagnostics, Plain};
 use super::member::GroupMember;
 use crate::{BoxError, Error, Membership, Outputs, Position, ProcessorOptions, TopicPartition, Transactor};
 
-/// The broker aborts a transaction that is older. So long, and up to 10 s until the broker looks, readers may have to
-/// wait behind the open transaction of an instance that died and does not come back. A commit may take two thirds of it:
-/// a broker that restarts is waited for; one that stays away becomes an error before the broker ends the transaction.
+/// The broker aborts a transaction that is older. For this long, plus up to 10 s until the broker checks, readers may
+/// have to wait behind the open transaction of an instance that died and does not come back. A commit may take two
+/// thirds of it: long enough for a broker that restarts; if it stays away, the commit fails before the broker aborts
+/// the transaction.
 const TRANSACTION_TIMEOUT_MS: &str = "30000";
 /// For `init_transactions`, which waits until the transaction of a predecessor is completed.
 const INIT_BUDGET: Duration = Duration::from_secs(10);
@@ -62,19 +64,19 @@ const INIT_BUDGET: Duration = Duration::from_secs(10);
 const ABORT_BUDGET: Duration = Duration::from_secs(5);
 /// Between two attempts at a call that failed in a way that passes.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
-/// What librdkafka has to say about an error is there by now; it may be in several pieces.
+/// librdkafka's report about an error has arrived by now; it may be in several pieces.
 const EXPLAIN_POLL: Duration = Duration::from_millis(1);
 /// Between two looks at whether the outputs are written: short beside a commit, long beside a look.
 const DRAIN_PAUSE: Duration = Duration::from_micros(500);
 /// Records are sent in one go: a short wait is enough to share requests.
 const LINGER_MS: &str = "2";
-/// A transaction that follows on the heels of another is told to come again until the other is complete, which takes a
-/// few milliseconds. librdkafka's 100 ms would be most of the time of a commit. It doubles with every attempt.
+/// The broker asks a transaction that directly follows another to retry until the other is complete, which takes a few
+/// milliseconds. librdkafka's 100 ms would be most of the time of a commit. It doubles with every attempt.
 const RETRY_BACKOFF_MS: &str = "5";
-/// Topics were ensured before: one that is unknown for so long does not exist.
+/// Topics were ensured before: one that is unknown for this long does not exist.
 const UNKNOWN_TOPIC_MS: &str = "5000";
-/// A dead letter is larger than the record it is about, by its headers. It must still fit: more than the 1,000,000 bytes
-/// that an appender takes, less than the 1,048,588 that a broker does.
+/// A dead letter is larger than the record it is about, by its headers. It must still fit: more than the 1,000,000
+/// bytes that an appender takes, less than the 1,048,588 that a broker does.
 const MAX_RECORD_BYTES: &str = "1040000";
 /// More than any commit writes; beyond it, sending waits for the broker.
 const QUEUE_RECORDS: &str = "1000000";
@@ -136,8 +138,8 @@ impl KafkaTransactor {
         ]);
         self.timeout = clients::duration_ms(&config, "transaction.timeout.ms");
         let created = config.create_with_context(Deliveries::default());
-        let producer: BaseProducer<_> = created.map_err(|e| self.log.refused("creating a producer", &e))?;
-        let operation = "taking up the transactional id";
+        let producer: BaseProducer<_> = created.map_err(|e| self.log.refused("create a producer", &e))?;
+        let operation = "acquire the transactional id";
         retry(Instant::now() + INIT_BUDGET, |left| producer.init_transactions(left)).map_err(|e| {
             match e.rdkafka_error_code() {
                 Some(
@@ -179,11 +181,7 @@ impl KafkaTransactor {
             return Err(self.become_fenced());
         }
         let (group, timeout) = (&self.group, self.timeout);
-        tracing::warn!(
-            group,
-            ?timeout,
-            "the broker has ended a transaction that was open for longer than its time-out"
-        );
+        tracing::warn!(group, ?timeout, "the broker has aborted a transaction that was open longer than its timeout");
         self.producer = None;
         self.recover()
     }
@@ -233,8 +231,8 @@ impl KafkaTransactor {
         }
         let abortable = |e| self.judge(producer, e, true);
         let list = self.offsets(positions).map_err(abortable)?;
-        // Without a member's name the broker would take the positions as they are, also from an instance whose partitions
-        // another one has by now.
+        // Without a member's name the broker would take the positions as they are, also from an instance whose
+        // partitions another one has by now.
         let here = membership.place::<GroupMember>().filter(|member| member.cluster == self.log.cluster_id());
         let member = &*here.ok_or_else(|| Failure::Abort("the consumer is in no group here".into()))?.metadata;
         retry(deadline, |left| producer.send_offsets_to_transaction(&list, member, left)).map_err(abortable)
@@ -303,7 +301,7 @@ impl KafkaTransactor {
                 | Code::InvalidTimestamp
                 | Code::TopicAuthorizationFailed
                 | Code::PolicyViolation,
-            ) => Failure::Final(self.log.refused("writing a record", &error)),
+            ) => Failure::Final(self.log.refused("write a record", &error)),
             _ if is_shut_out(producer, &error) => Failure::ShutOut,
             _ => Failure::Abort(Plain::of(&error).into()),
         }

@@ -15,15 +15,15 @@ const TOPICS: &str = "CARSTREAM_CRASH_TOPICS";
 const FROM: &str = "CARSTREAM_CRASH_FROM";
 const GROUP: &str = "CARSTREAM_CRASH_GROUP";
 
-/// Every so many records, one goes to the table too.
+/// One in this many records goes to the table too.
 pub const TABLE_EVERY: u64 = 16;
 /// As many keys as cars.
 pub const KEYS: u64 = 97;
 /// What is added to the numbers of the table's records to tell them apart.
 const TABLE: u64 = 1 << 62;
 
-/// A process that appends numbered records to a topic, copies them to another, keeps a compacted table of the last number
-/// of each key, and says what is acknowledged.
+/// A process that appends numbered records to a topic, copies them to another, keeps a compacted table of the last
+/// number of each key, and says what is acknowledged.
 pub struct Writer {
     child: OwnedChild,
     lines: std::io::Lines<BufReader<std::process::ChildStdout>>,

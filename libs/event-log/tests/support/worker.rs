@@ -22,7 +22,7 @@ const GROUP: &str = "CARSTREAM_WORKER_GROUP";
 const INSTANCE: &str = "CARSTREAM_WORKER_INSTANCE";
 const MAX_RECORDS: &str = "CARSTREAM_WORKER_MAX_RECORDS";
 
-/// A commit is due so long after the first record.
+/// A commit is due this long after the first record.
 const MAX_WAIT: Duration = Duration::from_millis(20);
 /// Before what may pass is tried again.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -50,7 +50,7 @@ pub struct Worker {
     listener: Option<JoinHandle<()>>,
 }
 
-/// What a worker has said so far.
+/// The worker's output so far.
 #[derive(Default, Clone)]
 pub struct Said {
     /// From its start to its first commit.

@@ -15,7 +15,7 @@ use object_store::{
 /// What such a store does to a conditional create.
 #[derive(Debug, Clone, Copy)]
 pub enum Unsound {
-    /// It overwrites what is there.
+    /// It overwrites existing objects.
     Overwrites,
     /// It refuses (S3's 409) although there is nothing: another writer was at it, and failed.
     Conflicts,

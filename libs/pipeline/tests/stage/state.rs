@@ -190,7 +190,7 @@ fn snapshots_of_another_past_are_not_used() {
     assert!(twice.chunks(2).all(|pair| pair[0] == pair[1]), "the same once more: the state began anew");
 }
 
-/// Long enough to be processed first on a busy machine; waited for once.
+/// Long enough to be processed first on a busy machine; needed once.
 const RETENTION: Duration = Duration::from_secs(5);
 
 /// Retention removes all that was processed; then two records more of each key. Returns the last number and the gaps.

@@ -216,7 +216,8 @@ pub(crate) fn is_done(log: &Arc<dyn Log>) -> bool {
     next.iter().zip(committed).all(|(next, committed)| *next == committed || *next == Some(0))
 }
 
-/// Checks that each key of topic `out` is numbered from 1 without a gap or a repeat. Returns how many records there are.
+/// Checks that each key of topic `out` is numbered from 1 without a gap or a repeat. Returns how many records there
+/// are.
 pub(crate) fn check_numbers(log: &Arc<dyn Log>) -> usize {
     check_numbers_in(log, "out")
 }

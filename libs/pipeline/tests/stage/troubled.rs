@@ -122,7 +122,7 @@ impl Consumer for TroubledConsumer {
                 let partition = |p: &Position| TopicPartition { topic: p.topic.clone(), partition: p.partition };
                 self.held = positions.iter().map(partition).collect();
             }
-            // Read for nobody: whoever gets the partition goes on from its committed position.
+            // Read in vain: the next owner of the partition resumes from its committed position.
             Event::Batch(batch) if self.away.as_ref().is_some_and(|away| away.partition == batch.partition()) => {
                 return self.poll(max_records, timeout);
             }
@@ -148,7 +148,7 @@ struct TroubledTransactor {
 
 impl TroubledTransactor {
     fn gone(&self) -> Error {
-        Error::Unavailable { operation: "a commit", log: self.url.clone(), source: "trouble".into() }
+        Error::Unavailable { operation: "commit", log: self.url.clone(), source: "trouble".into() }
     }
 }
 
