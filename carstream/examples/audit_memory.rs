@@ -5,9 +5,9 @@
 //! ```
 //!
 //! The defaults are 10 million readings of 10,000 cars that start anew every 100 readings. The ledger is a real file
-//! (90 bytes a reading, removed afterwards); raw topic, clean topics and scores are logs that encode each record when it
-//! is read, so that nothing but the audit itself is large. One reading is missing in the cloud, so that the second pass
-//! is measured too: it must be found, or this fails. Prints the peak of the resident memory, as the kernel has it.
+//! (90 bytes a reading, removed afterwards); raw topic, clean topics and scores are logs that encode each record when
+//! it is read, so that nothing but the audit itself is large. One reading is missing in the cloud, so that the second
+//! pass is measured too: it must be found, or this fails. Prints the peak of the resident memory, as the kernel has it.
 
 use std::fmt::Write as _;
 use std::io::{BufWriter, Write as _};
@@ -33,7 +33,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const PARTITIONS: u64 = 4;
 const TIME_MS: i64 = 1_795_219_200_000;
 
-/// A fleet whose readings are told by their number.
+/// A fleet whose readings are identified by their number.
 #[derive(Debug, Clone)]
 struct Fleet {
     readings: u64,
@@ -207,7 +207,7 @@ fn rows(file: &str, of: &[(u64, i64, i64)], pseudonyms: &[String]) -> RecordBatc
 fn main() -> anyhow::Result<()> {
     let mut args = std::env::args().skip(1);
     let mut number = |default: u64| match args.next() {
-        Some(text) => text.parse().with_context(|| format!("{text:?} is no number")),
+        Some(text) => text.parse().with_context(|| format!("{text:?} is not a number")),
         None => Ok(default),
     };
     let (readings, cars, per_boot) = (number(10_000_000)?, number(10_000)?, number(100)?);

@@ -13,7 +13,7 @@
 //!  carstream settings docs/settings.md: the settings of all of these
 //! ```
 //!
-//! This crate starts stages and holds their results against each other. It processes no reading itself.
+//! This crate starts stages and compares their results. It processes no reading itself.
 
 pub mod audit;
 pub mod dead_letter;
@@ -49,7 +49,7 @@ pub struct Cli {
     service: ServiceArgs,
 }
 
-// What each command is for, with examples, is told by its `Args`.
+// The purpose of each command, with examples, is documented at its `Args`.
 #[derive(Debug, Subcommand)]
 enum Command {
     Simulator(Box<simulator::Args>),

@@ -102,8 +102,8 @@ async fn only_a_finished_ledger_knows_every_reading() {
     let report = site.audit().await;
     assert!(report.is_clean(), "{report}");
     assert_eq!((report.unknown, report.ledger_complete), (2, Some(false)));
-    assert!(report.notes.iter().any(|note| note.contains("is torn")), "{report}");
-    assert!(report.notes.iter().any(|note| note.contains("2 readings that it does not know")), "{report}");
+    assert!(report.notes.iter().any(|note| note.contains("is incomplete")), "{report}");
+    assert!(report.notes.iter().any(|note| note.contains("2 readings that are not in it")), "{report}");
 
     // Two ledgers of two simulators together know all.
     site.ledger(&rows, true);
@@ -183,7 +183,7 @@ async fn a_dead_letter_names_a_raw_record_that_is_there() {
     site.dead_letter(1, b"speed=fast", (0, 1_000_000), "malformed-json", now_ms());
     let report = site.audit().await;
     assert_eq!(only(&report), (Kind::StrayDeadLetter, 1), "{report}");
-    assert!(report.to_string().contains("telemetry.raw/0 offset 1000000, where no record is"), "{report}");
+    assert!(report.to_string().contains("telemetry.raw/0 offset 1000000, which holds no record"), "{report}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -221,7 +221,7 @@ async fn what_retention_has_removed_is_not_held_against_a_hop() {
         assert!(report.is_clean(), "{report}");
         assert_eq!(report.excused, old.len() as u64);
         assert!(
-            report.notes.iter().any(|note| note.contains("telemetry.raw") && note.contains("begins at")),
+            report.notes.iter().any(|note| note.contains("telemetry.raw") && note.contains("starts at")),
             "{report}"
         );
         assert!(!report.hops[0].begins_at.is_empty() && report.hops[1].begins_at.is_empty());
@@ -355,7 +355,7 @@ fn the_command_says_what_it_found_by_its_exit_code() {
     assert_eq!(code, Some(0), "{said}");
 
     let (code, _, said) = carstream(&["audit"]);
-    assert!(code == Some(64) && said.contains("name at least one place"), "{said}");
+    assert!(code == Some(64) && said.contains("name at least one of them"), "{said}");
     let (code, _, said) = carstream(&["audit", "--edge-log", "/nowhere", "--lake", "/nowhere", "--ledger", "/nowhere"]);
     assert_eq!(code, Some(64), "{said}");
     for problem in ["--edge-log /nowhere", "--lake /nowhere", "--ledger /nowhere", "--pseudonym-key-file is missing"] {
@@ -373,5 +373,5 @@ async fn topics_that_do_not_exist_are_empty_and_said_to_be() {
     site.ledger(&[(0, 0, "valid", "acknowledged")], true);
     let report = site.audit_with(Sources::new(Some(edge), None, None), true).await.unwrap();
     assert_eq!(only(&report), (Kind::Missing, 1), "{report}");
-    assert!(report.to_string().contains("there is no such topic"), "{report}");
+    assert!(report.to_string().contains("the topic does not exist"), "{report}");
 }

@@ -50,7 +50,7 @@ fn go(log: &Arc<dyn Log>, filter: &Filter) -> anyhow::Result<carstream::dead_let
     replay(log, Contract::builtin(), filter, false, &CancellationToken::new())
 }
 
-/// Runs the real preprocessor until it has come to the end of the raw topic.
+/// Runs the real preprocessor until it has reached the end of the raw topic.
 async fn preprocess(site: &Site) {
     let stop = CancellationToken::new();
     let args = preprocessor::Args::new(site.edge.url().clone(), site.path("site.key"));
@@ -286,12 +286,12 @@ fn the_command_lists_and_shows_and_says_what_is_personal() {
         assert!(shown.contains(part), "{shown}");
     }
     let (_, shown, _) = carstream(&["dead-letter", "show", "--log", &edge, position(0)]);
-    assert!(shown.contains("42 bytes that are no text") && shown.contains("00000020  07"), "{shown}");
+    assert!(shown.contains("42 bytes, not text") && shown.contains("00000020  07"), "{shown}");
     let (code, _, said) = carstream(&["dead-letter", "show", "--log", &edge, "telemetry.dead-letter/0/999"]);
     assert!(code == Some(1) && said.contains("telemetry.dead-letter/0/999 is not in"), "{said}");
 
     let (code, _, said) = carstream(&["dead-letter", "replay", "--log", &edge]);
-    assert!(code == Some(64) && said.contains("replay what?"), "{said}");
+    assert!(code == Some(64) && said.contains("no filter: name one"), "{said}");
     let (_, table, _) = carstream(&["dead-letter", "replay", "--log", &edge, "--reason", "out-of-range", "--dry-run"]);
     assert!(table.contains("1  would be replayed"), "{table}");
     let (_, json, _) = carstream(&["dead-letter", "replay", "--log", &edge, "--reason", "out-of-range", "--json"]);
@@ -299,7 +299,7 @@ fn the_command_lists_and_shows_and_says_what_is_personal() {
     let (_, list, _) = carstream(&["dead-letter", "list", "--log", &edge]);
     assert!(list.contains("1 replayed") && list.contains("(replayed 20"), "{list}");
     let (code, _, said) = carstream(&["dead-letter", "list", "--log", "/nowhere"]);
-    assert!(code == Some(64) && said.contains("no such directory"), "{said}");
+    assert!(code == Some(64) && said.contains("the directory does not exist"), "{said}");
     drop(kept);
 }
 

@@ -1,7 +1,7 @@
 //! The platform on a real schema registry (Apicurio): deployed, grown while it runs, shut off, killed.
 //!
-//! Needs `CARSTREAM_TEST_SCHEMA_REGISTRY_SCRIPT`; `scripts/test` names it. A registry takes seconds to start, so this is
-//! one story with one registry, a chapter a function.
+//! Needs `CARSTREAM_TEST_SCHEMA_REGISTRY_SCRIPT`; `scripts/test` names it. A registry takes seconds to start, so this
+//! is one story with one registry, a chapter a function.
 #![allow(clippy::unwrap_used)]
 
 #[path = "support/registry.rs"]
@@ -168,7 +168,7 @@ async fn deployments_can_run_again(apicurio: &Apicurio, client: &Client) {
         "cloud: 6 topics of the cloud, 6 of them made now",
         "subject telemetry-value: telemetry.v1.avsc is version 1, id 2, registered now",
         "subject telemetry-value: telemetry.v2.avsc is version 2, id 3, registered now",
-        "these ids are not those of the contract's ids.json",
+        "these ids differ from the contract's ids.json",
     ] {
         assert!(first.contains(wanted), "{wanted}:\n{first}");
     }
@@ -185,7 +185,8 @@ async fn deployments_can_run_again(apicurio: &Apicurio, client: &Client) {
         assert_eq!(held.as_deref(), Some(COMPATIBILITY), "{subject}");
     }
 
-    // Without --partitions, 4 are wanted; all topics that differ are told, those with one partition are not among them.
+    // Without --partitions, 4 are expected; all topics that differ are reported, but not those declared with one
+    // partition.
     let (code, _, errors) = carstream(&["deploy", "--edge-log", &edge, "--cloud-log", &cloud]);
     assert_eq!(code, Some(1), "{errors}");
     assert_eq!(errors.matches("partitions are 6, should be 4").count(), 13 + 4, "{errors}");

@@ -1,4 +1,4 @@
-//! `carstream secrets`: what is missing is made, what is there stays, and nothing is ever half there.
+//! `carstream secrets`: creates missing files, keeps existing ones, and never leaves a partial one.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;

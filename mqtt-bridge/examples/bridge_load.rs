@@ -40,7 +40,7 @@ struct Load {
     /// Connections that publish.
     #[arg(long, default_value_t = 50)]
     connections: usize,
-    /// Publishes of one connection that are sent at once, and then waited for.
+    /// Publishes of one connection that are sent at once, before waiting for their acknowledgements.
     #[arg(long, default_value_t = 32)]
     window: u16,
     /// Bytes of a payload.

@@ -5,8 +5,9 @@
 //!   from its end, on                            subscribed cars only              bounded: the oldest goes
 //! ```
 //!
-//! An alert is news. It reaches the cars that are connected when it comes; nothing is kept for others, and what a car
-//! has not acknowledged when it disconnects is dropped: the log has it, and the state of an alert is in later ones.
+//! An alert is news. It reaches the cars that are connected when it arrives. Nothing is kept for others, and alerts
+//! that a car has not acknowledged when it disconnects are dropped: the log still has them, and later alerts carry the
+//! current state.
 
 use std::collections::VecDeque;
 use std::num::NonZeroU16;

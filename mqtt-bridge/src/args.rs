@@ -11,12 +11,12 @@ use service::{ConfigError, ContractArgs, DrainArgs, HostPort, ServiceArgs, setti
 
 use crate::input::READ_BYTES;
 
-/// Takes cars' MQTT messages (3.1.1 and 5) into the log.
+/// Appends cars' MQTT messages (3.1.1 and 5) to the log.
 ///
 /// A car publishes to vehicles/{vin}/LEVEL with QoS 0 or 1: telemetry, faults, drivers, status, and what else the
-/// site's contract has. A QoS 1 publish is
-/// acknowledged when the log has committed it, never before. A car subscribed to vehicles/{vin}/alerts is sent its
-/// alerts. Try it with: mosquitto_pub -q 1 -t vehicles/WVWZZZ1JZXW000001/telemetry -m '{}'
+/// site's contract has. A QoS 1 publish is acknowledged when the log has committed it, never before. A car that
+/// subscribes to vehicles/{vin}/alerts receives its alerts. Try it with: mosquitto_pub -q 1 -t
+/// vehicles/WVWZZZ1JZXW000001/telemetry -m '{}'
 #[derive(Debug, Clone, clap::Parser)]
 #[command(name = "mqtt-bridge", version, after_help = TLS_HELP)]
 pub struct Args {
@@ -49,14 +49,14 @@ pub struct Args {
     pub limits: Limits,
 }
 
-const TLS_HELP: &str = "TLS with certificates of this site's own, made by `carstream secrets`:
+const TLS_HELP: &str = "TLS with certificates made by `carstream secrets`:
   carstream secrets --dir secrets --server-name bridge.example --car WVWZZZ1JZXW000001
   mqtt-bridge --listen none --tls-listen 0.0.0.0:8883 --tls-cert secrets/mqtt-bridge.crt \\
       --tls-key secrets/mqtt-bridge.key --tls-client-ca secrets/ca.crt …
   mosquitto_pub -h bridge.example -p 8883 --cafile secrets/ca.crt --cert secrets/WVWZZZ1JZXW000001.crt \\
       --key secrets/WVWZZZ1JZXW000001.key -q 1 -t vehicles/WVWZZZ1JZXW000001/telemetry -m '{}'
 
-TLS with a CA that the site has: let it sign a server certificate for the name that cars connect to, and for each car a
+TLS with the site's own CA: let it sign a server certificate for the name that cars connect to, and for each car a
 client certificate whose subject has one CN, the VIN. --tls-cert is the server's certificate with its intermediates,
 --tls-client-ca the CA that signs for cars. It must sign for cars only: any certificate it signs is accepted as the car
 it names.";
@@ -141,7 +141,7 @@ impl TlsArgs {
             }
         }
         if *listen == Listen::Nowhere && self.tls_listen.is_none() {
-            problems.push("--listen none leaves nothing to listen at without --tls-listen HOST:PORT".to_owned());
+            problems.push("--listen none needs --tls-listen HOST:PORT: without it no port is left".to_owned());
         }
         problems
     }
@@ -230,7 +230,7 @@ pub struct Limits {
     #[arg(long, env = "CARSTREAM_MQTT_MAX_PAUSE", value_name = "DURATION", default_value = "60s",
         value_parser = values::positive_duration)]
     pub max_pause: Duration,
-    /// What a bridge that is stopped may still do: wait for the log, so that what was accepted is acknowledged.
+    /// The work of a stopping bridge: wait for the log, so that accepted messages are acknowledged.
     #[command(flatten)]
     pub drain: DrainArgs,
 }

@@ -32,13 +32,13 @@ use crate::topics::{Level, Topics};
 /// A fleet that comes back after a tunnel (or after our restart) comes at once.
 const BACKLOG: u32 = 4_096;
 
-/// Connections above `--max-connections` that are told so; further ones are closed without a word.
+/// Connections above `--max-connections` that get an answer; further ones are closed without one.
 const MAX_REFUSALS_AT_A_TIME: usize = 256;
 
 /// How long to wait before accepting again when the process has no more files.
 const ACCEPT_RETRY_MS: u64 = 100;
 
-/// What remains to be done after the last connection's deadline: saying goodbye.
+/// Time after the last connection's deadline for the farewell packets.
 const LAST_WORDS_S: u64 = 2;
 
 /// A bridge that listens, and has its log.
@@ -67,8 +67,8 @@ impl Bridge {
     /// Opens the log, waiting for it as long as it takes, and then listens. Dropping the future stops the wait.
     ///
     /// # Errors
-    /// [`ConfigError`] for settings that cannot work; a log that can't be opened or is not as it should be; a port
-    /// that is in use.
+    /// [`ConfigError`] for settings that cannot work; a log that can't be opened or has the wrong topics; a port that
+    /// is in use.
     pub async fn bind(args: Args, metrics: Metrics) -> anyhow::Result<Self> {
         args.check()?;
         let stop = CancellationToken::new();
@@ -133,7 +133,7 @@ impl Bridge {
             key,
             abandon: CancellationToken::new(),
             open: AtomicUsize::new(0),
-            log_trouble: Mutex::new(Waiting::new(format!("the log {} to take records", log.url()))),
+            log_trouble: Mutex::new(Waiting::new(format!("the log {} to accept records", log.url()))),
             assigned_ids: AssignedIds::default(),
         });
         Ok(Self { doors, shared, follower })
@@ -232,7 +232,8 @@ impl Door {
             shared.metrics.refused_connect("flood");
             return;
         }
-        // Answers are small, and waited for. If the socket has gone by now, the connection's task finds out.
+        // Answers are small, and the client waits for them. If the socket is gone by now, the connection's task
+        // notices.
         let _ = stream.set_nodelay(true);
         let slot = shared.slots.take();
         let refusal = (open >= max).then_some(Refusal::Busy);
@@ -254,7 +255,8 @@ async fn drain(shared: &Shared, tasks: &TaskTracker) {
     let last_words = Duration::from_secs(LAST_WORDS_S);
     if tokio::time::timeout(timeout + last_words, tasks.wait()).await.is_err() {
         tracing::warn!(
-            "the log did not decide on {} records within {:?}: they were not acknowledged, the cars will repeat them",
+            "the log did not confirm {} records within {:?}: they are not acknowledged, so the cars will send them \
+             again",
             shared.metrics.in_flight(),
             timeout
         );

@@ -1,4 +1,4 @@
-//! Who is connected, and how to reach them from other threads.
+//! The connected clients, and how to reach them from other threads.
 //!
 //! ```text
 //!  log's thread ── completions ──► Slots: token → mailbox ─┐
@@ -199,11 +199,12 @@ pub(crate) struct Directory {
 }
 
 impl Directory {
-    /// Enters a client. Whoever had the identifier until now is told; returns whether there was somebody.
+    /// Enters a client. Notifies the client that had the identifier until now; returns whether one existed.
     pub(crate) fn enter(&self, client_id: &str, mailbox: &Arc<Mailbox>) -> bool {
         let mut clients = lock(&self.by_client_id);
         let earlier = clients.insert(client_id.into(), mailbox.clone());
-        // Told under the lock: who leaves looks into its mailbox afterwards, so no successor waits in vain.
+        // Notified under the lock: a leaving client checks its mailbox afterwards, so that its successor never waits
+        // forever.
         earlier.inspect(|earlier| earlier.take_over(mailbox.clone())).is_some()
     }
 

@@ -1,4 +1,4 @@
-//! Why connections end, and what a client is told: the MQTT 5 reason, the word in metrics and logs.
+//! Why connections end, and the answer to the client: the MQTT 5 reason, the word in metrics and logs.
 
 use rmqtt_codec::v3::ConnectAckReason as V3Reason;
 use rmqtt_codec::v5::{ConnectAckReason as V5Reason, DisconnectReasonCode};
@@ -74,7 +74,7 @@ impl Close {
         }
     }
 
-    /// What an MQTT 5 client is told in a DISCONNECT; `None` where there is nobody to tell.
+    /// The reason of the DISCONNECT for an MQTT 5 client; `None` if no client is left to receive it.
     pub(crate) fn disconnect_reason(self) -> Option<DisconnectReasonCode> {
         use DisconnectReasonCode as Reason;
         Some(match self {
@@ -104,8 +104,8 @@ impl Close {
             Close::NotAuthorized => {
                 "a client may publish only for the VIN in its certificate, or without one, its client id"
             }
-            Close::QosNotSupported => "this bridge takes QoS 0 and 1",
-            Close::RetainNotSupported => "this bridge retains nothing",
+            Close::QosNotSupported => "this bridge supports QoS 0 and 1",
+            Close::RetainNotSupported => "this bridge does not support retained messages",
             Close::PacketTooLarge => "larger than the Maximum Packet Size of CONNACK",
             Close::PausedTooLong => "the log is not keeping up",
             Close::NotDurable => "the log did not confirm: send again",
@@ -170,8 +170,8 @@ impl Refusal {
         }
     }
 
-    /// What an MQTT 3.1.1 client is told. It has five words only; "not authorized" is the one for a will that is not
-    /// allowed. `None`: the standard wants the connection closed without a CONNACK.
+    /// The return code for an MQTT 3.1.1 client. It has only five; "not authorized" covers a will that is not allowed.
+    /// `None`: the standard wants the connection closed without a CONNACK.
     pub(crate) fn v3(self) -> Option<V3Reason> {
         match self {
             Refusal::Version => Some(V3Reason::UnacceptableProtocolVersion),
@@ -188,7 +188,7 @@ impl Refusal {
         }
     }
 
-    /// What an MQTT 5 client is told.
+    /// The reason code for an MQTT 5 client.
     pub(crate) fn v5(self) -> V5Reason {
         match self {
             Refusal::Version => V5Reason::UnsupportedProtocolVersion,

@@ -7,8 +7,8 @@
 //!         └─ closed: TCP pushes back; keep-alive rests; at most --max-pause
 //! ```
 //!
-//! The task outlives its socket until the log has decided on everything that it was given: only then are its bytes given
-//! back to the budget and its slot to others.
+//! The task outlives its socket until the log has decided on everything that it was given: only then are its bytes
+//! given back to the budget and its slot to others.
 
 mod budget;
 mod ending;
@@ -77,7 +77,7 @@ struct Connection {
     session: Option<Session>,
     /// The answer to CONNECT, while the client's earlier connection has not gone.
     claiming: Option<ConnAck>,
-    /// Bytes that are not parsed: an incomplete packet, or what came before the gate shut.
+    /// Bytes not yet parsed: an incomplete packet, or bytes received before the gate closed.
     input: BytesMut,
     /// Whether `input` may hold a whole packet, since the gate shut before it.
     backlog: bool,

@@ -13,17 +13,18 @@
 //! Payloads are neither read nor changed.
 //!
 //! What it deliberately does not do: QoS 2, retained messages, sessions that outlive a connection, subscriptions to
-//! anything but a car's own alerts, and passwords: on the TLS port a car proves itself by its certificate, and the other
-//! port is for trusted networks.
+//! anything but a car's own alerts, and passwords: on the TLS port a car proves itself by its certificate, and the
+//! other port is for trusted networks.
 //!
-//! At its bounds ([`Limits`]) it stops reading sockets, so that TCP pushes back to the cars. A QoS 0 message waits there
-//! like any other; it is lost only with its connection.
+//! At its bounds ([`Limits`]) it stops reading sockets, so that TCP pushes back to the cars. A QoS 0 message waits
+//! there like any other; it is lost only with its connection.
 //!
-//! Where the standard leaves a choice:
+//! Where the standard leaves a choice (MQTT 3.1.1 has no refusing PUBACK, and a plain one would claim that the log has
+//! the message, so the connection is closed):
 //!
 //! | what | MQTT 5 | MQTT 3.1.1 |
 //! | --- | --- | --- |
-//! | publish to a wrong topic, or for another car | PUBACK 0x90 or 0x87 in its turn (QoS 0: DISCONNECT) | close (3.3.5: acknowledging would claim that the log has it) |
+//! | publish to a wrong topic, or for another car | PUBACK 0x90 or 0x87 in its turn (QoS 0: DISCONNECT) | close |
 //! | QoS 2 | Maximum QoS 1 announced; DISCONNECT 0x9B | close |
 //! | retain | not available announced; DISCONNECT 0x9A | the flag is ignored |
 //! | too large a packet | Maximum Packet Size announced; DISCONNECT 0x95 | close |

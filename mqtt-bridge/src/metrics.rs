@@ -96,20 +96,20 @@ impl Metrics {
         registry.register("connects", "Clients accepted, by MQTT version", m.connects.clone());
         registry.register("connect_refusals", "Clients refused, by reason", m.connect_refusals.clone());
         registry.register("closes", "Connections that ended, by reason", m.closes.clone());
-        registry.register("publishes", "Messages given to the log, by kind", m.publishes.clone());
-        registry.register_with_unit("publish", "Payload given to the log", Unit::Bytes, m.publish_bytes.clone());
+        registry.register("publishes", "Messages appended to the log, by kind", m.publishes.clone());
+        registry.register_with_unit("publish", "Payload appended to the log", Unit::Bytes, m.publish_bytes.clone());
         registry.register("publish_refusals", "Publishes refused, by reason", m.publish_refusals.clone());
         registry.register("pubacks", "Publishes acknowledged after the log had committed them", m.pubacks.clone());
-        registry.register("in_flight", "Messages that the log has not decided on", m.in_flight.clone());
+        registry.register("in_flight", "Messages that wait for their commit", m.in_flight.clone());
         registry.register_with_unit(
             "append",
-            "From a message to its commit; the oldest one of each batch of a connection",
+            "From the arrival of a message to its commit; the oldest message of each batch of a connection",
             Unit::Seconds,
             m.append_seconds.clone(),
         );
         registry.register("paused", "Sockets that are not read because a bound is reached", m.paused.clone());
         registry.register("takeovers", "Clients that replaced one with the same identifier", m.takeovers.clone());
-        registry.register("wills", "Wills given to the log", m.wills.clone());
+        registry.register("wills", "Wills appended to the log", m.wills.clone());
         registry.register("alerts_read", "Alerts read from the log", m.alerts_read.clone());
         registry.register(
             "alerts_delivered",
@@ -118,27 +118,28 @@ impl Metrics {
         );
         registry.register(
             "alerts_dropped",
-            "Alerts dropped: too many waited, too large for the client, or not acknowledged when the car left",
+            "Alerts dropped: queue full, too large for the client, or not acknowledged when the car left",
             m.alerts_dropped.clone(),
         );
-        registry.register("tls_handshakes", "TLS handshakes under way", m.handshakes.clone());
+        registry.register("tls_handshakes", "TLS handshakes in progress", m.handshakes.clone());
         registry.register_with_unit(
             "certificate_expiry_timestamp",
-            "When a certificate in use expires, since 1970: the bridge's own, and the first of the clients' authorities",
+            "When a certificate in use expires, since 1970: the bridge's own, and the first of the clients' \
+             authorities",
             Unit::Seconds,
             m.certificate_expiry.clone(),
         );
-        registry.register("tls_reloads", "Times that changed TLS files were taken into use", m.tls_reloads.clone());
+        registry.register("tls_reloads", "Reloads of changed TLS files", m.tls_reloads.clone());
         registry.register(
             "tls_files_unusable",
-            "1 while the TLS files have changed and cannot be used: the earlier ones are",
+            "1 while changed TLS files cannot be used, and the previous ones stay in use",
             m.tls_files_unusable.clone(),
         );
         metrics.show_zeros();
         metrics
     }
 
-    /// What an operator looks for is there before it happens, at 0.
+    /// Metrics exist before the first event, with value 0, so that an operator finds them.
     fn show_zeros(&self) {
         for version in ["3.1.1", "5"] {
             drop(self.connects.get_or_create(&Version { version }));

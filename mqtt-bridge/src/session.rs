@@ -7,8 +7,8 @@
 //! ```
 //!
 //! Bytes in, bytes out: no sockets, no clocks, no log. A session lasts as long as its connection. Nothing is kept for a
-//! client that comes back (CONNACK says so: session present 0), because nothing has to be: what was acknowledged is in
-//! the log, and what was not is repeated by the car, as MQTT has it for a new session as well as for an old one.
+//! client that comes back (CONNACK: session present 0), because nothing is needed: acknowledged messages are in the
+//! log, and the car repeats the others, as MQTT requires for new and for old sessions.
 
 mod connect;
 mod message;
@@ -129,7 +129,7 @@ impl Session {
         &mut self.window
     }
 
-    /// Whether so much is unacknowledged that the socket should not be read.
+    /// Whether too much is unacknowledged to read the socket.
     ///
     /// An MQTT 5 client knows how many QoS 1 publishes it may send, so it is read on (it may ping); one that knows
     /// no bounds is not.

@@ -128,7 +128,7 @@ impl Tls {
                 if told {
                     self.metrics.tls_files_unusable.set(1);
                     let problems = problems.join("; ");
-                    tracing::error!("the new TLS files cannot be used, new clients get the earlier ones: {problems}");
+                    tracing::error!("cannot use the new TLS files, continuing with the previous ones: {problems}");
                 }
                 watched.trouble = Some(Trouble { found, told });
             }
@@ -140,6 +140,6 @@ impl Tls {
         self.metrics.tls_files_unusable.set(0);
         self.metrics.tls_reloads.inc();
         *self.config.write().unwrap_or_else(PoisonError::into_inner) = loaded.config;
-        tracing::info!("the TLS files have changed: new clients get the new ones, those that are connected stay");
+        tracing::info!("loaded the changed TLS files for new connections; open connections are unaffected");
     }
 }

@@ -104,7 +104,7 @@ impl Will {
     }
 }
 
-/// How long the frame at the start of `bytes` is, header included; `None` until the header is there.
+/// Length of the frame at the start of `bytes`, header included; `None` until the header is complete.
 pub(crate) fn frame_length(bytes: &[u8], max_packet_bytes: u32) -> Result<Option<usize>, Malformed> {
     let mut remaining = 0usize;
     for (i, byte) in bytes.iter().skip(1).take(4).enumerate() {

@@ -87,7 +87,8 @@ fn cpu_time() -> Duration {
 
 fn driver(vin: &str) -> String {
     format!(
-        r#"{{"vin":"{vin}","name":"n","email":"e","phone":"p","licence_number":"l","address":"a","segment":"fleet","experience_years":7}}"#
+        r#"{{"vin":"{vin}","name":"n","email":"e","phone":"p","licence_number":"l","address":"a",
+            "segment":"fleet","experience_years":7}}"#
     )
 }
 
@@ -95,11 +96,13 @@ fn reading(vin: &str, i: usize) -> String {
     let x = i as f64 * 0.01 % 10.0;
     format!(
         concat!(
-            r#"{{"vin":"{}","boot_id":123456789,"seq":{},"event_time_ms":1790000000000,"trip_id":4711,"driver":"A. Driver","#,
+            r#"{{"vin":"{}","boot_id":123456789,"seq":{},"event_time_ms":1790000000000,"trip_id":4711,"#,
+            r#""driver":"A. Driver","#,
             r#""plate":"B-AB 1234","latitude":{:.6},"longitude":{:.6},"coolant_temp":{:.3},"intake_air_temp":{:.3},"#,
             r#""intake_air_flow_speed":{:.3},"battery_percentage":{:.3},"battery_voltage":{:.3},"current_draw":{:.3},"#,
             r#""speed":{:.3},"engine_vibration_amplitude":{:.3},"throttle_pos":0.{},"tire_pressure_11":{:.3},"#,
-            r#""tire_pressure_12":{:.3},"tire_pressure_21":{:.3},"tire_pressure_22":{:.3},"accelerometer_11_value":{:.4},"#,
+            r#""tire_pressure_12":{:.3},"tire_pressure_21":{:.3},"tire_pressure_22":{:.3},"#,
+            r#""accelerometer_11_value":{:.4},"#,
             r#""accelerometer_12_value":{:.4},"accelerometer_21_value":{:.4},"accelerometer_22_value":{:.4},"#,
             r#""control_unit_firmware":2000,"ambient_temp":{:.2}}}"#
         ),

@@ -9,12 +9,11 @@ use schema_registry::SchemaRegistryArgs;
 use service::{ContractArgs, ServiceArgs, settings};
 use telemetry::pseudonym::PseudonymKey;
 
-/// Makes clean readings of raw ones: validated, each one once, joined, nothing personal, as Avro.
+/// Turns raw readings into clean ones: validated, deduplicated, joined, without personal data, as Avro.
 ///
-/// Runs every stream of the contract: of the platform's, telemetry.raw becomes telemetry and
-/// faults.raw becomes faults. Records that cannot be used go to the stream's dead-letter topic, with
-/// the reason.
-/// To see what each stream lets out, and where it comes from:
+/// Runs every stream of the contract: of the platform's, telemetry.raw becomes telemetry and faults.raw becomes faults.
+/// Records that cannot be used go to the stream's dead-letter topic, with the reason. To see the output columns of each
+/// stream, and their origin:
 ///
 ///   preprocessor --check
 ///
@@ -23,8 +22,8 @@ use telemetry::pseudonym::PseudonymKey;
 ///   openssl rand -hex 32 > site.key
 ///   preprocessor --log /var/lib/carstream/log --pseudonym-key-file site.key
 ///
-/// What each car has sent already is remembered over restarts, in topic preprocessor.state: a
-/// repeat is removed however late it comes. That topic holds VINs, and stays at the edge.
+/// The readings that each car has sent are remembered across restarts, in topic preprocessor.state: a repeat is removed
+/// however late it arrives. That topic holds VINs, and stays at the edge.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "preprocessor", version, verbatim_doc_comment)]
 pub struct Args {

@@ -1,4 +1,4 @@
-//! `--check`: what each stream lets out and where it comes from, for people.
+//! `--check`: the output columns of each stream and their origin, human-readable.
 
 use std::fmt::Write;
 

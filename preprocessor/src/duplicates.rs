@@ -11,7 +11,7 @@
 //! Exact, over restarts too: it is part of the stage's state ([`stored`]). Bounded, and at a bound nothing is guessed:
 //! what can no longer be told apart is [`Seen::TooOld`], which becomes a dead letter, neither dropped nor doubled.
 //!
-//! - [`MAX_INTERVALS`] per boot. Past it the lowest is forgotten, and what lies below its end is too old.
+//! - [`MAX_INTERVALS`] per boot. Past it the lowest is forgotten, and sequence numbers below its end are too old.
 //! - [`MAX_BOOTS`] per car with their intervals. Past it the one used least recently is retired: only its id is kept,
 //!   and all of its readings are too old.
 //! - The ids of retired boots for [`RETIRED_MS`] at least, and for twice that at most: a car sends what it has kept
@@ -75,14 +75,15 @@ struct Retired {
 #[derive(Debug, Clone, PartialEq)]
 struct Boot {
     id: i64,
-    /// What lies below is no longer known.
+    /// Sequence numbers below it are no longer known.
     floor: i64,
     /// First and last of each run, in order, with gaps between.
     intervals: Vec<(i64, i64)>,
 }
 
 impl Duplicates {
-    /// Whether reading `seq` of `boot` of `car` has been let through, and notes that it now is. `time_ms`: the record's.
+    /// Whether reading `seq` of `boot` of `car` has been let through, and notes that it now is. `time_ms`: the
+    /// record's.
     pub fn admit(&mut self, car: &str, boot: i64, seq: i64, time_ms: i64) -> Seen {
         match self.cars.get_mut(car) {
             Some(known) => known.admit(boot, seq, time_ms),

@@ -159,7 +159,7 @@ fn run_streams(
     }
     for (definition, _) in &streams {
         let topics = [definition.input.topic.clone()];
-        readiness.waits_for(pipeline::awaited(&topics, log.as_ref()), "the stream has not begun");
+        readiness.waits_for(pipeline::awaited(&topics, log.as_ref()), "the stream has not started");
     }
     readiness.started();
     let stop = shutdown.child_token();

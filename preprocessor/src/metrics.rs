@@ -64,8 +64,8 @@ impl Metrics {
         let registry = registry.sub_registry_with_prefix("carstream_preprocessor");
         registry.register("clean", "Records let through", metrics.clean.clone());
         registry.register("duplicates_removed", "Records that had been let through before", metrics.duplicates.clone());
-        registry.register("filtered", "Records left out by the SQL", metrics.filtered.clone());
-        registry.register("cars", "Cars whose readings are remembered", metrics.cars.clone());
+        registry.register("filtered", "Records filtered out by the SQL", metrics.filtered.clone());
+        registry.register("cars", "Cars tracked for duplicate detection", metrics.cars.clone());
         registry.register("table_rows", "Rows of reference tables", metrics.table_rows.clone());
         registry.register("bad_table_rows", "Table rows that could not be used", metrics.bad_table_rows.clone());
         metrics

@@ -187,8 +187,8 @@ impl Preprocess {
                     Seen::New => return true,
                     Seen::Before => duplicates += 1,
                     Seen::TooOld => {
-                        let detail = "so many of the car's boots or gaps came later that it is no longer known \
-                            whether this one was let through";
+                        let detail = "too many boots or gaps of the car came later: it is no longer known whether this \
+                            reading was let through";
                         reject(&record, reason::SEQUENCE_TOO_OLD, detail);
                     }
                 }
@@ -216,7 +216,7 @@ impl Transform for Preprocess {
         true
     }
 
-    /// What has been let through is a fact, whatever the definition says by now: its format is all that counts.
+    /// A reading that was let through stays so, even if the definition changes: only the format counts.
     fn state_version(&self) -> String {
         format!("duplicates-{}", stored::FORMAT)
     }
@@ -272,7 +272,8 @@ impl TableInput {
             bad += 1;
             if !std::mem::replace(warned, true) {
                 let (topic, partition, offset) = (batch.topic(), batch.partition(), record.offset);
-                tracing::warn!(%topic, partition, offset, "a row of a reference table can't be used: {why}; further ones are only counted");
+                tracing::warn!(%topic, partition, offset, "cannot use a row of a reference table: {why}; further ones \
+                    are only counted");
             }
         };
         let mut records = Vec::with_capacity(batch.len());
@@ -318,7 +319,7 @@ impl TableInput {
     }
 }
 
-/// Whether key and MQTT topic are those of the car in the payload. What is wrong is said without saying who it is.
+/// Whether key and MQTT topic belong to the car in the payload. The error does not name the car.
 fn check_origin(record: &RecordRef<'_>, car: &str) -> Result<(), &'static str> {
     if record.key != car.as_bytes() {
         return Err("the key is not the VIN of the payload");

@@ -7,16 +7,15 @@ use service::{ConfigError, ContractArgs, DrainArgs, ServiceArgs, settings, value
 
 /// Copies topics from the log of the edge to the log of the cloud, each record exactly once.
 ///
-/// Keys, payloads, headers, timestamps and partitions stay as they are; headers that say where a record comes from are
-/// added. Positions are kept in the target log, in the same transaction as the records. Topics with personal data are
-/// refused.
+/// Keys, payloads, headers, timestamps and partitions stay unchanged; headers with the origin of each record are added.
+/// Positions are kept in the target log, in the same transaction as the records. Topics with personal data are refused.
 ///
-/// A topic stops, and the others go on, when retention has removed what was not copied yet, when the source topic was
-/// deleted and created again, when its number of partitions changes, and when its records would go round in a circle.
-/// The error names the offsets and the choices; `resume` carries one out.
+/// A topic stops, while the others continue, when retention has removed records before they were copied, when the
+/// source topic was deleted and recreated, when its number of partitions changes, and when its records would be copied
+/// in a circle. The error names the offsets and the choices; `resume` carries one out.
 ///
-/// Several instances with names of their own share the partitions, if the target is Kafka: its group decides who copies
-/// which, and refuses who was away too long.
+/// Several instances with different names share the partitions, if the target is Kafka: its group assigns them, and
+/// refuses an instance that was away too long.
 #[derive(Debug, Clone, clap::Parser)]
 #[command(
     name = "replicator",
@@ -64,10 +63,11 @@ pub struct Args {
 pub enum Command {
     /// How far each partition is copied; or where one offset is in the other log.
     ///
-    /// Without --partition it lists, for each partition: the source position (the next offset to be copied), the source's
-    /// end, the lag, and the target's offset behind the last copy. An embedded log is one process's: stop that first.
+    /// Without --partition it lists, for each partition: the source position (the next offset to be copied), the
+    /// source's end, the lag, and the target's offset behind the last copy. An embedded log is one process's: stop that
+    /// first.
     Offsets(OffsetsArgs),
-    /// Lets a topic that has stopped go on, in the one way that is named, and records that in the topic replicator.state.
+    /// Resumes a stopped topic in the given way, and records that in the topic replicator.state.
     ///
     /// It holds all partitions of the topic while it does so: instances that still copy it must be stopped. Afterwards
     /// the replicator must be started again.
@@ -95,7 +95,7 @@ pub struct OffsetsArgs {
     pub json: bool,
 }
 
-/// Which topic is to go on, and how.
+/// Which topic to resume, and how.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ResumeArgs {
     /// Resume this topic.
@@ -106,7 +106,7 @@ pub struct ResumeArgs {
     pub accept: Accept,
 }
 
-/// Exactly one way to go on.
+/// Exactly one way to resume.
 #[derive(Debug, Clone, Default, clap::Args)]
 #[group(required = true, multiple = false)]
 pub struct Accept {

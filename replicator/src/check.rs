@@ -51,9 +51,9 @@ impl View {
         source: &Arc<dyn Log>,
         target: &Arc<dyn Log>,
     ) -> Result<Self, Error> {
-        // In this order: positions only grow, and so never lie behind the source's end that is asked for later. And they
-        // come with the copies: those that lie before the target's end that was asked for earlier have their position
-        // here, also while other instances begin to copy. What lies behind it is not of this look.
+        // In this order: positions only grow, so they are never beyond the source's end, which is read later. And they
+        // are committed with the copies: all copies before the target's end, which was read earlier, are covered by
+        // these positions, even while other instances start to copy. Later copies are not part of this check.
         let known = state::load(target, &args.site, topic)?;
         let described = target.describe(topic)?;
         let positions = target.committed(group, topic)?;
@@ -64,7 +64,7 @@ impl View {
         Ok(Self { known, positions, source, target: described })
     }
 
-    /// Whether there are positions to go on from in every partition.
+    /// Whether every partition has a position to resume from.
     pub(crate) fn has_begun(&self) -> bool {
         self.known.origin.is_some() && self.passed().is_empty() && self.positions.iter().all(Option::is_some)
     }
@@ -149,7 +149,7 @@ impl Problem {
         let (source, target) = args.logs();
         match self {
             Self::Deleted { positions } => {
-                format!("it does not exist in {source} any more; it was copied up to {}", listed(positions))
+                format!("it no longer exists in {source}; it was copied up to {}", listed(positions))
             }
             Self::Recreated { old, new, positions, .. } => format!(
                 "it was deleted in {source} and created again: its id is {new}, and the positions {} belong to the \
@@ -158,14 +158,14 @@ impl Problem {
             ),
             Self::Partitions { before, source: in_source, target: in_target } => format!(
                 "it had {before} partitions when copying began, and has {in_source} in {source} and {in_target} in \
-                 {target}, so keys change theirs: new records of a car would be in another partition than its older \
-                 ones, and who keeps state by partition would see half of them"
+                 {target}, so keys move: new records of a car would be in another partition than its older ones, and a \
+                 consumer that keeps state by partition would see only half of them"
             ),
-            Self::Unlike { source: in_source, target: in_target } => format!(
-                "it has {in_source} partitions in {source} and {in_target} in {target}, so keys would change theirs"
-            ),
+            Self::Unlike { source: in_source, target: in_target } => {
+                format!("it has {in_source} partitions in {source} and {in_target} in {target}, so keys would move")
+            }
             Self::Gap(gaps) => {
-                format!("retention in {source} has removed what was not copied yet: {}", gaps_listed(gaps))
+                format!("retention in {source} has removed records before they were copied: {}", gaps_listed(gaps))
             }
             Self::Behind(partitions) => {
                 let each = partitions.iter().map(|(partition, position, end)| {
@@ -174,10 +174,10 @@ impl Problem {
                 format!("{source} has lost records that were copied: {}", each.collect::<Vec<_>>().join("; "))
             }
             Self::Forgotten(partitions) => {
-                let each = partitions.iter().map(|(p, position)| format!("partition {p} goes on at offset {position}"));
+                let each = partitions.iter().map(|(p, position)| format!("partition {p} resumes at offset {position}"));
                 format!(
-                    "{target} has copies and no positions of it (Kafka forgets those of a group that nobody was in \
-                     for offsets.retention.minutes); by the last copies, {}",
+                    "{target} has copies but no positions of it (Kafka forgets the positions of a group that had no \
+                     members for offsets.retention.minutes); according to the last copies, {}",
                     each.collect::<Vec<_>>().join(", ")
                 )
             }
@@ -195,12 +195,10 @@ impl Problem {
             Self::Recreated { source, target, .. } => {
                 let resume = resume("--accept-recreated");
                 let from_its_beginning = match source == target {
-                    true => format!(
-                        "copy the new topic from its beginning, behind what was copied of the old one: {resume}"
-                    ),
+                    true => format!("copy the new topic from its beginning, after the copies of the old one: {resume}"),
                     false => format!(
                         "create it again with {target} partitions, as it has in {}, instead of {source}, and then copy \
-                         it from its beginning, behind the old one: {resume}",
+                         it from its beginning, after the copies of the old one: {resume}",
                         args.logs().1
                     ),
                 };
@@ -209,9 +207,10 @@ impl Problem {
             Self::Partitions { source, target, .. } => {
                 let resume = resume("--accept-partitions");
                 let accept = match source == target {
-                    true => format!("if those who read the target can bear that: {resume}"),
+                    true => format!("if the consumers of the target can tolerate that: {resume}"),
                     false => format!(
-                        "if those who read the target can bear that, give it {} partitions in both, and then: {resume}",
+                        "if the consumers of the target can tolerate that, give it {} partitions in both, and then: \
+                         {resume}",
                         source.max(target)
                     ),
                 };
@@ -222,20 +221,20 @@ impl Problem {
             }
             Self::Gap(_) => vec![
                 format!(
-                    "go on without them, which is recorded in {}, after giving the topic more retention if the \
+                    "continue without them, which is recorded in {}; first give the topic more retention if the \
                      replicator cannot keep up: {}",
                     state::STATE_TOPIC,
                     resume("--accept-gap")
                 ),
-                other_target("copy what there is into"),
+                other_target("copy the rest into"),
             ],
             Self::Behind(_) => vec![
-                "bring the source back to what it was".to_owned(),
+                "restore the source to its previous state".to_owned(),
                 format!("create the topic there again, and copy the new one: {}", resume("--accept-recreated")),
                 other_target("copy it into"),
             ],
             Self::Forgotten(_) => {
-                vec![format!("go on there: {}", resume("--find-positions")), other_target("copy it again, into")]
+                vec![format!("continue there: {}", resume("--find-positions")), other_target("copy it again, into")]
             }
         }
     }

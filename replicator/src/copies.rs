@@ -3,7 +3,7 @@
 //! ```text
 //! source   100 101  ·  103 104        · offsets without a record: Kafka's transaction markers, compaction
 //!            │   │       │   │
-//! target    70  71   ·  73  ·  75     in the same order, so a search by halves finds the first copy at or behind any offset
+//! target    70  71   ·  73  ·  75     in the same order: bisection finds the first copy at or after any offset
 //! ```
 //!
 //! Between the copies there may be records of others: of another source, or of whoever else writes to the topic.
@@ -22,7 +22,7 @@ const READ_POLL: Duration = Duration::from_millis(500);
 pub(crate) const READ_RECORDS: usize = 1000;
 /// Records per read where the first copy is wanted, and as a rule the first record is one.
 const FIRST_RECORDS: usize = 8;
-/// The last copy is looked for in the last so many offsets first, then in ever more.
+/// The search for the last copy starts with this many offsets at the end, then widens.
 const LAST_OFFSETS: u64 = 64;
 
 /// One record in both logs.
@@ -38,7 +38,7 @@ pub(crate) struct Copies<'l> {
     pub(crate) source_name: &'l str,
     pub(crate) topic: &'l Arc<str>,
     pub(crate) partition: u32,
-    /// No copy lies before this target offset.
+    /// No copy is before this target offset.
     pub(crate) from: u64,
     /// The target offset to look up to.
     pub(crate) end: u64,

@@ -32,10 +32,10 @@ impl Transform for Copy {
         for record in batch.iter() {
             if self.came_from_target(&record) {
                 bail!(
-                    "{}/{partition} offset {} has come from {:?} already, and copying it back would never end: \
-                     replicators copy topic {} in a circle. Nothing from there on is copied. Choose: (1) leave the topic \
-                     out of --topic of one of them; (2) if these are two logs that only have the same name, give this \
-                     cloud another --cloud-name, here and where it is the --site",
+                    "{}/{partition} offset {} has already come from {:?}: replicators copy topic {} in a circle, which \
+                     would never end. Copying stops here. Choose: (1) leave the topic out of --topic of one of them; \
+                     (2) if these are two logs that only have the same name, give this cloud another --cloud-name, \
+                     here and where it is the --site",
                     batch.topic(),
                     record.offset,
                     self.target_name,

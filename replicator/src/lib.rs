@@ -7,13 +7,14 @@
 //!                                    .partition, .offset               positions, and whose they are
 //! ```
 //!
-//! One loop (`pipeline`) per topic, each in a thread of its own: a topic that cannot go on stops alone, loudly, and the
-//! process ends with an error. Positions are in the target log, beside what they belong to, so that no crash can tear
-//! them apart. Where a record came from is in its headers, offset by offset, so that a position in one log can be
+//! One loop (`pipeline`) per topic, each in its own thread: a topic that cannot continue stops alone, with an error,
+//! and the process ends with an error. Positions are in the target log, beside the records that they belong to, so that
+//! no crash can separate them. Each record's headers hold its origin and offset, so that a position in one log can be
 //! translated into the other's (`replicator offsets`).
 //!
-//! What stops a topic: records that retention removed before they were copied, another topic under the same name, another
-//! number of partitions, a circle of replicators. What then happens is the operator's decision (`replicator resume`).
+//! What stops a topic: records that retention removed before they were copied, another topic under the same name,
+//! another number of partitions, a circle of replicators. What then happens is the operator's decision (`replicator
+//! resume`).
 //!
 //! Instances share the partitions of a topic. Their group is on the target, where the transactions are: see
 //! `event_log`'s Kafka backend. An embedded log is one process's, and so is its replicator.
@@ -73,8 +74,10 @@ pub fn run_command(args: &Args, command: &Command) -> anyhow::Result<String> {
     let opened = open(args);
     let (source, target) = match opened {
         Err(error) if matches!(error.downcast_ref(), Some(Error::InUse { .. })) => {
-            return Err(error)
-                .context("an embedded log is one process's: stop the replicator, run this, and start it again");
+            return Err(error).context(
+                "only one process can open an embedded log: stop the replicator, run this command, and start \
+                          it again",
+            );
         }
         opened => opened?,
     };
@@ -111,7 +114,7 @@ pub async fn run_on(
     let replications: Vec<_> =
         names.iter().map(|topic| Replication::new(args, &contract, topic, source.clone(), target.clone())).collect();
     for replication in &replications {
-        readiness.waits_for(replication.awaited(), "copying has not begun");
+        readiness.waits_for(replication.awaited(), "copying has not started");
     }
     readiness.started();
     let mut topics = JoinSet::new();
@@ -124,7 +127,7 @@ pub async fn run_on(
     while let Some(joined) = topics.join_next().await {
         let (Err(error), topic, awaited) = joined? else { continue };
         tracing::error!(%topic, "stopped copying {topic}: {error:#}");
-        readiness.waits_for(awaited, "stopped with an error, which the log output has");
+        readiness.waits_for(awaited, "stopped with an error: see the log output");
         stopped.push(format!("{topic}: {error:#}"));
         // Two processes of one name would share out the topics by chance, each with those that it took up last.
         if error.chain().any(|cause| matches!(cause.downcast_ref(), Some(Error::Fenced { .. }))) {

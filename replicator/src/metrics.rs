@@ -1,4 +1,5 @@
-//! What the replicator counts. Counters rise when copies are committed: what is rolled back, and copied again, counts once.
+//! What the replicator counts. Counters rise when copies are committed: what is rolled back, and copied again, counts
+//! once.
 
 use std::sync::atomic::AtomicU64;
 
@@ -58,7 +59,7 @@ impl Metrics {
         registry.register("lag_records", "Records in the source and not in the target", metrics.lag_records.clone());
         let (lag, expires_in) = (metrics.lag_seconds.clone(), metrics.expires_in_seconds.clone());
         registry.register_with_unit("lag", "Age of the oldest record not in the target", Unit::Seconds, lag);
-        let help = "Until retention in the source begins to remove records that are not in the target";
+        let help = "Time until retention in the source starts to remove records that are not in the target";
         registry.register_with_unit("expires_in", help, Unit::Seconds, expires_in);
         registry.register("stopped_topics", "Topics stopped with an error", metrics.stopped_topics.clone());
         metrics

@@ -67,7 +67,7 @@ fn list(
     let Replication { topic, group, source, target, .. } = replication;
     let view = View::look(args, group, topic, source, target)?;
     if let Some(problem) = view.problem() {
-        tracing::warn!(%topic, "{topic} cannot be copied on: {}", problem.explain(args, topic));
+        tracing::warn!(%topic, "cannot continue copying {topic}: {}", problem.explain(args, topic));
     }
     let ends = view.source.with_context(|| format!("topic {topic} does not exist in {}", source.url()))?.partitions;
     let partitions = (0..).zip(view.positions.iter().zip(&ends).zip(&view.target.partitions));
@@ -136,14 +136,16 @@ impl Place {
                 let wanted = wanted.unwrap_or_default();
                 match copies.at_target(wanted)? {
                     Some(copy) => (Some(copy.source_offset), Some(wanted), format!("copied to {}", copy.target_offset)),
-                    // The position was asked for before the target's end: what it lies behind is copied below that.
+                    // The position was read before the target's end: everything before the position is copied below
+                    // that end.
                     None => (position, Some(wanted), "the next to be copied".to_owned()),
                 }
             }
         };
         if offsets.json {
             let line = json!({
-                "topic": **topic, "partition": partition, "source_offset": source_offset, "target_offset": target_offset,
+                "topic": **topic, "partition": partition,
+                "source_offset": source_offset, "target_offset": target_offset,
             });
             writeln!(out, "{line}")?;
         } else {

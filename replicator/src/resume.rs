@@ -5,8 +5,8 @@
 //!          │ no: refused           │ others hold some: refused             transaction
 //! ```
 //!
-//! Who holds all partitions has fenced everybody else: an instance that was paused cannot come back and commit the old
-//! positions over the new ones.
+//! A process that holds all partitions has fenced all others: an instance that was paused cannot come back and
+//! overwrite the new positions with the old ones.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -33,7 +33,7 @@ struct Decision {
     summary: String,
 }
 
-/// Lets a topic go on. Blocking. Returns what was done, in a sentence.
+/// Resumes a topic. Blocking. Returns a sentence that says what was done.
 pub(crate) fn run(
     args: &Args,
     contract: &Contract,
@@ -51,7 +51,7 @@ pub(crate) fn run(
         .collect();
     match processor.commit(&decision.outputs, &positions)? {
         Outcome::Committed => Ok(decision.summary),
-        Outcome::RolledBack(_) => bail!("nothing is changed: the transaction was rolled back; try again"),
+        Outcome::RolledBack(_) => bail!("nothing was changed: the transaction was rolled back; try again"),
     }
 }
 
@@ -61,8 +61,8 @@ fn hold(args: &Args, accept: &Accept, replication: &Replication) -> anyhow::Resu
     let partitions = target.describe(topic)?.partitions.len();
     let mut options = replication.processor_options(args);
     if accept.accept_partitions {
-        // Who comes back to Kafka under a name it knows gets what that name had: the partitions of before. Somebody new
-        // makes the group share out all of them.
+        // A member that returns to Kafka under a known name gets the partitions that this name had. A new name makes
+        // the group assign all of them again.
         options.instance += "-resume";
     }
     let mut processor = Processor::new(source.clone(), target.clone(), &options)?;
@@ -91,7 +91,7 @@ fn decide(args: &Args, accept: &Accept, replication: &Replication) -> anyhow::Re
         None => view.forgotten(args, topic, target)?,
     };
     let Some(problem) = problem else {
-        bail!("{topic}: nothing holds it up; {} shows how far it is", args.command_line("offsets"));
+        bail!("{topic}: it is not stopped; {} shows its progress", args.command_line("offsets"));
     };
     let (Some(origin), Some(found)) = (&view.known.origin, &view.source) else {
         bail!("{topic}: {}", problem.explain(args, topic));
@@ -108,7 +108,7 @@ fn decide(args: &Args, accept: &Accept, replication: &Replication) -> anyhow::Re
     let (accepted, summary) = match problem {
         Problem::Gap(gaps) if accept.accept_gap => {
             gaps.iter().for_each(|gap| positions[gap.partition as usize] = gap.to);
-            let summary = format!("{topic} goes on behind the gap: {}", gaps_listed(&gaps));
+            let summary = format!("{topic} resumes after the gap: {}", gaps_listed(&gaps));
             (Accepted::Gap { partitions: gaps }, summary)
         }
         Problem::Recreated { old, new, positions: old_positions, source, target }
@@ -141,10 +141,10 @@ fn decide(args: &Args, accept: &Accept, replication: &Replication) -> anyhow::Re
         }
         Problem::Forgotten(found) if accept.find_positions => {
             found.iter().for_each(|(partition, position)| positions[*partition as usize] = *position);
-            let summary = format!("{topic} goes on behind its last copies, at the source's offsets {positions:?}");
+            let summary = format!("{topic} resumes after its last copies, at the source's offsets {positions:?}");
             (Accepted::Positions { positions: positions.clone() }, summary)
         }
-        other => bail!("{topic}: something else holds it up: {}", other.explain(args, topic)),
+        other => bail!("{topic}: it is stopped for another reason: {}", other.explain(args, topic)),
     };
     state::put_accepted(&mut outputs, source_name, topic, &accepted);
     Ok(Decision { outputs, positions, summary })

@@ -6,9 +6,9 @@
 //! SOURCE/TOPIC/empty/PARTITION    Empty      offsets behind the position that hold no record
 //! ```
 //!
-//! The first two are written in the transaction that writes the positions they are about. The last one is a fact about the
-//! source, true whoever says it. It is needed because Kafka's transactions take an offset behind their records: once
-//! retention has removed that too, only this tells it from a record that was never copied.
+//! The first two are written in the transaction that writes the positions they are about. The last one is a fact about
+//! the source, true whoever says it. It is needed because Kafka's transactions take an offset behind their records:
+//! once retention has removed that too, only this tells it from a record that was never copied.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -30,7 +30,7 @@ const APPEND_BUDGET: Duration = Duration::from_secs(2);
 pub(crate) struct Origin {
     /// Its identity.
     pub(crate) topic_id: String,
-    /// By partition: no copy lies before this offset of the target.
+    /// By partition: no copy is before this offset of the target.
     pub(crate) target_from: Vec<u64>,
 }
 
@@ -141,7 +141,7 @@ pub(crate) fn append_empty(target: &Arc<dyn Log>, source_name: &str, topic: &str
         Ok(())
     });
     if let Err(error) = appended {
-        tracing::debug!(%topic, partition, "not noted that offsets hold no record: {error}");
+        tracing::debug!(%topic, partition, "cannot record that offsets hold no record: {error}");
     }
 }
 

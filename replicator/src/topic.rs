@@ -7,8 +7,8 @@
 //! ```
 //!
 //! Positions of all partitions are written before the first record is copied, with the identity of the topic that they
-//! are of. So there is never a partition of which it is not known where copying began, and retention cannot take a record
-//! unseen.
+//! are of. So there is never a partition of which it is not known where copying began, and retention cannot take a
+//! record unseen.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -52,7 +52,7 @@ pub(crate) struct Replication {
     state: TopicSpec,
 }
 
-/// Whether copying can go on.
+/// Whether copying can continue.
 enum Begun {
     Yes(Origin),
     /// Partitions have no position yet, or it is not visible yet.
@@ -115,7 +115,7 @@ impl Replication {
         })
     }
 
-    /// `stop` ends the loop; `shutdown` only the waiting for logs that are not there.
+    /// `stop` ends the loop; `shutdown` only ends the waiting for missing logs.
     fn copy(
         &self,
         args: &Args,
@@ -178,7 +178,7 @@ impl Replication {
         let what = format!("topic {} in {} and {}", self.topic, self.source.url(), self.target.url());
         let mut deadline: Option<Instant> = None;
         loop {
-            // Once in any case: who is stopped at its start still drains what is there.
+            // At least once: a replicator that is stopped during its start still drains.
             let begun = match self.try_begin(args) {
                 Err(error) if error.is_retriable() => {
                     let waiting = Waiting::new(&*what).telling(readiness);
@@ -285,7 +285,7 @@ impl Replication {
         let target = self.target.describe(&self.topic)?;
         let known = Known { origin: Some(origin.clone()), ..Known::default() };
         let view = View { known, positions, source: Some(source.clone()), target };
-        // A gap is noticed by the loop, when it comes to it.
+        // The loop notices a gap when it reaches it.
         if let Some(problem @ (Problem::Recreated { .. } | Problem::Partitions { .. })) = view.problem() {
             return Ok(Some(problem));
         }
@@ -306,12 +306,15 @@ impl Replication {
             let why = match look() {
                 Ok(true) => return,
                 Ok(false) => String::new(),
-                // A log is away. If the loop cannot go on, it ends, and with it the drain.
+                // A log does not answer. If the loop cannot continue, it ends, and with it the drain.
                 Err(error) => format!(": {:#}", anyhow::Error::from(error)),
             };
             if Instant::now() >= deadline {
                 let (topic, seconds) = (&self.topic, timeout.as_secs_f64());
-                tracing::warn!("{topic} is not copied to its end after {seconds} s; the next start goes on there{why}");
+                tracing::warn!(
+                    "drain timeout: {topic} is not copied to its end after {seconds} s; the next start \
+                    resumes there{why}"
+                );
                 return;
             }
             std::thread::sleep(DRAIN_POLL);
@@ -322,7 +325,7 @@ impl Replication {
         Ok(self.source.describe(&self.topic)?.partitions.iter().map(|bounds| bounds.next).collect())
     }
 
-    /// What lies between the committed positions and `ends`.
+    /// The records between the committed positions and `ends`.
     fn left(&self, ends: &[u64]) -> Result<Vec<Range>, Error> {
         let bounds = self.source.describe(&self.topic)?.partitions;
         let committed = self.target.committed(&self.group, &self.topic)?;
@@ -350,7 +353,7 @@ impl Replication {
     }
 }
 
-/// Creates the topic if there is none of its name. One that is there is left as it is.
+/// Creates the topic if it does not exist. An existing one is left as it is.
 fn ensure(log: &Arc<dyn Log>, spec: &TopicSpec) -> Result<(), Error> {
     match log.describe(&spec.name) {
         Err(Error::UnknownTopic { .. }) => log.ensure_topic(spec),

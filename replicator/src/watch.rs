@@ -23,7 +23,7 @@ use crate::state::{self, Empty};
 const WARN_BELOW_SHARE: f64 = 0.2;
 /// How often to say so.
 const WARN_EVERY: Duration = Duration::from_secs(60);
-/// Offsets without a record are noted once nothing has come behind them for so long: rare enough to cost nothing, soon
+/// Offsets without a record are noted once nothing has followed them for this long: rare enough to cost nothing, soon
 /// enough for any retention.
 const NOTE_EMPTY_AFTER: Duration = Duration::from_secs(60);
 
@@ -109,7 +109,7 @@ impl Lag {
             self.partitions.entry(partition).and_modify(|front| front.end = end);
             return;
         }
-        // What comes later is not older, as a rule: the time of an earlier record will do until this one is read.
+        // Later records are usually not older: the time of an earlier record is good enough until this one is read.
         let first_ms = before.and_then(|b| b.first_ms);
         let since = Instant::now();
         self.partitions.insert(partition, Front { position, end, first_ms, is_known: false, since, is_noted: false });
@@ -134,8 +134,8 @@ impl Lag {
             let (left_s, hours) = (left_s.max(0.0) as u64, retention.as_secs_f64() / 3600.0);
             tracing::warn!(
                 %topic,
-                "{topic} is so far behind that in {left_s} s the retention of {hours:.1} h in {} begins to remove what is \
-                 not copied: give it more retention, or find out what holds up the replicator",
+                "{topic} is far behind: in {left_s} s the retention of {hours:.1} h in {} starts to remove records \
+                 that are not copied. Increase the retention, or find out what slows the replicator down",
                 self.source.url()
             );
             self.warned = Some(Instant::now());

@@ -1,7 +1,8 @@
-//! From one Kafka cluster to another: two brokers of this test's own, and replicators that are killed, paused and doubled.
+//! From one Kafka cluster to another: two brokers of this test's own, and replicators that are killed, paused and
+//! doubled.
 //!
-//! Needs `CARSTREAM_TEST_KAFKA` and `CARSTREAM_TEST_KAFKA_SCRIPT`, the path of scripts/kafka. Brokers are slow to start, so
-//! there is one pair of them for all; each part has a topic of its own.
+//! Needs `CARSTREAM_TEST_KAFKA` and `CARSTREAM_TEST_KAFKA_SCRIPT`, the path of scripts/kafka. Brokers are slow to
+//! start, so there is one pair of them for all; each part has a topic of its own.
 #![allow(clippy::unwrap_used)]
 
 #[path = "support/brokers.rs"]
@@ -74,7 +75,7 @@ fn positions(cloud: &Arc<dyn Log>, topic: &str) -> Vec<u64> {
     match cloud.committed(&group(topic), topic) {
         Ok(committed) => committed.into_iter().map(Option::unwrap_or_default).collect(),
         Err(error) => {
-            // The topic is not there yet, or an open transaction holds them.
+            // The topic does not exist yet, or an open transaction holds them back.
             eprintln!("{}: {:#}", now_ms(), anyhow::Error::from(error));
             vec![0; 4]
         }
@@ -279,7 +280,7 @@ async fn forgotten_positions_are_found_again(edge: &Broker, cloud: &Broker) {
         let _ = cloud.try_tool("consumer.group.ConsumerGroupCommand", &["--delete", "--group", &group]);
     }
     let error = format!("{:#}", start(args.clone()).end().await.unwrap_err());
-    assert_says(&error, &["scores", "has copies and no positions", "goes on at offset", "--find-positions"]);
+    assert_says(&error, &["scores", "has copies and no positions", "resumes at offset", "--find-positions"]);
     resume(&args, "scores", Accept { find_positions: true, ..NONE }).unwrap();
     write(&edge_log, "scores", &records(8, 50));
     start(args).stop().await.unwrap();

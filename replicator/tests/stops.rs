@@ -1,4 +1,4 @@
-//! What stops a topic, what the error says, and how the topic goes on: on the embedded log.
+//! What stops a topic, what the error says, and how the topic resumes: on the embedded log.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -38,7 +38,7 @@ fn old_records(partition: u32, number: u64) -> Vec<(u32, Whole)> {
 async fn a_retention_gap_stops_its_topic_until_it_is_accepted() {
     let place = Place::new();
     let (edge, args) = (place.log("edge"), place.args(&["telemetry", "alerts"]));
-    // Where copying begins is known before the first record is there.
+    // The start of copying is known before the first record exists.
     start(args.clone()).stop().await.unwrap();
     write(&edge, "telemetry", &old_records(2, 50));
     write(&edge, "telemetry", &records(1, 40));
@@ -64,14 +64,14 @@ async fn a_retention_gap_stops_its_topic_until_it_is_accepted() {
     assert_eq!((count(&place.log("cloud"), "telemetry"), count(&place.log("cloud"), "alerts")), (0, 40));
 
     let refused = resume(&args, "telemetry", RECREATED).unwrap_err();
-    assert_says(&refused, &["something else", "50 offsets are gone"]);
-    assert_says(&resume(&args, "telemetry", GAP).unwrap(), &["behind the gap", "partition 2", "start the replicator"]);
+    assert_says(&refused, &["stopped for another reason", "50 offsets are gone"]);
+    assert_says(&resume(&args, "telemetry", GAP).unwrap(), &["after the gap", "partition 2", "start the replicator"]);
     start(args.clone()).stop().await.unwrap();
     let cloud = place.log("cloud");
     assert_eq!(count(&cloud, "telemetry"), 40, "what is left is there");
     let gap = Gap { partition: 2, from: 0, to: 50 };
     assert_eq!(accepted(&cloud), [Accepted::Gap { partitions: vec![gap] }], "whoever counts finds out why");
-    assert_says(&resume(&args, "telemetry", GAP).unwrap_err(), &["nothing holds it up"]);
+    assert_says(&resume(&args, "telemetry", GAP).unwrap_err(), &["it is not stopped"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -95,7 +95,7 @@ async fn a_source_topic_that_was_created_again_stops_until_it_is_accepted() {
     let after: Vec<_> = (0..4).map(|p| read(&place.log("cloud"), "alerts", p)).collect();
     assert_eq!(before, after, "nothing of another topic is copied");
 
-    assert_says(&resume(&args, "alerts", GAP).unwrap_err(), &["something else", &new_id]);
+    assert_says(&resume(&args, "alerts", GAP).unwrap_err(), &["stopped for another reason", &new_id]);
     resume(&args, "alerts", RECREATED).unwrap();
     start(args.clone()).stop().await.unwrap();
     let (edge, cloud) = (place.log("edge"), place.log("cloud"));
@@ -125,7 +125,10 @@ async fn a_topic_created_again_with_other_partitions_is_refused() {
     let error = format!("{:#}", start(args.clone()).end().await.unwrap_err());
     assert_says(&error, &["created again", "with 4 partitions", "instead of 6"]);
     for accept in [RECREATED, PARTITIONS] {
-        assert_says(&resume(&args, "alerts", accept).unwrap_err(), &["something else", "with 4 partitions"]);
+        assert_says(
+            &resume(&args, "alerts", accept).unwrap_err(),
+            &["stopped for another reason", "with 4 partitions"],
+        );
     }
 }
 
@@ -156,7 +159,10 @@ async fn a_loop_names_its_offset_and_the_choices() {
     back.topics = vec!["alerts".into()];
     (back.site, back.cloud_name) = ("cloud".into(), "edge".into());
     let error = format!("{:#}", start(back).end().await.unwrap_err());
-    assert_says(&error, &["alerts/", "offset 0 has come from \"edge\"", "in a circle", "--topic", "--cloud-name"]);
+    assert_says(
+        &error,
+        &["alerts/", "offset 0 has already come from \"edge\"", "in a circle", "--topic", "--cloud-name"],
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

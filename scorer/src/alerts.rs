@@ -6,9 +6,9 @@
 //!  topic alerts, own writes ─► Announced ─► is one open? ─────┘
 //! ```
 //!
-//! That an alert is open was told to the outside, so the topic says it, and not the scorer's memory. Under another model
-//! the past may look different after a restart: what an earlier model opened is closed all the same, once, under the
-//! id that it was opened with.
+//! Alerts have been told to the outside, so the topic `alerts`, and not the scorer's memory, says which are open.
+//! Another model may judge the past differently after a restart; it still closes an alert that an earlier model opened,
+//! once, under its original id.
 
 use std::collections::HashMap;
 
@@ -34,7 +34,7 @@ pub struct Alert {
     pub threshold: f32,
     /// The three features that contributed most when it opened, the first most.
     pub features: Vec<String>,
-    /// The model that said so.
+    /// The model that decided it.
     pub model_version: String,
 }
 
@@ -126,7 +126,11 @@ mod tests {
     fn the_json_is_the_contract() {
         assert_eq!(
             String::from_utf8(bytes(&alert("c", "1", AlertStatus::Open))).unwrap(),
-            r#"{"alert_id":"1","car":"c","state":"open","opened_ms":1795219200000,"event_time_ms":1795219201000,"score":1.1,"threshold":1.0,"features":["speed","current_draw","coolant_temp"],"model_version":"v1"}"#
+            concat!(
+                r#"{"alert_id":"1","car":"c","state":"open","opened_ms":1795219200000,"event_time_ms":1795219201000,"#,
+                r#""score":1.1,"threshold":1.0,"features":["speed","current_draw","coolant_temp"],"#,
+                r#""model_version":"v1"}"#,
+            )
         );
         assert!(
             String::from_utf8(bytes(&alert("c", "1", AlertStatus::Closed))).unwrap().contains(r#""state":"closed""#)

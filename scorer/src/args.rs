@@ -16,7 +16,7 @@ use service::{ConfigError, ContractArgs, DrainArgs, ServiceArgs, settings};
 /// one), taken from the lake; a newly announced model takes over between two batches. Without any model the scorer
 /// waits.
 ///
-/// What is known of each car is kept over restarts, in topic `scorer.state` of the same log.
+/// The state of each car is kept across restarts, in topic `scorer.state` of the same log.
 #[derive(Debug, Clone, Parser)]
 #[command(
     name = "scorer",

@@ -1,6 +1,6 @@
-//! The end of a run: what the log held when it was told to stop is scored first, within a time-out.
+//! The end of a run: scores the records that the log held when the stop was requested, within a timeout.
 //!
-//! Nothing is lost without it: what is left is scored at the next start. It is for whoever stops a pipeline and counts.
+//! Nothing is lost without it: the next start scores the rest. It serves those who stop a pipeline and then count.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,10 +15,10 @@ const LOOK_S: u64 = 2;
 
 /// Waits until `group` has committed everything that `topic` holds now, at most `timeout`, or until `ended`. Blocking.
 ///
-/// A log that does not answer is not waited for.
+/// Does not wait for a log that does not answer.
 pub(crate) fn wait_for_end(log: &Arc<dyn Log>, group: &str, topic: &str, timeout: Duration, ended: &CancellationToken) {
     if let Err(error) = try_wait_for_end(log, group, topic, timeout, ended) {
-        tracing::warn!("not waiting for the end of {topic}: {:#}", anyhow::Error::from(error));
+        tracing::warn!("not draining {topic}, its end is unknown: {:#}", anyhow::Error::from(error));
     }
 }
 
@@ -42,7 +42,10 @@ fn try_wait_for_end(
         }
         if Instant::now() >= deadline {
             let seconds = timeout.as_secs();
-            tracing::warn!("readings are left in {topic} after {seconds} s; they are scored at the next start");
+            tracing::warn!(
+                "drain timeout: readings without a score are left in {topic} after {seconds} s; the next \
+                start scores them"
+            );
             return Ok(());
         }
         before = Some(positions);

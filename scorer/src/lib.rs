@@ -11,10 +11,10 @@
 //! ```
 //!
 //! A car's state (running means, windows, smoothed residuals) is a function of the model and of its readings. It is put
-//! into snapshots on topic `scorer.state`; whenever a partition is assigned or a commit is rolled back, the loop restores
-//! the newest one and replays the partition from there up to the committed position. Another model has no snapshot yet:
-//! its state comes from all readings that are still held. So a score never depends on when a process was started or
-//! stopped.
+//! into snapshots on topic `scorer.state`; whenever a partition is assigned or a commit is rolled back, the loop
+//! restores the newest one and replays the partition from there up to the committed position. Another model has no
+//! snapshot yet: its state comes from all readings that are still held. So a score never depends on when a process was
+//! started or stopped.
 //!
 //! The scorer needs its log and a model, and nothing else: no cloud, no lake with `--model`.
 
@@ -176,7 +176,7 @@ async fn score(
 ) -> anyhow::Result<()> {
     let options = loop_options(args, &place, log);
     let readiness = metrics.pipeline.readiness.clone();
-    readiness.waits_for(pipeline::awaited(&options.topics, options.source.as_ref()), "the scoring has not begun");
+    readiness.waits_for(pipeline::awaited(&options.topics, options.source.as_ref()), "scoring has not started");
     readiness.waits_for(A_MODEL, "none is announced, or none can be loaded yet");
     readiness.started();
     let (log, group, topic) = (&options.source, &options.group, &options.topics[0]);
@@ -246,7 +246,7 @@ impl Scorer {
             let (options, schemas, metrics) = (self.options.clone(), self.schemas.clone(), self.metrics.clone());
             let (place, stop) = (self.place.clone(), stop.clone());
             spawn_blocking(move || {
-                // Whoever waits for the end of the log must not wait for what has failed.
+                // The wait for the end of the log must not wait for a failed scorer.
                 let _ended = stop.clone().drop_guard();
                 let mut transform = Scoring::new(model, &place, schemas, metrics.clone())?;
                 pipeline::run(options, &mut transform, &metrics.pipeline, &stop)
@@ -290,7 +290,7 @@ fn own_topics(place: &ModelDefinition) -> Vec<Topic> {
     [&place.readings, &place.scores, &place.alerts, &place.dead_letter, &place.state].map(Topic::clone).into()
 }
 
-/// Waits for the log, and sees that the topics are there. `false`: shut down meanwhile.
+/// Waits for the log, and ensures that the topics exist. `false`: shut down meanwhile.
 async fn ensure_topics(
     log: Arc<dyn Log>,
     topics: Vec<Topic>,

@@ -1,7 +1,7 @@
 //! What the scorer counts, and which model it scores with.
 //!
-//! Counters and histograms rise when scores are committed: what is rolled back, and scored again, counts once. Gauges tell
-//! how it stands now.
+//! Counters and histograms rise when scores are committed: what is rolled back, and scored again, counts once. Gauges
+//! tell how it stands now.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -96,16 +96,17 @@ impl Metrics {
             "Event time of the newest reading in the last batch, since the epoch",
             metrics.event_time_seconds.clone(),
         );
-        registry.register("models_refused", "Announced models that were not taken", metrics.models_refused.clone());
+        registry.register("models_refused", "Announced models that were refused", metrics.models_refused.clone());
         registry.register(
             "score_ratio",
-            "Scores of readings that were judged, in thresholds",
+            "Scores of judged readings, in multiples of the threshold",
             metrics.score_ratio.clone(),
         );
         registry.register("model_info", "The model in force: 1", metrics.model_info.clone());
         registry.register(
             "model_trained_until_seconds",
-            "Event time of the newest reading that the model in force was trained on, since the epoch; 0 without a model",
+            "Event time of the newest reading that the model in force was trained on, since the epoch; 0 without a \
+             model",
             metrics.model_trained_until_seconds.clone(),
         );
         registry.register(

@@ -38,7 +38,7 @@ const READ_RECORDS: usize = 256;
 pub(crate) fn missing_files(directory: &Path) -> Vec<String> {
     let place = directory.display();
     if !directory.is_dir() {
-        return vec![format!("--model {place}: there is no such directory")];
+        return vec![format!("--model {place}: the directory does not exist")];
     }
     let missing = |name: &&str| !directory.join(name).is_file();
     let line =
@@ -59,7 +59,7 @@ pub(crate) fn load_directory(directory: &Path) -> Result<Model, ConfigError> {
 /// An announced model that is not taken.
 #[derive(Debug, thiserror::Error)]
 enum Refused {
-    #[error("the announcement is not one")]
+    #[error("it is not a valid model announcement")]
     Announcement(#[source] serde_json::Error),
     #[error("it is announced with manifest {announced}, the lake holds {found}: announce it again")]
     OtherManifest { announced: String, found: String },
@@ -85,7 +85,7 @@ struct NoneAnnounced {
     log: String,
 }
 
-/// A record of topic `models`. Its path is for people: name and version say where it is in the lake.
+/// A record of topic `models`. Its path is for humans only: name and version give the place in the lake.
 #[derive(Debug, Clone, Deserialize)]
 struct Announcement {
     name: String,
@@ -204,7 +204,7 @@ impl Follower {
             Err(error) => {
                 let stays = match &*self.latest.borrow() {
                     Some(model) => format!("model {} stays in force", model.manifest().version),
-                    None => "there is still no model".to_owned(),
+                    None => "no model is in force yet".to_owned(),
                 };
                 let announced = String::from_utf8_lossy(&announcement).into_owned();
                 let error = anyhow::Error::from(error);

@@ -243,7 +243,7 @@ impl Transform for Scoring {
         let values = batch.iter().filter_map(|record| record.value);
         self.schemas.resolve(&mut self.decoder, values).map_err(|error| match error {
             schema_registry::Error::Unavailable { operation: _, registry, source } => {
-                event_log::Error::Unavailable { operation: "asking for a schema", log: registry, source }.into()
+                event_log::Error::Unavailable { operation: "look up a schema", log: registry, source }.into()
             }
             error => anyhow::Error::new(error),
         })
@@ -258,7 +258,10 @@ impl Transform for Scoring {
         for record in batch.iter() {
             if let Err(error) = self.announced.read(record.value.unwrap_or_default()) {
                 let (partition, offset) = (batch.partition(), record.offset);
-                tracing::warn!("{}/{partition} offset {offset} is not an alert and is ignored: {error}", batch.topic());
+                tracing::warn!(
+                    "{}/{partition} offset {offset} is not a valid alert, ignoring it: {error}",
+                    batch.topic()
+                );
             }
         }
         Ok(())

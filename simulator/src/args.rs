@@ -17,8 +17,8 @@ const BUFFER_READINGS: usize = 2_000;
 /// Enough to keep a car busy over a round trip of half a second at a speed-up of 1,000.
 const IN_FLIGHT: usize = 16;
 
-/// A fleet of cars that behave like cars: they make trips, meet tunnels and garages, break and are repaired, and send
-/// what they measure over MQTT 3.1.1, QoS 1.
+/// Simulates a fleet of cars: they make trips, meet tunnels and garages, break down and are repaired, and send their
+/// measurements over MQTT 3.1.1, QoS 1.
 ///
 /// Car i of seed s is the same car in any process: the same VIN, driver, trips, faults and readings.
 #[derive(Debug, Clone, clap::Parser)]
@@ -30,7 +30,7 @@ const IN_FLIGHT: usize = 16;
   simulator --cars 100 --mqtt localhost:1883                  a hundred cars, in real time, until Ctrl-C
   simulator --cars 500 --speedup 1200 --duration 60           twenty hours in a minute
   simulator --cars 15000 --first-car 15000 --ramp 30s         the second part of a larger fleet
-  simulator --cars 50 --duration 1h --ledger l.csv --resume   what became of each reading; goes on after kill -9
+  simulator --cars 50 --duration 1h --ledger l.csv --resume   what became of each reading; resumes after kill -9
   simulator --mqtt mqtts://localhost:8883 --tls-ca secrets/ca.crt --tls-ca-key secrets/ca.key
                                                               over TLS, each car with a certificate of its own
   simulator generate --cars 10 --duration 20h > readings.json the same cars, without a network
@@ -140,8 +140,8 @@ pub struct RunArgs {
     pub ledger: Option<PathBuf>,
     /// Resume where the ledger ends, whatever ended the run that wrote it; without a ledger, begin a new one.
     ///
-    /// Also after kill -9: the same cars send again what is not settled, and event time continues from the newest row to
-    /// the end of the span.
+    /// Also after kill -9: the same cars send again what is not settled, and event time continues from the newest row
+    /// to the end of the span.
     #[arg(long, requires = "ledger")]
     pub resume: bool,
     /// Logging and metrics.
@@ -256,7 +256,7 @@ impl RunArgs {
         let mut problems = self.fleet.problems();
         match Server::parse(&self.mqtt) {
             Ok(server) if server.tls && self.tls_ca.is_none() => problems.push(format!(
-                "--mqtt {}: TLS needs --tls-ca FILE, the certificate of who signs for the server",
+                "--mqtt {}: TLS needs --tls-ca FILE, the certificate of the authority that signed the server's",
                 self.mqtt
             )),
             Ok(server) if !server.tls && (self.tls_ca.is_some() || self.tls_ca_key.is_some()) => problems.push(
@@ -273,7 +273,7 @@ impl RunArgs {
                 .push(format!("--buffer {}: must hold at least what is in flight ({})", self.buffer, self.in_flight));
         }
         if self.resume && self.ledger.is_none() {
-            problems.push("--resume needs --ledger: it says where to go on".to_owned());
+            problems.push("--resume needs --ledger FILE: the ledger tells where to resume".to_owned());
         }
         problems
     }

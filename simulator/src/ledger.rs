@@ -6,9 +6,9 @@
 //! ```
 //!
 //! When the queue is full, cars wait: a slow disk slows the fleet down, it loses no row. Whenever the queue is empty,
-//! all rows are with the operating system: kill -9 costs the rows in the queue, never one that was written. A reading
-//! without a row counts as not acknowledged, so a run that goes on ([`resume`]) sends it again. The ledger is synced at
-//! a clean end only: it withstands the death of the process, not of the machine.
+//! the operating system has all rows: kill -9 costs the rows in the queue, never a written one. A reading without a row
+//! counts as not acknowledged, so a resumed run ([`resume`]) sends it again. The ledger is synced only at a clean end:
+//! it survives the death of the process, not of the machine.
 //!
 //! `LEDGER.run` ([`run_file`]) stands beside it, so that the ledger itself stays plain CSV.
 
@@ -33,7 +33,7 @@ use run_file::RunFile;
 /// Batches of rows on their way to the writer; a batch is what one car has at a time, some ten rows.
 const QUEUE_BATCHES: usize = 1_024;
 
-/// Rows are gathered up to this before they are written, if there are so many.
+/// Rows are gathered up to this size before they are written.
 const WRITE_BYTES: usize = 1 << 18;
 
 const HEADER: &[u8] = b"vin,boot_id,seq,payload,outcome,event_time_ms,first_sent_ms,acknowledged_ms,attempts\n";
@@ -84,8 +84,8 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    /// Opens the ledger of this fleet; blocking. With `resume` it goes on with one that is there, and gives what that
-    /// one says. The writer cancels `failed` if it can't write.
+    /// Opens the ledger of this fleet; blocking. With `resume` it continues an existing ledger, and returns its
+    /// contents. The writer cancels `failed` if it can't write.
     ///
     /// # Errors
     /// [`ConfigError`] if there is a ledger already, or one of another fleet; a file that can't be read or written.
@@ -100,7 +100,7 @@ impl Ledger {
         // What is empty is nobody's: `mktemp` makes such a file.
         let is_there = std::fs::metadata(path).is_ok_and(|file| file.len() > 0);
         if is_there && !resume {
-            let problem = format!("--ledger {shown}: is there already; go on with --resume, or name another file");
+            let problem = format!("--ledger {shown}: exists already; continue it with --resume, or name another file");
             return Err(ConfigError(vec![problem]).into());
         }
         let (mut file, earlier) = if is_there {

@@ -7,9 +7,9 @@
 //!                                 └─► NDJSON or Parquet                           (generate)
 //! ```
 //!
-//! [`car`] is pure: the same seed and index give the same readings in any process. What the network does decides when
-//! and how often a reading is sent, never which readings there are. So a run that was killed can go on: what the
-//! ledger does not know the fate of is measured and sent again, to the same bytes.
+//! [`car`] is pure: the same seed and index give the same readings in any process. The network decides when and how
+//! often a reading is sent, never which readings exist. So a killed run can be resumed: readings with an unknown
+//! outcome are measured and sent again, with the same bytes.
 //!
 //! What it deliberately does not do: QoS 0 and 2, MQTT 5.
 
@@ -90,8 +90,8 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
 /// as the ledger tells.
 ///
 /// # Errors
-/// [`service::ConfigError`] for settings that cannot work, a ledger of another fleet among them; a ledger that cannot be
-/// read or written. A server that is not there is waited for.
+/// [`service::ConfigError`] for settings that cannot work, a ledger of another fleet among them; a ledger that cannot
+/// be read or written. Waits for a missing server.
 pub async fn run_with(args: RunArgs, metrics: Metrics, shutdown: CancellationToken) -> anyhow::Result<Summary> {
     service::ConfigError::check(args.problems())?;
     let tls = Tls::new(&args).map_err(|problem| service::ConfigError(vec![problem]))?;
@@ -120,8 +120,8 @@ pub async fn run_with(args: RunArgs, metrics: Metrics, shutdown: CancellationTok
     ensure!(totals.cars == cars, "{} of {cars} cars ended by a panic", cars - totals.cars);
     ensure!(
         totals.foreign_rows == 0 && other_cars == 0,
-        "the ledger has {} rows of readings, and {other_cars} cars, that this fleet never had: was it written by another \
-         version of the simulator?",
+        "the ledger has {} rows of readings, and {other_cars} cars, that this fleet never had: was it written by \
+         another version of the simulator?",
         totals.foreign_rows
     );
     let complete = totals.caught_up == cars;
@@ -143,7 +143,7 @@ async fn open_ledger(
         tokio::task::spawn_blocking(move || Ledger::open(&path, &fleet, resume, failed)).await??;
     if let Some(earlier) = &earlier {
         let Totals { acknowledged, dropped, .. } = earlier.totals;
-        tracing::info!("going on after {acknowledged} readings that were acknowledged and {dropped} that were dropped");
+        tracing::info!("resuming after {acknowledged} acknowledged and {dropped} dropped readings");
     }
     Ok(Some((rows, ledger, earlier)))
 }

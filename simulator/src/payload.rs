@@ -136,8 +136,8 @@ impl Breakage {
     ];
 }
 
-/// Appends a reading of `car` broken in the given way; `oversized_bytes` is the size of an oversized one. The seed tells
-/// whose VIN a foreign one is.
+/// Appends a reading of `car` broken in the given way; `oversized_bytes` is the size of an oversized one. The seed
+/// tells whose VIN a foreign one is.
 pub fn write_broken(
     car: &Car,
     reading: &Reading,

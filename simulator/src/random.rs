@@ -8,7 +8,7 @@
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// What a stream of random numbers is for. The numbers are part of the derivation: changing one changes every fleet.
+/// The purpose of a stream of random numbers. The numbers are part of the derivation: changing one changes every fleet.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Purpose {
     /// VIN, driver, plate.

@@ -1,4 +1,5 @@
-//! A fleet and the real bridge on a real log: what is acknowledged is in the log, though the bridge goes away meanwhile.
+//! A fleet and the real bridge on a real log: what is acknowledged is in the log, though the bridge goes away
+//! meanwhile.
 #![allow(clippy::unwrap_used)]
 
 mod support;

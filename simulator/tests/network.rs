@@ -140,7 +140,7 @@ async fn waits_for_a_server_that_comes_later() {
     let summary = run.await.unwrap().unwrap();
     assert_eq!(summary.acknowledged, summary.readings);
     assert!(summary.readings > 0);
-    // What was said last is still on its way.
+    // The last output is still on its way.
     while peer.seen.lock().unwrap().disconnects < 3 {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -211,7 +211,7 @@ async fn alerts_are_counted_and_acknowledged() {
     let summary = run_with(args, metrics(), CancellationToken::new()).await.unwrap();
     let seen = peer.seen.lock().unwrap();
     assert!(summary.alerts_received >= 12, "{}", summary.alerts_received);
-    // A car in a tunnel may not have said so any more.
+    // A car in a tunnel may not have been able to disconnect.
     assert!(seen.alerts_acknowledged >= 12 && seen.alerts_acknowledged as u64 <= summary.alerts_received);
 }
 

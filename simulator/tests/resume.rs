@@ -1,4 +1,4 @@
-//! A fleet whose process is killed goes on where its ledger ends, to the same end as one that never was.
+//! A fleet whose process is killed resumes where its ledger ends, with the same result as one that was never killed.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -59,7 +59,7 @@ fn undisturbed() -> (BTreeSet<Key>, BTreeSet<(String, i64)>) {
     (readings, findings)
 }
 
-/// Waits until the ledger is so long; kills the process then.
+/// Waits until the ledger has this length; then kills the process.
 fn kill_at(mut child: OwnedChild, ledger: &Path, bytes: u64) {
     let deadline = Instant::now() + PATIENCE;
     while std::fs::metadata(ledger).map_or(0, |file| file.len()) < bytes {
@@ -110,7 +110,7 @@ async fn killed_again_and_again_it_comes_to_the_same_end() {
     let (code, said) = end(start(&mqtt, &path, &["--resume"]));
     assert_eq!(code, Some(0), "{said}");
     for (more, problem) in
-        [(&[][..], "is there already"), (&["--resume", "--broken-share", "0.1"], "--broken-share was 0")]
+        [(&[][..], "exists already"), (&["--resume", "--broken-share", "0.1"], "--broken-share was 0")]
     {
         let (code, said) = end(start(&mqtt, &path, more));
         assert!(code == Some(64) && said.contains(problem), "{code:?} {said}");

@@ -1,4 +1,5 @@
-//! A fleet over TLS: each car proves itself, what is acknowledged is in the log, and the readings are the same as without.
+//! A fleet over TLS: each car proves its identity, acknowledged readings are in the log, and they are the same as
+//! without TLS.
 #![allow(clippy::unwrap_used)]
 
 mod support;

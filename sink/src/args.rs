@@ -10,9 +10,9 @@ use service::{ConfigError, ContractArgs, DrainArgs, ServiceArgs, settings, value
 
 /// Writes topics of the log to Parquet in object storage, each record exactly once.
 ///
-/// Where it goes on after a restart is read from the store itself: it keeps no state of its own, may be killed at any
-/// moment, and may run twice. Parquet files lie under TOPIC/date=…/partition=…/ and are never changed, so that DuckDB,
-/// pyarrow, Spark and others can read them at any time.
+/// After a restart it resumes from the objects in the store: it keeps no other state, may be killed at any moment, and
+/// may run twice. Parquet files lie under TOPIC/date=…/partition=…/ and are never changed, so that DuckDB, pyarrow,
+/// Spark and others can read them at any time.
 #[derive(Debug, Clone, clap::Parser)]
 #[command(name = "sink", version)]
 pub struct Args {
@@ -72,8 +72,8 @@ impl Args {
         Self { log: LogArgs::new(log), lake: LakeArgs::new(lake), ..settings::defaults(&[]) }
     }
 
-    /// The topics to write: those that are named, or all that the contract has for the lake. All settings that cannot work
-    /// are reported together.
+    /// The topics to write: those that are named, or all that the contract has for the lake. All settings that cannot
+    /// work are reported together.
     pub(crate) fn check(&self) -> Result<(Contract, Vec<Topic>), ConfigError> {
         let mut problems = Vec::new();
         let contract = self.contract.load().map_err(|more| problems.extend(more.0)).ok();

@@ -66,12 +66,12 @@ pub(crate) struct Buffer {
 }
 
 impl Buffer {
-    /// A buffer that goes on at `next`.
+    /// A buffer that resumes at `next`.
     pub(crate) fn new(next: u64) -> Self {
         Self { next, stored: next, queue: VecDeque::new(), uploading: None }
     }
 
-    /// Forgets everything that is not in the lake, and goes on at `next`.
+    /// Forgets everything that is not in the lake, and resumes at `next`.
     pub(crate) fn reset(&mut self, next: u64) {
         *self = Self::new(next);
     }

@@ -16,7 +16,7 @@ const CHUNK_ROWS: usize = 8192;
 pub(crate) struct Encoded {
     /// The rows; none if the first record stopped it.
     pub(crate) object: Option<Object>,
-    /// Records that were put aside.
+    /// Records that were set aside.
     pub(crate) undecodable: Vec<Undecodable>,
     /// The record that the topic stops at. The object ends before it.
     pub(crate) stopped_at: Option<Undecodable>,
@@ -46,8 +46,8 @@ impl Undecodable {
     }
 }
 
-/// Turns a segment into an object, by a decoder that is new and knows who wrote it. A record that cannot be decoded is put aside if `skip` says so, and otherwise ends
-/// the object before it.
+/// Turns a segment into an object, with a fresh decoder that already has the writers' schemas. A record that cannot be
+/// decoded is set aside if `skip` says so, and otherwise ends the object before it.
 pub(crate) fn encode(
     stream: &Stream,
     decoder: AvroDecoder,
@@ -141,7 +141,7 @@ impl<'s> Rows<'s> {
     }
 }
 
-/// Records that were put aside, one JSON object a line: where they come from, why, and their bytes in hex.
+/// Records that were set aside, one JSON object per line: origin, reason, and the bytes in hex.
 pub(crate) fn undecodable_lines(topic: &str, partition: u32, records: &[Undecodable]) -> String {
     let mut lines = String::new();
     for record in records {

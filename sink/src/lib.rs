@@ -9,8 +9,8 @@
 //! ```
 //!
 //! An object's name is a function of topic, partition and start offset, and it is created only if no object has that
-//! name. So the chain of a partition's objects is one chain, however many sinks write it and however often each is
-//! killed: whoever comes second finds the name taken, and goes on at the end of the chain. There is no other state.
+//! name. So a partition has one chain of objects, however many sinks write it and however often each is killed: the
+//! second one finds the name taken, and continues at the end of the chain. There is no other state.
 //!
 //! It does not share partitions out between sinks: a second one is spare, not twice as fast.
 
@@ -35,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 pub use args::Args;
 pub use metrics::{Metrics, Topic};
 
-/// A store that is not there yet is back soon after it starts.
+/// A store that is still starting is available soon.
 const RETRY_PAUSE: std::time::Duration = std::time::Duration::from_millis(250);
 
 /// Runs the sink until `shutdown`, with its admin port.
@@ -81,7 +81,7 @@ pub async fn run_on(
     };
     let names: Vec<_> = topics.iter().map(|topic| &*topic.name).collect();
     tracing::info!("writing {} of {} to {}", names.join(", "), log.url(), lake.url());
-    // Whatever ends this function, the loop and the uploads under way are not to go on without it.
+    // However this function ends, the loop and running uploads must end with it.
     let (shutdown, give_up) = (shutdown.child_token(), CancellationToken::new());
     let _ends_with_this = (shutdown.clone().drop_guard(), give_up.clone().drop_guard());
     let drain_timeout = {
@@ -117,7 +117,7 @@ async fn check_lake(lake: &Lake, metrics: &Metrics, shutdown: &CancellationToken
             Err(error) if matches!(lake.url(), LakeUrl::Directory(_)) && !error.is_full() => return Err(error.into()),
             Err(error) => waiting.note(&error),
         }
-        // Who is stopped at its start has tried once: it may still drain what is there.
+        // A sink that is stopped during its start has tried once, so it may still drain.
         if shutdown.run_until_cancelled(tokio::time::sleep(RETRY_PAUSE)).await.is_none() {
             return Ok(false);
         }

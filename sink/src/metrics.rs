@@ -26,7 +26,7 @@ pub struct Metrics {
     pub stored_bytes: Family<Topic, Counter>,
     /// Records in the log that are not in the lake yet.
     pub lag_records: Family<Topic, Gauge>,
-    /// Records put aside under `_undecodable/`.
+    /// Records set aside under `_undecodable/`.
     pub undecodable: Family<Topic, Counter>,
     /// Uploads that were tried again.
     pub retries: Counter,
@@ -77,8 +77,8 @@ impl Metrics {
         registry.register("objects", "Objects stored", metrics.objects.clone());
         registry.register_with_unit("stored", "Parquet stored", Unit::Bytes, metrics.stored_bytes.clone());
         registry.register("lag_records", "Records in the log and not in the lake", metrics.lag_records.clone());
-        registry.register("undecodable", "Records put aside", metrics.undecodable.clone());
-        registry.register("retries", "Uploads tried again", metrics.retries.clone());
+        registry.register("undecodable", "Records set aside", metrics.undecodable.clone());
+        registry.register("retries", "Uploads retried", metrics.retries.clone());
         registry.register("conflicts", "Objects that another sink stored first", metrics.conflicts.clone());
         registry.register_with_unit("buffered", "Records in memory", Unit::Bytes, metrics.buffered_bytes.clone());
         registry.register("stopped_topics", "Topics stopped with an error", metrics.stopped_topics.clone());

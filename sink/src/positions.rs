@@ -1,4 +1,4 @@
-//! Where topics go on: the end of their last object in the lake, which the log must still hold.
+//! Where topics resume: the end of their last object in the lake, which the log must still hold.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -48,7 +48,7 @@ impl Positions {
             self.runtime.block_on(listed).unwrap_or_else(|| Err(timed_out()))
         };
         let next = at_least_once(cancel, waiting, |e: &lake::Error| !e.is_retriable(), ask);
-        next.with_context(|| format!("cannot tell where {topic} goes on"))
+        next.with_context(|| format!("cannot determine where to resume {topic}"))
     }
 
     /// What the log holds of a topic, which is created if there is none. `None`: cancelled meanwhile.
@@ -64,7 +64,7 @@ impl Positions {
         at_least_once(cancel, waiting, |e: &Error| !e.is_retriable(), describe)
     }
 
-    /// Why a partition cannot go on at `offset`, which the log does not hold, and what to do about it.
+    /// Why a partition cannot resume at `offset`, which the log does not hold, and the remedy.
     pub(crate) fn lost(&self, topic: &str, partition: u32, offset: u64, bounds: PartitionDescription) -> String {
         let (lake, log) = (self.lake.url(), self.log.url());
         let PartitionDescription { first, next } = bounds;
@@ -74,13 +74,13 @@ impl Positions {
             "the topic was created again, or this lake belongs to another log".to_owned()
         };
         format!(
-            "{topic}/{partition} goes on at offset {offset} in the lake {lake}, but {log} holds {first} to {next}: \
-             {cause}. Choose another lake, or move what this one holds of {topic} elsewhere, to start over"
+            "{topic}/{partition} resumes at offset {offset} in the lake {lake}, but {log} holds {first} to {next}: \
+             {cause}. To start over, choose another lake, or move the objects of {topic} out of this one"
         )
     }
 }
 
-/// Like [`retry_until`], but tries once even after `cancel`: who is stopped at its start still drains what is there.
+/// Like [`retry_until`], but tries once even after `cancel`: a sink that is stopped during its start still drains.
 fn at_least_once<T, E: std::error::Error>(
     cancel: &CancellationToken,
     waiting: Waiting,

@@ -20,8 +20,8 @@ pub(crate) struct Stream {
 }
 
 impl Stream {
-    /// The stream of a topic, whose rows the lake has in this schema: the newest one. Records of older writers get its new
-    /// columns as nulls. `None` if the topic does not go to the lake.
+    /// The stream of a topic, whose rows the lake has in this schema: the newest one. Records of older writers get its
+    /// new columns as nulls. `None` if the topic does not go to the lake.
     pub(crate) fn of(topic: Topic, schemas: &SchemaSource) -> Option<Self> {
         let file = topic.schema().filter(|_| topic.lake)?;
         let schema = schemas.schemas().file(file).expect("the contract has the schemas of its topics").clone();

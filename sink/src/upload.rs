@@ -1,4 +1,4 @@
-//! One segment into the store, until it is there.
+//! Uploads one segment, until it is stored.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -24,7 +24,7 @@ const LAST_PAUSE: Duration = Duration::from_secs(10);
 pub(crate) enum Uploaded {
     /// The lake holds everything before `end`.
     Stored { end: u64 },
-    /// The same up to `end`; there lies a record that the topic stops at.
+    /// Stored up to `end`; the record there stops the topic.
     StoppedAt { end: u64, record: Box<Undecodable> },
     /// Another sink has stored other records from this offset. What this one holds of the partition is void.
     Elsewhere,
@@ -71,7 +71,7 @@ impl Uploader {
         if let (Some(first), Some(last)) = (undecodable.first(), undecodable.last()) {
             let name = lake::undecodable_name(&at.topic, at.partition, first.offset, last.offset);
             let lines = bytes::Bytes::from(undecodable_lines(&at.topic, at.partition, &undecodable));
-            // The name says which records are in it, so an object that is there already is the same.
+            // The name determines the records in it, so an existing object is the same.
             self.retry(|| exists_is_fine(self.lake.create(&name, lines.clone()))).await?;
         }
         let mut end = start;
@@ -105,13 +105,13 @@ impl Uploader {
         tokio::task::spawn_blocking(move || encode(&stream, decoder, &at.topic, at.partition, &segment, skip)).await?
     }
 
-    /// Whether the object that is there holds the same rows: then an earlier attempt succeeded after all, or another
-    /// sink came as far as this one.
+    /// Whether the existing object holds the same rows: then an earlier attempt succeeded after all, or another sink
+    /// got as far as this one.
     async fn is_same(&self, object: &Object) -> Result<bool, Error> {
         Ok(self.lake.footer(&object.name).await? == object.footer)
     }
 
-    /// Tries until it succeeds, or can never succeed. A store that fails, is full or does not answer is waited for.
+    /// Retries until it succeeds, or can never succeed. Waits for a store that fails, is full or does not answer.
     async fn retry<T, F>(&self, mut attempt: impl FnMut() -> F) -> Result<T, Error>
     where
         F: Future<Output = Result<T, Error>>,
@@ -138,7 +138,8 @@ impl Uploader {
     }
 }
 
-/// A decoder that knows who wrote the segment, as far as anybody does. A schema registry that is away is waited for.
+/// A decoder with the writers' schemas of the segment, as far as they are known. Waits for an unreachable schema
+/// registry.
 async fn decoder(stream: &Stream, segment: &Arc<Segment>) -> anyhow::Result<AvroDecoder> {
     loop {
         let (stream, segment) = (stream.clone(), segment.clone());
@@ -148,7 +149,7 @@ async fn decoder(stream: &Stream, segment: &Arc<Segment>) -> anyhow::Result<Avro
             anyhow::Ok(stream.schemas.resolve(&mut decoder, values).map(|()| decoder))
         });
         match resolved.await?? {
-            // It was waited for, and that was said.
+            // The wait was logged, so its end is, too.
             Err(error) if error.is_retriable() => {}
             resolved => return Ok(resolved?),
         }

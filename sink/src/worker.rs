@@ -7,8 +7,8 @@
 //!                    the others go on; once all have stopped the loop ends with an error
 //! ```
 //!
-//! At the memory bound it reads nothing until the store has taken something. A log or a store that does not answer is
-//! waited for; what was given up is read again.
+//! At the memory bound it reads nothing until the store has accepted an object. It waits for a log or a store that does
+//! not answer, and reads dropped records again.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -173,7 +173,7 @@ impl Worker {
         bail!("stopped before the end of {}", reasons.join("; "))
     }
 
-    /// Finds out where a topic goes on. `false`: shut down while something was missing.
+    /// Finds out where a topic resumes. `false`: shut down while something was missing.
     fn start(&mut self, topic: &Arc<str>) -> anyhow::Result<bool> {
         // The lake first: another sink may be at work, and what it has written by now the log holds by then.
         let Some(next) = self.positions.in_lake(topic, &self.shutdown)? else { return Ok(false) };
@@ -222,7 +222,7 @@ impl Worker {
         Ok(())
     }
 
-    /// The reader of everything that is still to be read. Without anything the drain goes on to its next phase.
+    /// The reader of all remaining records. Without any the drain enters its next phase.
     fn open_reader(&mut self) -> Result<Option<&mut Box<dyn Reader>>, Error> {
         if self.reader.is_none() {
             let end =
@@ -271,7 +271,7 @@ impl Worker {
     /// Stops reading a topic. What was read of it before is still written.
     fn stop(&mut self, topic: &Arc<str>, why: String) {
         tracing::error!(%topic, "stopped writing {topic}: {why}");
-        self.metrics.readiness.waits_for(format!("topic {topic}"), "stopped with an error, which the log output has");
+        self.metrics.readiness.waits_for(format!("topic {topic}"), "stopped with an error: see the log output");
         self.stopped.entry(topic.clone()).or_insert(why);
         self.metrics.stopped_topics.set(self.stopped.len() as i64);
         for (at, buffer) in &mut self.buffers {
@@ -355,7 +355,7 @@ impl Worker {
             Uploaded::Stored { end } => buffer.uploaded(end),
             Uploaded::Elsewhere => {
                 let stored = buffer.stored;
-                tracing::info!("another sink writes {}/{} too: going on where it is", at.topic, at.partition);
+                tracing::info!("another sink also writes {}/{}: continuing after its objects", at.topic, at.partition);
                 match self.positions.in_lake(&at.topic, &self.uploader.give_up) {
                     Ok(Some(next)) => self.go_on(&at, next.get(&at.partition).copied().unwrap_or(stored)),
                     Ok(None) => {}
@@ -364,8 +364,8 @@ impl Worker {
             }
             Uploaded::StoppedAt { end, record } => {
                 let why = format!(
-                    "{}/{} offset {} cannot be decoded ({}); once it is clear what wrote it, --skip-undecodable keeps \
-                     such records under _undecodable/ and goes on",
+                    "{}/{} offset {} cannot be decoded ({}); once you know what wrote it, --skip-undecodable sets such \
+                     records aside under _undecodable/ and continues",
                     at.topic, at.partition, record.offset, record.reject
                 );
                 self.give_up_partition(&at, end, why);
@@ -406,7 +406,7 @@ impl Worker {
         };
         let missing: Vec<_> = self.buffers.iter().filter_map(records).collect();
         format!(
-            "the time to drain is over, and the lake {} lacks {}; nothing is lost, the next start goes on there",
+            "drain timeout: the lake {} lacks {}; nothing is lost, the next start resumes there",
             self.positions.lake.url(),
             missing.join(", ")
         )

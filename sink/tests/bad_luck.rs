@@ -105,7 +105,7 @@ async fn a_lake_ahead_of_its_log_is_refused() {
     let mut args = other.args(&["telemetry"]);
     args.lake.lake = place.lake_url();
     let error = format!("{:#}", start(args).end().await.unwrap_err());
-    for part in ["telemetry/", "goes on at offset", "created again", &place.lake_url().to_string()] {
+    for part in ["telemetry/", "resumes at offset", "created again", &place.lake_url().to_string()] {
         assert!(error.contains(part), "{error} should name {part}");
     }
     assert_complete(&log, &place.lake(), "telemetry", V2).await;

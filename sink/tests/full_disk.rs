@@ -1,4 +1,4 @@
-//! A disk that is full: the sink says so, waits, and goes on once there is room.
+//! A full disk: the sink reports it, waits, and resumes once space is available.
 //!
 //! The disk is a small file system in memory, which only root may mount: without that right the test says that it is
 //! skipped, in CI too.

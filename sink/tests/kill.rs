@@ -51,7 +51,7 @@ fn a_sink_that_is_killed_again_and_again_leaves_no_gap_no_double_and_nothing_hal
         support::start(place.args(&["telemetry"])).stop().await.unwrap();
         assert_complete(&place.log(), &place.lake(), "telemetry", "telemetry.v2.avsc").await;
     });
-    // Who is killed while it tries the lake at its start leaves an empty object, which nothing reads.
+    // A sink that is killed while it tries the lake at its start leaves an empty object, which nothing reads.
     let is_known = |file: &String| file.ends_with(".parquet") || file.contains("/_probe-");
     let strange: Vec<_> = files(&place.lake_folder()).into_iter().filter(|file| !is_known(file)).collect();
     assert!(strange.is_empty(), "{strange:?}");

@@ -115,7 +115,7 @@ async fn a_server_that_hangs_does_not_hang_the_stop() {
     s3.hang();
     append(&log, "telemetry", 500, &readings(500, 500, 2));
     at_work.stop().await.unwrap();
-    // One that is only starting: it asks whether it can write, and without that where it is to go on.
+    // One that is only starting: it checks whether it can write, and, without that, where to resume.
     start(args.clone()).stop().await.unwrap();
     start_on(args.clone(), log.clone(), args.lake.open_with(args.store_timeout).unwrap()).stop().await.unwrap();
     s3.go_on();

@@ -1,4 +1,5 @@
-//! A stage that lies: the real one, with its own arguments, on a log or a lake of `whole_pipeline_tests::sabotage`.
+//! A stage that breaks its promise: the real one, with its own arguments, on a log or a lake of
+//! `whole_pipeline_tests::sabotage`.
 //!
 //! `sabotaged puback-first --log … --listen …`. For `scripts/chaos --sabotage`, to show that the audit notices.
 
@@ -13,7 +14,7 @@ use whole_pipeline_tests::sabotage;
 /// Between positions and outputs: most of the time, so that a kill at any moment hits it.
 const PAUSE: Duration = Duration::from_millis(300);
 
-/// Which stage, and how it lies.
+/// Which stage, and which promise it breaks.
 #[derive(Debug, clap::Parser)]
 #[command(name = "sabotaged")]
 enum Args {
@@ -21,7 +22,7 @@ enum Args {
     PubackFirst(mqtt_bridge::Args),
     /// The preprocessor, committing positions before outputs.
     PositionsFirst(preprocessor::Args),
-    /// The sink, overwriting objects that are there.
+    /// The sink, overwriting existing objects.
     PlainPut(sink::Args),
 }
 

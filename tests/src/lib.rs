@@ -11,7 +11,7 @@ use std::path::PathBuf;
 /// The path of one of carstream's binaries, built beside the test that asks.
 ///
 /// # Panics
-/// If it is not there: `cargo build --release --workspace --bins` builds it, `scripts/test` does so first.
+/// If it is missing: `cargo build --release --workspace --bins` builds it, `scripts/test` does so first.
 pub fn binary(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a running program has a path");
     let folder = test.parent().and_then(|deps| deps.parent()).expect("tests are in target/release/deps");

@@ -46,7 +46,7 @@ impl Process {
         Self { name: name.to_owned(), child, said, listener: Some(listener) }
     }
 
-    /// Everything it has said so far.
+    /// Its whole output so far.
     pub fn said(&self) -> String {
         self.said.lock().unwrap().join("\n")
     }

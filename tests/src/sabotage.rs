@@ -6,8 +6,8 @@
 //! plain_put         create(object) ─► put(object), whatever lies there
 //! ```
 //!
-//! They wrap a log or a lake from outside, so that no stage needs a switch for them. They stay in the tests: a chaos run
-//! or an in-process schedule that ends well although its stage stands on one of these proves nothing.
+//! They wrap a log or a lake from outside, so that no stage needs a switch for them. They stay in the tests: a chaos
+//! run or an in-process schedule that ends well although its stage stands on one of these proves nothing.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -77,7 +77,7 @@ impl Log for LyingLog {
         if !matches!(self.lie, Lie::PubackFirst) {
             return self.inner.clone().appender(on_completion);
         }
-        // What really becomes of a record, nobody is told.
+        // The real fate of a record, which is not reported.
         let inner = self.inner.clone().appender(Box::new(|_| {}))?;
         Ok(Arc::new(HastyAppender::start(inner, on_completion)))
     }

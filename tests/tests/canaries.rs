@@ -44,7 +44,7 @@ fn no_personal_value_is_found_past_the_preprocessor() {
     // That the search finds anything at all is shown where the values are allowed to be.
     let raw = bytes_of(&edge, &["telemetry.raw", "drivers", "faults.raw"]);
     let missing = needles.keys().filter(|needle| Finder::new(needle).find(&raw).is_none());
-    // Positions are text in JSON, so their bytes are not there.
+    // Positions are text in JSON, so their bytes do not occur.
     assert_eq!(missing.filter(|needle| needle.len() != 8).count(), 0);
 
     let mut places = vec![

@@ -1,8 +1,10 @@
 //! Trains on files of `simulator generate`, without a pipeline, and says how good the model is: for tuning the model.
 //!
 //!     simulator generate --cars 500 --duration 20h --output train.ndjson --faults train-faults.ndjson
-//!     simulator generate --cars 500 --duration 20h --seed 2 --fault-share 0.04 --output test.ndjson --faults test-faults.ndjson
-//!     cargo run --release -p trainer --example measure -- OUT train.ndjson train-faults.ndjson test.ndjson test-faults.ndjson
+//!     simulator generate --cars 500 --duration 20h --seed 2 --fault-share 0.04 --output test.ndjson \
+//!         --faults test-faults.ndjson
+//!     cargo run --release -p trainer --example measure -- \
+//!         OUT train.ndjson train-faults.ndjson test.ndjson test-faults.ndjson
 //!
 //! Manifest, weights and plots go to the directory OUT. With a second pair of files the model is measured on those
 //! cars as well, all of them: more faults than are usual say more about each kind.

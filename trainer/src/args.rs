@@ -16,7 +16,7 @@ pub const DEFAULT_NAME: &str = "telemetry-anomaly";
 ///
 /// Reads an exact range of the topics `telemetry` and `faults`, from the lake or from the log: the same range gives the
 /// same rows, and the same seed then the same model, byte for byte. The workshop's findings (`faults`) are not learnt
-/// from: they tell false alarms from true ones, and how good the model is.
+/// from: they separate false alarms from true ones, and measure the model.
 ///
 /// The model goes into the lake under models/NAME/VERSION, with its manifest, weights and plots, and is announced on
 /// topic `models`, from which scorers take it.
@@ -157,7 +157,7 @@ impl FromStr for Range {
         };
         let range = parse().ok_or_else(|| format!("{s:?} is not TOPIC/PARTITION:START-END, as telemetry/0:0-5000"))?;
         if range.start >= range.end {
-            return Err(format!("{s:?} holds nothing: the end is the offset after the last"));
+            return Err(format!("{s:?} is empty: the end is the offset after the last record"));
         }
         Ok(Self(range))
     }

@@ -1,4 +1,4 @@
-//! Verdicts held against what the workshop found: by reading, by alert, by fault.
+//! Verdicts compared with the workshop's findings: by reading, by alert, by fault.
 
 use model::artefact::Detection;
 use model::{AlertChange, AlertRule, AlertState, Model};

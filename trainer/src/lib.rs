@@ -73,7 +73,7 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
     service::with_admin(&service, registry, &readiness, run_with(args, metrics, shutdown)).await
 }
 
-/// Trains once, or again and again with `--every`, and prints what came of it. Ends early at shutdown.
+/// Trains once, or repeatedly with `--every`, and prints the results. Ends early at shutdown.
 pub async fn run_with(args: Args, metrics: Metrics, shutdown: CancellationToken) -> anyhow::Result<()> {
     loop {
         let Some(trained) = train_once(&args, &metrics, &shutdown).await? else { return Ok(()) };
@@ -137,7 +137,7 @@ pub async fn train_once(
 
 /// Not enough readings yet.
 #[derive(Debug, thiserror::Error)]
-#[error("there are {found}")]
+#[error("found {found} so far")]
 struct TooFew {
     found: u64,
 }
@@ -249,7 +249,7 @@ fn announce(
     appender.flush(Duration::from_secs(ANNOUNCE_TIMEOUT_S));
     if outcome.load(Ordering::Acquire) != 1 {
         bail!(
-            "model {} is in the lake, but its announcement did not become durable: train again",
+            "model {} is in the lake, but the log did not confirm its announcement: train again",
             announcement.version
         );
     }

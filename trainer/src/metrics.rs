@@ -14,7 +14,7 @@ pub struct Metrics {
     pub models: Counter,
     /// Readings of the ranges that models were trained on.
     pub rows: Counter,
-    /// Readings that are there while the trainer waits for enough.
+    /// Readings found while the trainer waits for enough.
     pub rows_available: Gauge,
     /// How long the last training took, reading included.
     pub duration_seconds: Gauge<f64, AtomicU64>,
@@ -31,10 +31,10 @@ impl Metrics {
         let registry = registry.sub_registry_with_prefix("carstream_trainer");
         registry.register("models", "Models trained", metrics.models.clone());
         registry.register("rows", "Readings in the ranges that models were trained on", metrics.rows.clone());
-        registry.register("rows_available", "Readings there while waiting for enough", metrics.rows_available.clone());
+        registry.register("rows_available", "Readings found while waiting for enough", metrics.rows_available.clone());
         registry.register(
             "last_training_duration_seconds",
-            "How long the last training took, reading included",
+            "Duration of the last training, including reading",
             metrics.duration_seconds.clone(),
         );
         registry.register("last_model_auc", "AUC of the last model on the test cars", metrics.auc.clone());

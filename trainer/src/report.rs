@@ -1,4 +1,4 @@
-//! What a training has brought, for people and for machines.
+//! The result of a training, human-readable and as JSON.
 
 use std::fmt::Write;
 
@@ -22,7 +22,7 @@ pub struct TrainedModel {
 }
 
 impl TrainedModel {
-    /// A few lines for people.
+    /// A few human-readable lines.
     pub fn report(&self) -> String {
         let (training, metrics) = (&self.manifest.training, &self.manifest.metrics);
         let mut text = String::new();

@@ -57,7 +57,7 @@ pub struct TrainingSet {
 }
 
 impl From {
-    /// As the settings say. `None`: shut down while a schema registry was waited for.
+    /// As the settings say. `None`: shut down while waiting for a schema registry.
     pub async fn open(
         args: &Args,
         readiness: &Readiness,
@@ -85,7 +85,7 @@ impl From {
         }
     }
 
-    /// The ranges that were asked for, or all that is there, in the order in which rows are read.
+    /// The requested ranges, or all available ones, in the order in which rows are read.
     pub async fn ranges(&self, args: &Args) -> anyhow::Result<Vec<OffsetRange>> {
         let mut ranges: Vec<_> = args.ranges.iter().map(|range| range.0.clone()).collect();
         if ranges.is_empty() {
@@ -211,7 +211,7 @@ fn read_log(
         }
         match reader.next(BATCH_RECORDS, Duration::from_millis(READ_TIMEOUT_MS)) {
             Ok(Read::Batch(batch)) => {
-                // A schema registry that is away has been waited for by then, and that was said.
+                // The wait for an unreachable schema registry is over by then, and was logged.
                 while let Err(error) = schemas.resolve(&mut decoder, batch.iter().filter_map(|record| record.value)) {
                     if !error.is_retriable() {
                         return Err(error.into());
@@ -238,7 +238,7 @@ fn read_log(
         }
     }
     if !refused.is_empty() {
-        tracing::warn!("{what}: records that cannot be decoded were left out: {refused:?}");
+        tracing::warn!("{what}: skipped records that cannot be decoded: {refused:?}");
     }
     Ok(true)
 }

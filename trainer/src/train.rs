@@ -23,7 +23,7 @@ use crate::split::{self, Part};
 /// With fewer readings of warm, driving cars, 571 parameters are not learnt but remembered.
 pub(crate) const MIN_TRAINING_ROWS: usize = 1_000;
 
-/// What is there is too little to make a model of; more of it may do.
+/// There are too few readings for a model; more may be enough.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TooLittle {
     /// Too few readings that can be learnt from.
@@ -55,8 +55,8 @@ pub enum TooLittle {
 /// Rows that the loss on the validation split is taken from.
 const VALIDATION_ROWS: usize = 20_000;
 
-/// A smoothed residual at this quantile counts as much as a normal one of that many deviations does: features with heavy
-/// tails then alarm no more often than others.
+/// A smoothed residual at this quantile counts as much as a normal one of that many deviations does: features with
+/// heavy tails then alarm no more often than others.
 const TAIL_QUANTILE: f64 = 0.999;
 const TAIL_DEVIATIONS: f64 = 3.29;
 

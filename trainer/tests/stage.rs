@@ -197,7 +197,7 @@ async fn the_lake_and_the_log_give_the_same_model() {
     let model = trained(&from_log).await;
     let stored = files(&from_log, &model).await;
 
-    // All that is there, and the same named range by range.
+    // All available readings, and the same ones named range by range.
     assert_eq!(model.manifest.training.rows, CARS as u64 * READINGS as u64);
     let names: Vec<String> = model
         .manifest

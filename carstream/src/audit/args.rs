@@ -11,21 +11,24 @@ use telemetry::pseudonym::PseudonymKey;
 
 use super::{Flow, Sources};
 
-/// Where every reading went: what the cars say they sent against every hop. Exits with 1 if any is lost or doubled.
+/// Shows where every reading went: compares the cars' ledger with every hop. Exits with 1 if any reading is lost or
+/// doubled.
 ///
-/// Reads each hop from its beginning, from the log or the store itself: no stage's own counter is believed. Hops that
-/// are not named are left out. Every reading that was acknowledged must be in the raw topic (or among its dead
-/// letters) and, once, at every hop behind it; every other reading either nowhere, or everywhere once. What a stage has
-/// not come to yet is its lag, not a loss: --wait gives it time. What retention has removed is said and not held
-/// against a hop. Every record that can't be used must be one dead letter.
+/// Reads each hop from its beginning, from the log or the store itself, and ignores the stages' own counters. Hops that
+/// are not named are left out. Every acknowledged reading must be in the raw topic (or among its dead letters) and
+/// exactly once at every later hop; every other reading must be nowhere, or everywhere once. Records that a stage has
+/// not reached yet are its lag, not a loss: --wait gives it time. Records that retention has removed are reported, and
+/// not expected at a hop. Every record that cannot be processed must be exactly one dead letter.
 ///
 /// Without a --ledger, as with real cars, gaps and repeats are found from the cars' own numbering; a car that drops
-/// readings from its own full buffer leaves gaps too, and what is missing at the end of a car's numbering is not seen.
+/// readings from its own full buffer leaves gaps too, and readings missing at the end of a car's numbering cannot be
+/// seen.
 ///
-/// Exit code 0: nothing is missing, doubled or unknown; 1: there are discrepancies, or --wait was not enough; 64: settings.
+/// Exit code 0: nothing is missing, doubled or unknown; 1: there are discrepancies, or --wait was not enough; 64:
+/// settings.
 ///
-/// Names no car but by its pseudonym; who may read the edge's log finds the car at the positions that are printed.
-/// Memory: about 10 bytes per reading (10 million in 100 MB), plus 300 bytes per car.
+/// Names cars only by their pseudonyms; with access to the edge's log, the printed positions lead to the car. Memory:
+/// about 10 bytes per reading (10 million in 100 MB), plus 300 bytes per car.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// The edge's log.
@@ -90,7 +93,7 @@ pub enum Scores {
 }
 
 impl Args {
-    /// Opens what is named. Everything that is wrong is told together, before anything is opened.
+    /// Opens the named places. Reports all problems together, before it opens anything.
     pub(super) fn open(&self) -> anyhow::Result<(Sources, Option<PseudonymKey>)> {
         let mut problems = self.schema_registry.problems();
         let contract = self.contract.load().map_err(|more| problems.extend(more.0)).ok();
@@ -98,7 +101,7 @@ impl Args {
             Flow::of(contract, &self.stream).map_err(|error| problems.push(format!("--stream: {error}"))).ok()
         });
         if self.edge.log.is_none() && self.cloud.log.is_none() && self.lake.is_none() {
-            problems.push("--edge-log, --cloud-log, --lake: name at least one place to look at".to_owned());
+            problems.push("--edge-log, --cloud-log, --lake: name at least one of them".to_owned());
         }
         let logs = [("--edge-log", &self.edge.log), ("--cloud-log", &self.cloud.log)];
         for (setting, url) in logs {
@@ -112,7 +115,7 @@ impl Args {
         let lake = self.lake.clone().map(|lake| LakeArgs { lake, s3: self.s3.clone() });
         problems.extend(lake.iter().flat_map(LakeArgs::problems));
         for ledger in self.ledger.iter().filter(|ledger| !ledger.is_file()) {
-            problems.push(format!("--ledger {}: there is no such file", ledger.display()));
+            problems.push(format!("--ledger {}: the file does not exist", ledger.display()));
         }
         let key = match &self.pseudonym_key_file {
             Some(path) => read_key(path).map_err(|problem| problems.push(problem)).ok(),
@@ -139,10 +142,10 @@ impl Args {
     }
 }
 
-/// Opening a directory that is not there would create it, and find nothing in it.
+/// Opening a missing directory would create it, and find it empty.
 fn check_directory(setting: &str, path: &Path, problems: &mut Vec<String>) {
     if !path.is_dir() {
-        problems.push(format!("{setting} {}: there is no such directory", path.display()));
+        problems.push(format!("{setting} {}: the directory does not exist", path.display()));
     }
 }
 

@@ -1,4 +1,4 @@
-//! How far each hop is looked at, so that a pipeline that goes on meanwhile is judged fairly.
+//! How far each hop is read, so that a pipeline that keeps running meanwhile is judged fairly.
 //!
 //! ```text
 //! 1. positions of the stages    what lies before them must have come out behind the stage
@@ -6,8 +6,8 @@
 //!                               so what is behind a stage is certainly before it too
 //! ```
 //!
-//! What a stage has not come to is its lag. What retention has removed lies before a hop's beginning: readings from
-//! before the oldest record that is left may have been there.
+//! Records that a stage has not reached are its lag. Retention removes records at a hop's beginning: readings older
+//! than the oldest remaining record may have been there.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use super::{Scores, Sources};
 /// How long a reader may take to come up with the first record of a partition.
 const FIRST_RECORD: Duration = Duration::from_secs(10);
 
-/// Between two looks at stages that are waited for.
+/// Time between two checks of the stages that the audit waits for.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 /// A topic, as far as it is looked at.
@@ -78,7 +78,7 @@ fn oldest_ms(log: &Arc<dyn Log>, topic: &str, partition: u32, bounds: PartitionD
             Read::End => return Ok(chrono::Utc::now().timestamp_millis()),
         }
     }
-    bail!("{topic}/{partition} has no record within {} s: is the log well?", FIRST_RECORD.as_secs())
+    bail!("no record of {topic}/{partition} arrived within {} s: is the log healthy?", FIRST_RECORD.as_secs())
 }
 
 /// An object of the lake.
@@ -95,7 +95,7 @@ pub(crate) struct LakeCut {
     pub(crate) objects: Vec<ObjectCut>,
     /// From where to where each partition goes; gaps are not looked for here.
     pub(crate) covered: BTreeMap<u32, (u64, u64)>,
-    /// If a partition does not begin at offset 0: what was written later than this is there.
+    /// If a partition does not begin at offset 0: records written later than this still exist.
     pub(crate) kept_since_ms: Option<i64>,
     /// Objects that cannot be used, and why.
     pub(crate) unusable: Vec<(String, String)>,
@@ -175,7 +175,7 @@ impl Cuts {
     }
 }
 
-/// What a group has committed of a topic, by partition; its positions are in the log that has its outputs.
+/// The committed positions of a group on a topic, by partition; they are in the log that has the group's outputs.
 fn positions(log: &Arc<dyn Log>, group: &str, topic: &str) -> anyhow::Result<Vec<u64>> {
     match log.committed(group, topic) {
         Ok(committed) => Ok(committed.into_iter().map(|position| position.unwrap_or(0)).collect()),
@@ -209,10 +209,10 @@ fn has_scores(sources: &Sources) -> anyhow::Result<bool> {
     }
 }
 
-/// Waits until what is at the edge now has come to every hop that is looked at. Otherwise says who lags.
+/// Waits until the records now at the edge have reached every checked hop. Otherwise names the stages that lag.
 ///
-/// A stage is waited for up to where its source ended when the stage before it was done; so this comes to an end also
-/// when more keeps coming.
+/// Waits for each stage up to the end that its source had when the stage before it was done; so this ends even if more
+/// records keep arriving.
 pub(crate) fn wait(
     sources: &Sources,
     patience: Duration,
@@ -285,7 +285,7 @@ fn records_between(log: &Arc<dyn Log>, topic: &str, from: &[u64], until: &[u64])
             continue;
         }
         let range = Range { topic: topic.into(), partition, start, end: Some(*end) };
-        let mut reader = log.clone().reader(vec![range]).context("cannot look for what is left")?;
+        let mut reader = log.clone().reader(vec![range]).context("cannot check for remaining records")?;
         let read = reader.next(1, FIRST_RECORD)?;
         if !matches!(read, Read::End) {
             records += end - start;

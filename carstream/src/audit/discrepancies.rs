@@ -28,7 +28,7 @@ pub enum Kind {
     NoDeadLetter,
     /// A raw record is a dead letter twice.
     DoubledDeadLetter,
-    /// A dead letter does not name a raw record that is there.
+    /// A dead letter does not name an existing raw record.
     StrayDeadLetter,
     /// Without a ledger: numbers are missing in the middle of a car's readings.
     Gap,

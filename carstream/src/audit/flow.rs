@@ -54,7 +54,7 @@ impl Flow {
         Arc::new(Schema::new(vec![Field::new(car, DataType::Utf8, false), number(boot), number(seq)]))
     }
 
-    /// A hop, for people.
+    /// A human-readable hop.
     pub(crate) fn name(&self, hop: Hop) -> String {
         match hop {
             Hop::Raw => self.raw().to_string(),

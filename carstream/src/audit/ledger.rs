@@ -50,7 +50,7 @@ pub(crate) fn is_complete(ledger: &Path) -> anyhow::Result<bool> {
         Err(error) => return Err(error).with_context(|| format!("cannot read {shown}")),
     };
     let run: Run = serde_json::from_slice(&text)
-        .with_context(|| format!("{shown} is not what the simulator writes beside its ledger"))?;
+        .with_context(|| format!("{shown} was not written by the simulator beside its ledger"))?;
     Ok(run.complete)
 }
 
@@ -67,7 +67,7 @@ pub(crate) fn read(ledger: &Path, mut then: impl FnMut(&Row<'_>) -> anyhow::Resu
         }
         let Some(text) = line.strip_suffix('\n') else { return Ok(true) };
         if number == 1 {
-            ensure!(text == HEADER, "{shown} is no ledger of the simulator: its first line is not {HEADER}");
+            ensure!(text == HEADER, "{shown} is not a ledger of the simulator: its first line is not {HEADER}");
             continue;
         }
         parse(text).and_then(|row| then(&row)).with_context(|| format!("{shown} line {number}"))?;
@@ -139,7 +139,7 @@ mod tests {
     #[test]
     fn what_is_no_ledger_is_refused_with_its_line() {
         for (text, problem) in [
-            ("a,b\n".to_owned(), "is no ledger"),
+            ("a,b\n".to_owned(), "is not a ledger"),
             (format!("{HEADER}\nV1,9,x,valid,acknowledged,100,5,6,1\n"), "line 2: seq is \"x\""),
             (format!("{HEADER}\nV1,9,1,valid,lost,100,5,6,1\n"), "unknown outcome \"lost\""),
             (format!("{HEADER}\nV1,9\n"), "there is no seq"),

@@ -13,14 +13,14 @@ use super::readings::Identity;
 use super::tally::Tally;
 use super::{Hop, Sources};
 
-/// Places that are told of one reading at one hop.
+/// Places reported for one reading at one hop.
 const PLACES: usize = 4;
 
 /// What is found of one reading at one hop.
 #[derive(Debug, Clone, Default)]
 struct Found {
     places: Vec<String>,
-    /// The reading of the same boot with the next lower number, and where it lies.
+    /// The reading of the same boot with the next lower number, and its place.
     before: Option<(i64, String)>,
     after: Option<(i64, String)>,
 }

@@ -1,4 +1,4 @@
-//! The audit: holds what cars say they sent against what is at every hop, per car and sequence number.
+//! The audit: compares the cars' record of what they sent with every hop, per car and sequence number.
 //!
 //! ```text
 //!  ledgers ──────────────────────────────┐
@@ -7,8 +7,8 @@
 //!                                                                                   for their places (locate)
 //! ```
 //!
-//! Every hop is read from its beginning, from the log or the store itself: no stage's own counter is believed, only its
-//! committed position, to tell what it has not come to from what it has lost. The pipeline may go on meanwhile.
+//! Every hop is read from its beginning, from the log or the store itself: a stage's own counters are ignored; only its
+//! committed position is used, to distinguish lag from loss. The pipeline may keep running meanwhile.
 //!
 //! Memory is a few bytes per reading ([`readings`]) and does not depend on how large the readings are. One audit is of
 //! one stream of the contract.
@@ -56,7 +56,7 @@ pub(crate) use report::thousands;
 use cut::Cuts;
 use tally::Tally;
 
-/// A log that does not answer is asked again for so long.
+/// How long to retry a log that does not answer.
 const PATIENCE: Duration = Duration::from_secs(120);
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -166,8 +166,8 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
     Ok(())
 }
 
-/// Audits, in a blocking thread of the current runtime. With `wait` it first waits until what is at the edge has come
-/// to every hop; not coming to an end of that in time is an error.
+/// Audits, in a blocking thread of the current runtime. With `wait` it first waits until the records at the edge have
+/// reached every hop; if that takes too long, it fails.
 pub async fn audit(
     sources: Sources,
     evidence: Evidence,
@@ -245,7 +245,7 @@ fn hops(sources: &Sources, cuts: &Cuts, tally: &Tally, sums: &settle::Sums) -> V
     let topic = |hop: &'static str, log: &Option<Arc<dyn Log>>, cut: &Option<Cut>, records, lag| {
         let (log, cut) = (log.as_ref()?, cut.as_ref()?);
         let truncated = (0..).zip(&cut.partitions).filter(|(_, bounds)| bounds.first > 0);
-        let missing = if cut.partitions.is_empty() { " (there is no such topic)" } else { "" };
+        let missing = if cut.partitions.is_empty() { " (the topic does not exist)" } else { "" };
         Some(HopReport {
             hop,
             place: format!("{} in {}{missing}", cut.topic, log.url()),
@@ -281,31 +281,32 @@ fn notes(report: &Report, tally: &Tally) -> Vec<String> {
         let begins: Vec<_> =
             hop.begins_at.iter().map(|(partition, offset)| format!("/{partition} at {offset}")).collect();
         notes.push(format!(
-            "{} begins at an offset above 0 ({}): what lies before is not held against it",
+            "{} starts at an offset above 0 ({}): earlier records are not expected in it",
             hop.place,
             begins.join(", ")
         ));
     }
     if report.excused > 0 {
-        notes.push(format!("{} readings could not be held against every hop for that", thousands(report.excused)));
+        notes.push(format!("{} readings could not be checked at every hop because of that", thousands(report.excused)));
     }
     let stages = ["", "preprocessor", "replicator", "sink", "scorer"];
     for (stage, lag) in stages.iter().zip(tally.lag).filter(|(_, lag)| *lag > 0) {
-        notes.push(format!("the {stage} has {} records to go: they are on their way, not lost", thousands(lag)));
+        notes
+            .push(format!("the {stage} has {} records left to process: they are in transit, not lost", thousands(lag)));
     }
     if let Some(ledgers) = &tally.ledgers {
         if !ledgers.complete {
-            let known = "a ledger is not complete (its simulator runs, or was killed and not resumed)";
+            let known = "a ledger is not complete (its simulator is running, or was killed and not resumed)";
             notes.push(format!(
-                "{known}: {} readings that it does not know are no discrepancies",
+                "{known}: {} readings that are not in it do not count as discrepancies",
                 thousands(report.unknown)
             ));
         }
         if ledgers.repeated > 0 {
-            notes.push(format!("{} rows are of readings that are acknowledged in another row", ledgers.repeated));
+            notes.push(format!("{} rows repeat readings that are acknowledged in another row", ledgers.repeated));
         }
         for torn in &ledgers.torn {
-            notes.push(format!("the last line of {} is torn and was left out", torn.display()));
+            notes.push(format!("the last line of {} is incomplete and was ignored", torn.display()));
         }
     }
     let l = &report.ledger;
@@ -314,7 +315,7 @@ fn notes(report: &Report, tally: &Tally) -> Vec<String> {
         && report.hops.iter().all(|hop| hop.begins_at.is_empty());
     if comparable && l.raw != l.clean + l.duplicates_removed + l.dead_letters {
         notes.push(format!(
-            "the sums do not meet: {} raw, but {} clean, {} duplicates and {} dead letters",
+            "the totals do not match: {} raw, but {} clean, {} duplicates and {} dead letters",
             l.raw, l.clean, l.duplicates_removed, l.dead_letters
         ));
     }

@@ -1,4 +1,4 @@
-//! Reads the hops record by record, and says of each whose reading it is and where it lies.
+//! Reads the hops record by record, and gives the reading and the place of each.
 //!
 //! It judges nothing: the first pass counts what comes from here, the second one looks for single readings.
 
@@ -49,7 +49,7 @@ pub(crate) enum What<'a> {
     Unusable(&'a str),
 }
 
-/// Where something lies, cheaply.
+/// A place, stored cheaply.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PlaceRef<'a> {
     pub(crate) topic: &'a str,

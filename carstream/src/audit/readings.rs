@@ -19,7 +19,7 @@ use super::Hop;
 const PAGE_READINGS: usize = 64;
 const PAGE_BITS: u32 = PAGE_READINGS.trailing_zeros();
 
-/// Pages are allocated so many at a time, and never moved: a table that doubles would need three times its size.
+/// Pages are allocated this many at a time, and never moved: a table that doubles would need three times its size.
 const SLAB_PAGES: usize = 256;
 
 /// Whose reading, and which.

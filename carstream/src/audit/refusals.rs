@@ -22,7 +22,7 @@ impl Refusals {
         self.change(partition, offset, NONE, DEAD_LETTER)
     }
 
-    /// Whether this raw record, which is there, is a dead letter.
+    /// Whether this existing raw record is a dead letter.
     pub(crate) fn meet(&mut self, partition: u32, offset: u64) -> bool {
         self.pages.contains_key(&(partition, offset / PAGE_OFFSETS))
             && self.change(partition, offset, DEAD_LETTER, MATCHED)

@@ -1,4 +1,4 @@
-//! What the audit says: for people, and as JSON for machines.
+//! The audit's report: human-readable, and as JSON.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,7 +18,7 @@ pub struct Ledger {
     pub raw: u64,
     /// Of these, repeats of a reading that was there before.
     pub duplicates_removed: u64,
-    /// Of these, put aside as unusable.
+    /// Of these, set aside as unusable.
     pub dead_letters: u64,
     /// Records in the clean topic at the edge.
     pub clean: u64,
@@ -46,7 +46,7 @@ pub struct HopReport {
     /// Partitions that do not begin at 0, and the offset where they do.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub begins_at: BTreeMap<u32, u64>,
-    /// Records that the stage before this hop has not come to.
+    /// Records that the stage before this hop has not reached.
     pub lag: u64,
 }
 
@@ -71,7 +71,7 @@ pub struct Report {
     pub unknown: u64,
     /// Without a ledger: numbers missing in the middle of cars' readings.
     pub gaps: u64,
-    /// Readings that could not be held against every hop, because of retention.
+    /// Readings that could not be checked at every hop, because of retention.
     pub excused: u64,
     /// Readings that cars dropped because their buffer was full.
     pub dropped: u64,
@@ -98,7 +98,7 @@ impl Report {
         self.counts.is_empty()
     }
 
-    /// The table, line by line; `scores` is said beside the scores.
+    /// The table, line by line; `scores` is printed beside the scores.
     pub(crate) fn table(&self, f: &mut fmt::Formatter<'_>, scores: &str) -> fmt::Result {
         let l = &self.ledger;
         let [raw, clean] = &self.topics;
@@ -211,7 +211,8 @@ mod tests {
         assert_eq!(
             keys(&value["ledger"]).as_deref(),
             Some(
-                "acknowledged clean dead_letters doubled duplicates_removed lost parquet_rows raw replicated scored sent"
+                "acknowledged clean dead_letters doubled duplicates_removed lost parquet_rows raw replicated scored \
+                 sent"
             )
         );
         assert!(value["hops"].is_array() && value["discrepancies"].is_array());

@@ -7,7 +7,7 @@
 //!  behind the duplicate filter ─► no more than once
 //! ```
 //!
-//! A reading that retention may have removed from a hop is not held against that hop; the hops behind it still are.
+//! A reading that retention may have removed from a hop is not expected there, but still at the later hops.
 
 use std::collections::HashMap;
 
@@ -116,7 +116,7 @@ impl Judge<'_> {
             self.add(Kind::Missing, identity, hop, &format!("{what} is missing in {}", self.tally.flow.name(hop)));
         }
         if let Some(hop) = doubled(reading, &self.tally.present) {
-            self.add(Kind::Doubled, identity, hop, &format!("is more than once in {}", self.tally.flow.name(hop)));
+            self.add(Kind::Doubled, identity, hop, &format!("is in {} more than once", self.tally.flow.name(hop)));
         }
         if let Some(ledgers) = &self.tally.ledgers
             && !reading.is(Reading::KNOWN)

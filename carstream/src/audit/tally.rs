@@ -6,8 +6,8 @@
 //!     └────────────┴───────────┴───────┴────────┴─────────┴──────────┴──► four bytes a reading
 //! ```
 //!
-//! What is wrong with a record in itself is a discrepancy here. What is wrong with a reading is found when all has been
-//! seen: [`super::settle`].
+//! A defect of a single record is a discrepancy here. A defect of a reading is found when all records have been read:
+//! [`super::settle`].
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -26,8 +26,8 @@ use super::readings::{Identity, Reading, Readings};
 use super::refusals::Refusals;
 use super::{DEAD_LETTERS_HOP, Hop, Sources};
 
-/// What retention has just removed may be so much newer than what it has left: a log drops records many at a time, and
-/// the cars' clocks, which say when a reading was sent, are not the log's.
+/// Records that retention has just removed may be newer than the remaining ones by this much: a log drops many records
+/// at a time, and the send time of a reading comes from the car's clock, not the log's.
 const RETENTION_MARGIN_MS: i64 = 10 * 60 * 1000;
 
 /// Which hops are looked at.
@@ -74,13 +74,13 @@ pub(crate) struct Tally {
     pub(crate) ledgers: Option<Ledgers>,
     /// Records and rows by hop.
     pub(crate) records: [u64; Hop::ALL.len()],
-    /// Records that the stage before a hop has not come to.
+    /// Records that the stage before a hop has not reached.
     pub(crate) lag: [u64; Hop::ALL.len()],
     pub(crate) duplicates_removed: u64,
     pub(crate) dead_letters: BTreeMap<String, u64>,
     /// Refused records of a car that do not say which of its readings they are.
     pub(crate) unidentified: HashMap<u32, u64>,
-    /// What was written later is still there, by hop; only of hops where something was removed.
+    /// By hop: records written later than this still exist. Only for hops where records were removed.
     pub(crate) kept_since: Vec<(Hop, i64)>,
     dead_letters_kept_since: Option<i64>,
     refusals: Refusals,
@@ -306,7 +306,7 @@ impl Tally {
                 let since = self.dead_letters_kept_since;
                 let excused = since.is_some_and(|since| seen.timestamp_ms <= since + RETENTION_MARGIN_MS);
                 if !waits && !excused {
-                    let what = format!("a raw record that cannot be used ({why}) is no dead letter");
+                    let what = format!("a raw record that cannot be processed ({why}) has no dead letter");
                     let kind = Kind::NoDeadLetter;
                     self.discrepancies.add(kind, 1, || Discrepancy::at(kind, Hop::Raw.key(), what, place));
                 }
@@ -317,14 +317,14 @@ impl Tally {
         }
     }
 
-    /// Dead letters whose raw record is not there, though it should be.
+    /// Dead letters whose raw record is missing, although it should exist.
     fn stray_dead_letters(&mut self, cuts: &Cuts) {
         let partitions = cuts.raw.as_ref().map_or(&[][..], |cut| &cut.partitions);
         for (partition, offset) in self.refusals.unmet() {
             let gone = partitions.get(partition as usize).is_some_and(|bounds| offset < bounds.first);
             if !gone {
                 let topic = self.flow.raw();
-                let what = format!("a dead letter names {topic}/{partition} offset {offset}, where no record is");
+                let what = format!("a dead letter names {topic}/{partition} offset {offset}, which holds no record");
                 let place = read::PlaceRef { topic, partition, offset, row: None };
                 let kind = Kind::StrayDeadLetter;
                 self.discrepancies.add(kind, 1, || Discrepancy::at(kind, DEAD_LETTERS_HOP, what, place));

@@ -7,7 +7,7 @@ use chrono::{DateTime, NaiveDate, NaiveTime, Utc};
 use event_log::LogArgs;
 use service::ContractArgs;
 
-/// Records that could not be used: list them, look at one, put them back.
+/// Lists, shows and replays records that could not be processed.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// What to do.
@@ -28,12 +28,12 @@ pub enum Command {
     Show(ShowArgs),
     /// Puts dead letters back into the topic that they came from, each once, for when the cause is fixed.
     ///
-    /// The bytes, key and headers are those of the original, with replayed.from added; the time is that of the replay.
+    /// A replayed record has the original's bytes, key and headers, plus replayed.from; its time is that of the replay.
     /// The record and the mark that it was replayed are one transaction, so that no dead letter is ever replayed twice,
-    /// also if this is killed, or run twice at once (on Kafka the one that began last goes on, the other one stops).
-    /// What fails again becomes a new dead letter. Only topics of raw readings are written to: their duplicate filter
-    /// lets a reading through once. Dead letters of the scorer are not replayed: their readings are in `telemetry`
-    /// already, and would be there twice.
+    /// even if this command is killed, or runs twice at once (on Kafka the later one continues, and the other one
+    /// stops). A record that fails again becomes a new dead letter. Replays are written only to topics of raw readings:
+    /// their duplicate filter lets a reading through once. Dead letters of the scorer are not replayed: their readings
+    /// are in `telemetry` already, and would be doubled.
     Replay(ReplayArgs),
 }
 
@@ -145,11 +145,11 @@ fn time_ms(text: &str) -> Result<i64, String> {
         Utc::now().timestamp_millis().checked_sub(age.as_millis().try_into().ok()?)
     };
     ago().ok_or_else(|| {
-        format!("{text:?} is no time: 2026-11-21T08:15:00Z, 2026-11-21, or an age such as 90s, 30m, 6h, 2d")
+        format!("{text:?} is not a time: use 2026-11-21T08:15:00Z, 2026-11-21, or an age such as 90s, 30m, 6h, 2d")
     })
 }
 
-/// Where a dead letter lies.
+/// The place of a dead letter.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Position {
     /// The dead-letter topic.
@@ -195,7 +195,7 @@ mod tests {
         let hour_ago = time_ms("1h").unwrap();
         assert!((now - 3_600_000..now - 3_540_000).contains(&hour_ago), "{hour_ago}");
         for wrong in ["", "h", "-1h", "yesterday", "1w", "é", "9999999999999999d"] {
-            assert!(time_ms(wrong).unwrap_err().contains("is no time"), "{wrong}");
+            assert!(time_ms(wrong).unwrap_err().contains("is not a time"), "{wrong}");
         }
     }
 

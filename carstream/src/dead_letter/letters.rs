@@ -42,7 +42,7 @@ impl<'a> Letter<'a> {
         self.header(DeadLetterHeader::REASON).unwrap_or("no reason")
     }
 
-    /// When it was put aside.
+    /// When it was set aside.
     pub(super) fn time_ms(&self) -> i64 {
         let time = self.header(DeadLetterHeader::TIME_MS).and_then(|text| text.parse().ok());
         time.unwrap_or(self.record.timestamp_ms)

@@ -44,7 +44,7 @@ pub struct Count {
 pub struct Line {
     /// TOPIC/PARTITION/OFFSET.
     pub position: String,
-    /// When it was put aside, ms since the epoch.
+    /// When it was set aside, ms since the epoch.
     pub time_ms: i64,
     /// Why.
     pub reason: String,

@@ -71,8 +71,8 @@ impl Marks {
         (mark.topic_id == letter.topic.described.id).then_some(mark.replayed_ms)
     }
 
-    /// Marks of this topic whose dead letters retention has removed. One of an earlier topic of this name is left: the
-    /// mark of the letter that is there now will take its place.
+    /// Marks of this topic whose dead letters retention has removed. A mark of an earlier topic of this name stays: the
+    /// mark of the present letter will replace it.
     pub(super) fn outlived(&self, topic: &Topic) -> Vec<Position> {
         let first = |partition: u32| topic.described.partitions.get(partition as usize).map(|bounds| bounds.first);
         let gone = |position: &&Position| first(position.partition).is_none_or(|first| position.offset < first);

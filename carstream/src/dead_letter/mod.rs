@@ -13,7 +13,7 @@
 //! transactional id, which ends every replay that is under way elsewhere, and then reads the marks. What fails again
 //! becomes another dead letter.
 //!
-//! It mends nothing: the bytes are put back as they came.
+//! It repairs nothing: the bytes are replayed unchanged.
 
 mod args;
 mod letters;
@@ -57,7 +57,7 @@ fn run_blocking(args: &Args, shutdown: &CancellationToken) -> anyhow::Result<()>
         }
         Command::Replay(args) => {
             if args.filter.is_empty() && !args.all {
-                let problem = "replay what? name a filter such as --reason, or --all".to_owned();
+                let problem = "no filter: name one, such as --reason, or use --all".to_owned();
                 return Err(ConfigError(vec![problem]).into());
             }
             let replayed =
@@ -72,12 +72,12 @@ fn run_blocking(args: &Args, shutdown: &CancellationToken) -> anyhow::Result<()>
     Ok(())
 }
 
-/// Opens the log. A directory that is not there would be created, and nothing found in it.
+/// Opens the log. A missing directory would be created, and found empty.
 fn open(args: &LogArgs) -> anyhow::Result<Arc<dyn Log>> {
     if let LogUrl::Directory(path) = &args.log
         && !path.is_dir()
     {
-        return Err(ConfigError(vec![format!("--log {}: there is no such directory", path.display())]).into());
+        return Err(ConfigError(vec![format!("--log {}: the directory does not exist", path.display())]).into());
     }
     Ok(args.open()?)
 }

@@ -27,7 +27,7 @@ const BATCH: usize = 500;
 /// A batch that is rolled back so often in a row will be again.
 const ATTEMPTS: u32 = 5;
 
-/// Whoever replays takes over this group's transactional id.
+/// A replay takes over this group's transactional id.
 const GROUP: &str = "dead-letter-replay";
 
 /// What a dead letter's own headers begin with.
@@ -61,8 +61,8 @@ impl fmt::Display for Replayed {
         writeln!(f, "{:>12}  {done}", self.replayed)?;
         for (count, what) in [
             (self.replayed_before, "were replayed before"),
-            (self.not_replayable, "are not of raw readings, and would be doubled: not replayed"),
-            (self.without_source, "do not say where they come from: not replayed"),
+            (self.not_replayable, "do not come from raw readings and would be doubled: not replayed"),
+            (self.without_source, "do not name their origin: not replayed"),
         ] {
             if count > 0 {
                 writeln!(f, "{count:>12}  {what}")?;
@@ -83,8 +83,8 @@ pub(super) fn replay(
         true => Replay::dry(log, contract)?,
         false => Replay::take_over(log, contract)?,
     };
-    // As far as they go now: what fails again is not replayed once more in the same run. After the taking over: who
-    // stops another one has seen what that one was to replay.
+    // Up to their present end: a letter that fails again is not replayed twice in the same run. After taking over, so
+    // that a process which stops another one has seen the letters that the other was to replay.
     let topics = letters::topics(log, &contract.dead_letters(), filter)?;
     for topic in &topics {
         letters::each(log, topic, filter, BATCH, shutdown, |letters| replay.batch(topic, letters))?;
@@ -159,8 +159,8 @@ impl Replay {
         }
         self.done = before;
         bail!(
-            "the log did not take a transaction in {ATTEMPTS} attempts; {} dead letters were replayed before it, \
-             and will not be again: run this again",
+            "the log did not commit a transaction in {ATTEMPTS} attempts; {} dead letters were replayed before that \
+             and will not be repeated: run this command again",
             self.done.replayed
         )
     }
@@ -194,7 +194,7 @@ impl Replay {
         Ok(outputs)
     }
 
-    /// How many partitions the source topic has, if it may be written to and is there.
+    /// The number of partitions of the source topic, if it exists and may be written to.
     fn source_partitions(&mut self, source: &Position) -> anyhow::Result<Option<u32>> {
         if let Some(partitions) = self.partitions.get(&source.topic) {
             return Ok(*partitions);

@@ -33,7 +33,7 @@ pub(super) fn show(
     let topic = topics.first().context("a topic that is named exists")?;
     let bounds = topic.described.partitions.get(position.partition as usize);
     let Some(bounds) = bounds.filter(|bounds| (bounds.first..bounds.next).contains(&position.offset)) else {
-        bail!("{position} is not in {}: retention has removed it, or it was never there", log.url());
+        bail!("{position} is not in {}: retention has removed it, or it never existed", log.url());
     };
     let marks = Marks::read(log)?;
     let mut shown = None;
@@ -45,7 +45,10 @@ pub(super) fn show(
         Ok(())
     })?;
     shown.with_context(|| {
-        format!("{position} is no record: the offset is a transaction's, and the topic begins at {}", bounds.first)
+        format!(
+            "{position} holds no record: the offset belongs to a transaction, and the topic begins at {}",
+            bounds.first
+        )
     })
 }
 
@@ -53,7 +56,7 @@ fn to_text(letter: &Letter<'_>, replayed_ms: Option<i64>) -> anyhow::Result<Stri
     let mut text = String::new();
     writeln!(text, "{} (personal data: keep it at the edge)", letter.position())?;
     writeln!(text, "  reason    {}", printable(letter.reason()))?;
-    writeln!(text, "  put aside {}", time(letter.time_ms()))?;
+    writeln!(text, "  set aside {}", time(letter.time_ms()))?;
     match letter.source() {
         Some(source) => writeln!(text, "  source    {}", printable(&source.to_string()))?,
         None => writeln!(text, "  source    unknown")?,
@@ -76,7 +79,7 @@ fn to_text(letter: &Letter<'_>, replayed_ms: Option<i64>) -> anyhow::Result<Stri
             payload.split('\n').try_for_each(|line| writeln!(text, "{}", printable(line)))?;
         }
         Err(_) => {
-            writeln!(text, "payload, {} bytes that are no text", value.len())?;
+            writeln!(text, "payload, {} bytes, not text", value.len())?;
             let lines = value.chunks(HEX_BYTES).zip((0..).step_by(HEX_BYTES));
             lines.into_iter().try_for_each(|(bytes, at)| writeln!(text, "{at:08x}  {}", hex::encode(bytes)))?;
         }

@@ -18,14 +18,19 @@ pub struct Args {
     #[arg(long, default_value_t = 7, value_name = "N")]
     pub seed: u64,
     /// Let this many seconds of a car's life pass in one second of the clock.
-    #[arg(long, default_value_t = 2400, value_name = "FACTOR", value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    #[arg(
+        long,
+        default_value_t = 2400,
+        value_name = "FACTOR",
+        value_parser = clap::value_parser!(u32).range(1..=86_400)
+    )]
     pub speedup: u32,
     /// Keep the files in this directory, instead of in a new one among the system's temporary files.
     ///
     /// A run that was interrupted, even by kill -9, resumes where it was if its directory is named here.
     #[arg(long, value_name = "DIR")]
     pub keep: Option<PathBuf>,
-    /// What the site has. Further streams are sent, carried and accounted for beside the readings.
+    /// The site's contract. Further streams are sent, carried and accounted for beside the readings.
     #[command(flatten)]
     pub contract: ContractArgs,
     /// Print the report as one line of JSON on standard output, and nothing else there.

@@ -1,8 +1,8 @@
-//! How well faults were found: scores and alerts of the run held against the workshop's findings.
+//! How well faults were found: scores and alerts of the run compared with the workshop's findings.
 //!
-//! Only readings that the model was not trained on are judged, and of these only those that have a score above 0: a
-//! parked car, and one that the scorer has just come to know, are not judged by the model. A reading is faulty if one of its car's faults lasted at
-//! its event time. A fault is found if an alert of its car was open while it lasted.
+//! Only readings that the model was not trained on are judged, and of these only those with a score above 0: the model
+//! does not judge a parked car, or a car that is new to the scorer. A reading is faulty if one of its car's faults
+//! lasted at its event time. A fault is found if an alert of its car was open while it lasted.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -116,7 +116,7 @@ fn faults(account: &Account, cloud: &Arc<dyn Log>) -> anyhow::Result<HashMap<u32
     let mut faults = HashMap::<u32, Vec<Span>>::new();
     each_batch(cloud, &findings.name, |batch| {
         for record in batch.iter() {
-            // Only what can be read can be held against.
+            // Only readable records can be compared.
             let _ = decoder.decode(record.value.unwrap_or_default());
         }
         let rows = decoder.finish();

@@ -28,7 +28,7 @@ use super::{Args, Finished, Report, Trained};
 #[derive(Debug, Clone)]
 pub(crate) struct RunDirectory {
     pub(crate) path: PathBuf,
-    /// An interrupted run goes on.
+    /// An interrupted run resumes.
     pub(crate) resumed: bool,
     /// What the site has.
     pub(crate) contract: Contract,
@@ -71,7 +71,10 @@ impl Run {
         .filter(|(_, theirs, ours)| theirs != ours)
         .map(|(setting, theirs, _)| {
             let shown = directory.display();
-            format!("--keep {shown}: is of another run; go on with its --{setting} {theirs}, or name a new directory")
+            format!(
+                "--keep {shown}: belongs to another run; continue it with --{setting} {theirs}, or name a new \
+                     directory"
+            )
         })
         .collect()
     }
@@ -89,7 +92,7 @@ impl Run {
 const RUN_FILE: &str = "demo.json";
 
 impl RunDirectory {
-    /// Makes the directory, takes that of `--keep` if it is new or empty, or goes on in it if that run was interrupted.
+    /// Makes the directory, takes that of `--keep` if it is new or empty, or resumes in it if that run was interrupted.
     pub(crate) fn prepare(args: &Args) -> anyhow::Result<Self> {
         let directory = match &args.keep {
             Some(directory) => directory.to_owned(),
@@ -127,7 +130,7 @@ impl RunDirectory {
         Ok(directory)
     }
 
-    /// Keeps the report for people and for machines. `finished`: the run went to its end, there is nothing to go on with.
+    /// Keeps the report as text and as JSON. `finished`: the run is complete, so there is nothing to resume.
     pub(crate) fn keep_report(&self, report: &Report, finished: bool) -> anyhow::Result<()> {
         self.write(REPORT_TEXT, &report.to_string())?;
         self.write(REPORT_JSON, &(report.to_json() + "\n"))?;
@@ -135,7 +138,7 @@ impl RunDirectory {
         self.write(RUN_FILE, &serde_json::to_string(&Run { finished, ..self.run.clone() })?)
     }
 
-    /// Replaces a file as a whole, so that whenever the process is killed the old or the new one is there.
+    /// Replaces a file atomically: if the process is killed, either the old or the new one exists.
     fn write(&self, name: &str, contents: &str) -> anyhow::Result<()> {
         let (new, path) = (self.path.join(new_name(name)), self.path.join(name));
         std::fs::write(&new, contents)
@@ -231,7 +234,7 @@ pub(crate) fn finished(args: &Args) -> anyhow::Result<Option<Finished>> {
     Ok(Some(Finished { text: read(REPORT_TEXT)?, json: read(REPORT_JSON)?, clean }))
 }
 
-/// What a file is called until it is whole.
+/// The name of a file until it is complete.
 fn new_name(name: &str) -> String {
     format!("{name}.new")
 }

@@ -40,7 +40,7 @@ use stages::{Metrics, Stages};
 /// Between two looks at the stages.
 const TICK: Duration = Duration::from_millis(250);
 
-/// A drain takes seconds; a stage that stands still for this long will not go on.
+/// A drain takes seconds; a stage that makes no progress for this long is stuck.
 const STALLED_AFTER: Duration = Duration::from_secs(60);
 
 /// The report of a run that is finished.
@@ -61,8 +61,8 @@ pub fn finished(args: &Args) -> anyhow::Result<Option<Finished>> {
 
 /// Runs the demo to its report, with the metrics of all stages at the admin port if there is one.
 ///
-/// Shutdown ends the cars' sending early; everything else still drains. Such a run, and one that was killed, goes on where
-/// it was when its directory is given again; one that is [`finished`] does not run again.
+/// Shutdown ends the cars' sending early; everything else still drains. Such a run, or a killed one, resumes when its
+/// directory is given again; a [`finished`] one does not run again.
 pub async fn run(args: Args, service: &ServiceArgs, shutdown: CancellationToken) -> anyhow::Result<Report> {
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
@@ -76,22 +76,22 @@ async fn run_with(args: Args, metrics: Metrics, shutdown: CancellationToken) -> 
         "{} cars for {:?}, {} {}",
         thousands(args.cars.into()),
         args.duration,
-        if directory.resumed { "going on in" } else { "files in" },
+        if directory.resumed { "resuming in" } else { "files in" },
         directory.path.display()
     ));
     let mut stages = Stages::start(&args, &directory, metrics).await?;
     let mut remarks = Vec::new();
     if directory.resumed {
-        remarks.push("went on after an interruption: latency and alerts that reached cars are those since then".into());
+        remarks.push("resumed after an interruption: latency and delivered alerts count from then on".into());
     }
 
     stages.cars_send(&mut live, &shutdown).await?;
     if shutdown.is_cancelled() {
-        remarks.push("stopped early: what was sent until then is drained and accounted for".to_owned());
+        remarks.push("stopped early: everything sent until then is drained and accounted for".to_owned());
     }
     live.say("the cars have finished; draining stage by stage");
     let trained = stages.drain(&mut live, &mut remarks).await?;
-    live.say("holding what the cars say against every hop");
+    live.say("comparing the cars' ledger with every hop");
     let alerts_delivered = stages.alerts_delivered();
     drop(stages);
 

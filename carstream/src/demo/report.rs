@@ -1,4 +1,4 @@
-//! What the demo says at the end: for people, and as JSON for machines.
+//! The demo's final report: human-readable, and as JSON.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -64,7 +64,7 @@ pub struct Alerts {
     pub delivered: u64,
 }
 
-/// Details for people.
+/// Human-readable details.
 #[derive(Debug, Clone, Default)]
 pub struct Notes {
     /// One line on what ran.
@@ -108,7 +108,7 @@ impl fmt::Display for Report {
 impl Report {
     fn detection(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (d, n) = (&self.detection, &self.notes);
-        writeln!(f, "\nDetection, held against the workshop's findings, in readings after the training")?;
+        writeln!(f, "\nDetection, compared with the workshop's findings, in readings after the training")?;
         if n.model.is_none() {
             return writeln!(f, "  nothing was scored: no model was trained in this run");
         }
@@ -158,11 +158,13 @@ impl Report {
         )?;
         writeln!(
             f,
-            "      --lake {directory}/lake --pseudonym-key-file {directory}/pseudonym.key --ledger {directory}/ledger.csv"
+            "      --lake {directory}/lake --pseudonym-key-file {directory}/pseudonym.key --ledger \
+             {directory}/ledger.csv"
         )?;
         writeln!(
             f,
-            "      where each reading went, once more; carstream dead-letter list --log {directory}/edge-log: what was refused"
+            "      where each reading went, once more; carstream dead-letter list --log {directory}/edge-log: what was \
+             refused"
         )
     }
 }
@@ -192,7 +194,8 @@ mod tests {
         assert_eq!(
             keys(&value["ledger"]).as_deref(),
             Some(
-                "acknowledged clean dead_letters doubled duplicates_removed lost parquet_rows raw replicated scored sent"
+                "acknowledged clean dead_letters doubled duplicates_removed lost parquet_rows raw replicated scored \
+                 sent"
             )
         );
         assert_eq!(

@@ -28,7 +28,7 @@ const INTERVAL: Duration = Duration::from_secs(60);
 /// Below this it is not worth trying.
 const MIN_TRAINING_ROWS: u64 = 2_000;
 
-/// What was too little to train on is tried again when there is so much more.
+/// After a training with too few readings, the next attempt waits for this many more.
 const TRY_AGAIN_AT: f64 = 1.5;
 
 /// Some readings are sent broken, so that dead letters can be seen.
@@ -95,7 +95,7 @@ pub(crate) struct Stages {
 impl Stages {
     /// Starts everything but the trainer, whose time comes later.
     ///
-    /// Each stage goes on where its log, the lake or the ledger says; a model that was trained stays.
+    /// Each stage resumes where its log, the lake or the ledger says; a trained model stays.
     pub(crate) async fn start(args: &Args, directory: &RunDirectory, metrics: Metrics) -> anyhow::Result<Self> {
         let (edge, cloud) = (directory.edge(), directory.cloud());
         let rows_before = directory.rows_in_lake().await?;
@@ -222,7 +222,7 @@ impl Stages {
         Ok(())
     }
 
-    /// Notes when the scorer has the model and has caught up with what came before.
+    /// Notes when the scorer has the model and has caught up with earlier readings.
     fn note_in_force(&mut self, live: &Live) {
         let lag = self.scorer_lag();
         let in_force = self.metrics.scorer.model_in_force().borrow().is_some();
@@ -260,7 +260,7 @@ impl Stages {
         Ok(self.trained.clone())
     }
 
-    /// Trains on what there is in the end, if no model was made yet.
+    /// Trains on all readings at the end, if no model exists yet.
     async fn last_chance_to_train(&mut self, live: &mut Live) -> anyhow::Result<()> {
         let began = Instant::now();
         self.train_at_rows = self.train_at_rows.min(self.rows_in_lake().max(MIN_TRAINING_ROWS));
@@ -276,7 +276,7 @@ impl Stages {
         }
     }
 
-    /// Waits until a stage has nothing left, as long as it gets on.
+    /// Waits until a stage has nothing left, as long as it makes progress.
     async fn wait(
         &self,
         live: &mut Live,
@@ -294,7 +294,7 @@ impl Stages {
                 (least, since) = (left, Instant::now());
             }
             if since.elapsed() > STALLED_AFTER {
-                bail!("{what} stands still with {left} records left");
+                bail!("{what} is stalled with {left} records left");
             }
             if let Some(stage) = self.rest.iter().find(|stage| stage.is_finished()) {
                 bail!("the {} stopped with {left} records left for {what}", stage.name);

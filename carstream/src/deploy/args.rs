@@ -5,25 +5,25 @@ use event_log::{CloudLogArgs, EdgeLogArgs, LogUrl};
 use schema_registry::SchemaRegistryArgs;
 use service::{ConfigError, ContractArgs, ServiceArgs};
 
-/// Makes the topics and registers the schemas; says what is there with other settings. Can run again.
+/// Creates the topics and registers the schemas; reports existing ones with other settings. Safe to run again.
 ///
 /// The topics are those that the contract declares, in the logs where they belong; the schemas get the
 /// compatibility FULL_TRANSITIVE.
 ///
-/// What is there already is compared. A topic with other partitions, retention or compaction, or a schema that does not go
-/// with those that are registered, is left as it is and reported, all together, with what to do about it.
+/// Existing topics and schemas are compared, never changed. All differences (partitions, retention, compaction,
+/// incompatible schemas) are reported together, each with its remedy.
 ///
 /// Without a --cloud-log, the --edge-log is edge and cloud in one, and gets the topics of both.
 ///
-/// A log or a registry that does not answer is waited for.
+/// Waits for a log or a registry that does not answer.
 ///
-/// Exit code 0: all is as it should be; 1: something is not; 64: settings.
+/// Exit code 0: everything matches; 1: something differs; 64: bad settings.
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "Examples:
   carstream deploy --edge-log kafka://edge:9092 --cloud-log kafka://cloud:9092 --schema-registry http://registry:8081
       before the first start, and before each upgrade
   carstream deploy --check --edge-log kafka://localhost:9092
-      changes nothing: is all that this release needs there, and as it should be?")]
+      changes nothing: checks that everything this release needs exists with the right settings")]
 pub struct Args {
     /// The edge's log.
     #[command(flatten)]
@@ -44,7 +44,12 @@ pub struct Args {
     #[arg(long, env = "CARSTREAM_PARTITIONS", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub partitions: Option<u32>,
     /// Give each partition on Kafka this many replicas; without it, the cluster's default.replication.factor.
-    #[arg(long, env = "CARSTREAM_REPLICATION_FACTOR", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(
+        long,
+        env = "CARSTREAM_REPLICATION_FACTOR",
+        value_name = "N",
+        value_parser = clap::value_parser!(u16).range(1..)
+    )]
     pub replication_factor: Option<u16>,
     /// What the site has.
     #[command(flatten)]
@@ -70,7 +75,7 @@ impl Args {
             match log {
                 // Opening it would make it.
                 Some(LogUrl::Directory(path)) if self.check && !path.is_dir() => {
-                    problems.push(format!("{setting} {}: there is no such directory", path.display()));
+                    problems.push(format!("{setting} {}: the directory does not exist", path.display()));
                 }
                 _ => {}
             }

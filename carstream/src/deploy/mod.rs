@@ -7,9 +7,9 @@
 //!                             └─► what is there with other settings: all of it, each with what to do; exit code 1
 //! ```
 //!
-//! It changes nothing that is there: a retention may be an administrator's wish, and partitions cannot be changed at all
-//! without moving cars away from their state. Stages make topics that are missing by themselves, as the demo and the
-//! embedded log need it; they never register a schema.
+//! It changes nothing that exists: a retention may be an administrator's wish, and partitions cannot be changed without
+//! moving cars away from their state. Stages create missing topics themselves, as the demo and the embedded log need;
+//! they never register a schema.
 
 mod args;
 mod topics;
@@ -27,13 +27,13 @@ pub use args::Args;
 /// What a deployment came to.
 #[derive(Debug, Default)]
 struct Outcome {
-    /// What is there now.
+    /// The present state.
     lines: Vec<String>,
-    /// What is not as it should be.
+    /// The differences.
     problems: Vec<String>,
 }
 
-/// Runs `carstream deploy`: prints what is there, and ends with an error if anything is not as it should be.
+/// Runs `carstream deploy`: prints the present state, and fails if anything differs from the contract.
 pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
     let contract = args.check()?;
     let registry = args.schema_registry.connect()?;
@@ -46,7 +46,7 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
         eprintln!("error: {problem}");
     }
     let count = outcome.problems.len();
-    anyhow::ensure!(count == 0, "not as it should be: {count} finding{} above", if count == 1 { "" } else { "s" });
+    anyhow::ensure!(count == 0, "the deployment differs in {count} finding{} above", if count == 1 { "" } else { "s" });
     Ok(())
 }
 

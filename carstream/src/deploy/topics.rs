@@ -1,10 +1,9 @@
-//! One topic: made, or held against what it should be.
+//! One topic: created, or compared with its declaration.
 
 use ::topics::Hours;
 use event_log::{Error, Log, LogUrl, TopicDescription, TopicSpec};
 
-/// Makes the topic if it is missing, unless it is only looked at. Returns whether it was made, and what is not as it
-/// should be.
+/// Creates the topic if it is missing, unless it is only checked. Returns whether it was created, and the differences.
 pub(super) fn deploy(
     log: &dyn Log,
     spec: &TopicSpec,
@@ -33,7 +32,7 @@ pub(super) fn deploy(
     }
 }
 
-/// Each difference, and how it can be mended.
+/// Each difference, with its remedy.
 fn problems(log: &LogUrl, spec: &TopicSpec, replicas: Option<u16>, found: &TopicDescription) -> Vec<String> {
     let mut problems = Vec::new();
     let mut differs = |what: &str, found: &dyn std::fmt::Display, wanted: &dyn std::fmt::Display, mend: String| {
@@ -85,9 +84,9 @@ fn alter(log: &LogUrl, spec: &TopicSpec, setting: &str) -> String {
 fn repartition(log: &LogUrl, spec: &TopicSpec, found: usize) -> String {
     match log {
         LogUrl::Kafka { bootstrap } => format!(
-            "if {found} are meant, deploy with --partitions {found}; otherwise, once all that reads it has come to its end \
-             and is stopped, kafka-topics.sh --bootstrap-server {bootstrap} --delete --topic {}, and deploy again (to \
-             add partitions would part cars from their state)",
+            "if {found} are meant, deploy with --partitions {found}; otherwise, once all that reads it has come to its \
+             end and is stopped, kafka-topics.sh --bootstrap-server {bootstrap} --delete --topic {}, and deploy again \
+             (to add partitions would part cars from their state)",
             spec.name
         ),
         LogUrl::Directory(_) => EMBEDDED.to_owned(),

@@ -8,12 +8,11 @@ use mqtt_bridge::{ClientIdRule, Limits, Listen, TlsArgs};
 use schema_registry::SchemaRegistryArgs;
 use service::{ConfigError, ContractArgs, ServiceArgs, values};
 
-/// An edge site in one process, without Docker or Java: MQTT in, clean readings and scores in an embedded log, and to
-/// the cloud if there is an uplink.
+/// Runs an edge site in one process, without Docker or Java: MQTT in, clean readings and scores in an embedded log,
+/// copied to the cloud if an uplink exists.
 ///
 /// With a --cloud-log, the uplink, what may leave the site is copied there. While it is away records stay in the site's
-/// log, as long as the retention of their topics allows (a week). What is no setting here is as in the stages' own
-/// defaults.
+/// log, as long as the retention of their topics allows (a week). Everything else has the stages' own defaults.
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "Examples:
   carstream edge --log site-log --pseudonym-key-file site.key --model model
@@ -80,10 +79,10 @@ impl Args {
         if self.model.is_none() && self.lake.is_none() {
             problems.push("--model DIR or --lake URL is missing: where the scorer's model comes from".to_owned());
         }
-        // As a log URL, so that kafka:// is told rather than made a directory.
+        // Parsed as a log URL, so that kafka:// is an error and not a directory name.
         if let Ok(LogUrl::Kafka { .. }) | Err(_) = self.log.to_string_lossy().parse::<LogUrl>() {
             problems.push(format!(
-                "--log {}: the edge box has its log in a directory; with Kafka, run the stages as processes of their own",
+                "--log {}: the edge box has its log in a directory; with Kafka, run the stages as separate processes",
                 self.log.display()
             ));
         }

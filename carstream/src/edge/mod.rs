@@ -6,12 +6,12 @@
 //!    └────── alerts ◄──── └──── preprocessor ───── scorer ─────────┘
 //! ```
 //!
-//! The stages are those of the binaries, over one log. A stage that fails ends the process with its error, the others
-//! drained: a supervisor starts it again, and everything goes on where the log says. There is no state beside the log,
-//! so kill -9 at any moment costs nothing but the repeats of what was not acknowledged.
+//! The same stages as in the binaries, over one log. A stage that fails ends the process with its error, after the
+//! others have drained; a supervisor starts it again, and everything resumes from the log. There is no state outside
+//! the log, so kill -9 at any moment costs only the repeats of unacknowledged readings.
 //!
-//! Without an uplink nothing stands still but the replicator. It goes on when the cloud is back; what the retention of
-//! its topics bounds is how long that may take.
+//! Without an uplink only the replicator stalls. It resumes when the cloud is back; the retention of its topics bounds
+//! how long that may take.
 
 mod args;
 

@@ -2,25 +2,26 @@
 
 use std::path::PathBuf;
 
-/// The keys and certificates of a site, as files: makes what is missing, keeps what is there.
+/// Creates the keys and certificates of a site, as files: adds missing ones, keeps existing ones.
 ///
-/// pseudonym.key, s3-secret-key, ca.crt, ca.key, mqtt-bridge.crt, mqtt-bridge.key. Run it as often as
-/// you like. Back up pseudonym.key and ca.key: without the one no car's past can be linked to it any more, without
-/// the other no certificate can be renewed.
+/// pseudonym.key, s3-secret-key, ca.crt, ca.key, mqtt-bridge.crt, mqtt-bridge.key. Safe to run again. Back up
+/// pseudonym.key and ca.key: without the first, no pseudonym can be traced back to its car; without the second, no
+/// certificate can be renewed.
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "Examples:
   carstream secrets --dir secrets --server-name bridge.example
       everything that a site needs
   carstream secrets --dir secrets --rotate mqtt-bridge.crt
-      the bridge's certificate, again; the bridge takes it into use by itself
+      renews the bridge's certificate; the bridge loads it without a restart
   carstream secrets --dir secrets --car WVWZZZ1JZXW000001
       a certificate to be a car with:
   mosquitto_pub -h localhost -p 8883 --cafile secrets/ca.crt --cert secrets/WVWZZZ1JZXW000001.crt \\
       --key secrets/WVWZZZ1JZXW000001.key -q 1 -t vehicles/WVWZZZ1JZXW000001/telemetry -m '{}'
 
-A site that has a CA of its own: put its certificate here as ca.crt, and a server certificate that it signed for the names
-that cars connect to as mqtt-bridge.crt, with mqtt-bridge.key. Then no certificate is made here; cars get theirs from your
-CA, with the VIN as the one common name (CN) of the subject. If it may sign here, put its key (PKCS #8) here as ca.key.")]
+If the site has its own CA: put its certificate here as ca.crt, and a server certificate that it signed for the names
+that cars connect to as mqtt-bridge.crt, with mqtt-bridge.key. Then no certificate is created here; cars get theirs from
+your CA, with the VIN as the one common name (CN) of the subject. If it may sign here, put its key (PKCS #8) here as
+ca.key.")]
 pub struct Args {
     /// Keep the files in this directory, which is made if it is missing.
     #[arg(long, env = "CARSTREAM_SECRETS", value_name = "DIR")]
@@ -42,7 +43,7 @@ pub struct Args {
 /// What is made anew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Rotate {
-    /// The certificate, for the key that is there.
+    /// The certificate, for the existing key.
     #[value(name = "mqtt-bridge.crt")]
     Certificate,
     /// The key, and a certificate for it.

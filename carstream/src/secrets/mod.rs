@@ -8,8 +8,8 @@
 //!  VIN.key ──► VIN.crt              one car, when asked for
 //! ```
 //!
-//! A file is whole or not there, and the directory is locked meanwhile: two at once make one set. Keys come before their
-//! certificates, so that who is killed leaves at most a key without one, and the next run signs it.
+//! A file is complete or missing, and the directory is locked meanwhile, so that two processes at once create one set.
+//! Keys come before their certificates: a killed process leaves at most a key without one, and the next run signs it.
 //!
 //! What it deliberately does not do: change a pseudonym key, which would cut every car off its past, or replace an
 //! authority, without which no certificate of it is worth anything.
@@ -64,7 +64,7 @@ pub fn make(args: &Args) -> anyhow::Result<Vec<PathBuf>> {
     Ok(vault.made())
 }
 
-/// Who signs; `None` where only its certificate is here, and the key is elsewhere.
+/// The authority; `None` if only its certificate is here, and the key is elsewhere.
 fn authority(vault: &mut Vault) -> anyhow::Result<Option<Authority>> {
     if vault.read(CA_CERTIFICATE)?.is_some() && vault.read(CA_KEY)?.is_none() {
         return Ok(None);
@@ -86,8 +86,8 @@ fn bridge(vault: &mut Vault, args: &Args, authority: Option<&Authority>) -> anyh
             vault.replace(BRIDGE_KEY, &KeyPem::generate().0)?;
         }
         Some(Rotate::Certificate) | None if present.is_some() && vault.read(BRIDGE_KEY)?.is_none() => bail!(
-            "{BRIDGE_CERTIFICATE} is here without {BRIDGE_KEY}: put the key beside it, or have both made anew with \
-             --rotate {BRIDGE_KEY}"
+            "{BRIDGE_CERTIFICATE} is here without {BRIDGE_KEY}: put the key beside it, or renew both with --rotate \
+             {BRIDGE_KEY}"
         ),
         Some(Rotate::Certificate) | None => {}
     }
@@ -117,8 +117,8 @@ fn names_of(certificate: &str) -> anyhow::Result<Vec<String>> {
 
 fn signed_elsewhere(certificate: &str, holder: &str) -> String {
     format!(
-        "{certificate} cannot be made: {CA_KEY} is not beside {CA_CERTIFICATE}. Let that authority sign one for {holder}, \
-         and put it here with its key"
+        "cannot create {certificate}: {CA_KEY} is not beside {CA_CERTIFICATE}. Let that authority sign one for \
+         {holder}, and put it here with its key"
     )
 }
 

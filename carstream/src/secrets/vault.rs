@@ -1,4 +1,4 @@
-//! The directory: locked, and each file whole or not there.
+//! The directory: locked, and each file complete or missing.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{ErrorKind, Write};
@@ -10,7 +10,7 @@ use anyhow::Context;
 /// Anybody may see which secrets there are, …
 const DIRECTORY_MODE: u32 = 0o755;
 
-/// … but only their owner what they are. Certificates are for everybody.
+/// … but only their owner may read them. Certificates are for everybody.
 const SECRET_MODE: u32 = 0o600;
 const CERTIFICATE_MODE: u32 = 0o644;
 
@@ -39,7 +39,7 @@ impl Vault {
         Ok(Self { directory: directory.to_owned(), handle, made: Vec::new() })
     }
 
-    /// What a file holds, if it is there.
+    /// The contents of a file, if it exists.
     pub(super) fn read(&self, name: &str) -> anyhow::Result<Option<String>> {
         let path = self.directory.join(name);
         match fs::read_to_string(&path) {
@@ -49,7 +49,7 @@ impl Vault {
         }
     }
 
-    /// What a file holds; made if it is not there.
+    /// The contents of a file, which is created if it is missing.
     pub(super) fn ensure(
         &mut self,
         name: &str,

@@ -136,7 +136,7 @@ impl Site {
         self.raw_bytes(&records.collect::<Vec<_>>(), time_ms);
     }
 
-    /// Appends bytes of cars to the raw topic. Returns where each lies.
+    /// Appends bytes of cars to the raw topic. Returns the place of each.
     pub fn raw_bytes(&self, records: &[(u32, Vec<u8>)], time_ms: i64) -> Vec<(u32, u64)> {
         let mut next = ends(&self.edge, "telemetry.raw");
         let mut outputs = Outputs::default();

@@ -19,7 +19,8 @@ pub(crate) struct Apicurio {
 }
 
 impl Apicurio {
-    /// A place for one, not started yet. `None`: this machine has no script named, and the test is skipped; but not in CI.
+    /// A place for one, not started yet. `None`: this machine has no script named, and the test is skipped; but not in
+    /// CI.
     pub(crate) fn place() -> Option<Self> {
         let Some(script) = std::env::var_os("CARSTREAM_TEST_SCHEMA_REGISTRY_SCRIPT") else {
             assert!(

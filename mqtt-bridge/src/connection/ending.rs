@@ -11,7 +11,7 @@ use crate::session::Message;
 use crate::stamp::Stamp;
 use crate::transport::Transport;
 
-/// How long a client that was told why it is disconnected may take to read that.
+/// How long a client may take to read why it is disconnected.
 const FAREWELL_MS: u64 = 1_000;
 
 impl Connection {
@@ -73,7 +73,8 @@ impl Connection {
         }
     }
 
-    /// Until the log has decided on everything: nobody is told any more, but bytes and slot are given back.
+    /// Until the log has confirmed or refused everything: no client is notified any more, but bytes and slot are
+    /// released.
     async fn linger(&mut self) {
         let mailbox = self.slot.mailbox.clone();
         loop {
@@ -99,8 +100,8 @@ impl Connection {
     }
 }
 
-/// Sends the last bytes and closes. What the client is still sending is read and thrown away for a moment: otherwise
-/// the kernel answers it with a reset, and the client never reads why it was disconnected.
+/// Sends the last bytes and closes. For a moment it reads and discards what the client is still sending: otherwise the
+/// kernel answers with a reset, and the client never reads why it was disconnected.
 pub(crate) async fn farewell<T: Transport>(mut stream: T, close: Close, out: BytesMut) {
     if matches!(close, Close::Lost | Close::Goodbye) && out.is_empty() {
         return;

@@ -1,4 +1,4 @@
-//! CONNECT and CONNACK: which client is let in, and what it is told.
+//! CONNECT and CONNACK: which client is accepted, and the answer it gets.
 
 use std::num::NonZeroU16;
 

@@ -1,4 +1,4 @@
-//! Why a client does not get past the handshake, in a word for metrics and a sentence for people.
+//! Why a client fails the handshake: a word for metrics and a human-readable sentence.
 
 use std::collections::HashMap;
 use std::io;
@@ -39,11 +39,13 @@ impl From<&io::Error> for Failure {
             return Self::new(LOST, format!("it went away during the handshake: {error}"));
         };
         let (reason, sentence) = match cause {
-            Error::NoCertificatesPresented => {
-                ("tls-no-certificate", "it has no certificate; every client of this port needs one of --tls-client-ca")
-            }
+            Error::NoCertificatesPresented => (
+                "tls-no-certificate",
+                "it has no certificate; every client of this port needs one signed by \
+                    --tls-client-ca",
+            ),
             Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
-                ("tls-unknown-ca", "its certificate is of an authority that is not in --tls-client-ca")
+                ("tls-unknown-ca", "its certificate is signed by an authority that is not in --tls-client-ca")
             }
             Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }) => {
                 ("tls-expired", "its certificate has expired")
@@ -56,13 +58,13 @@ impl From<&io::Error> for Failure {
             }
             Error::AlertReceived(alert) => {
                 let sentence = format!(
-                    "it refuses the bridge ({alert:?}): does it trust the authority of --tls-cert, and is the name that it \
-                     connects to in the certificate?"
+                    "it refuses the bridge ({alert:?}): does it trust the authority of --tls-cert, and is the name \
+                     that it connects to in the certificate?"
                 );
                 return Self::new("tls-refused-by-client", sentence);
             }
             error => {
-                return Self::new("tls-protocol", format!("it does not speak TLS 1.2 or 1.3 as it should: {error}"));
+                return Self::new("tls-protocol", format!("it does not speak valid TLS 1.2 or 1.3: {error}"));
             }
         };
         Self::new(reason, sentence)

@@ -27,7 +27,7 @@ pub struct Connect<'a> {
 }
 
 impl Client {
-    /// A TCP connection on which nothing was said.
+    /// A TCP connection without any packet.
     pub fn silent(address: SocketAddr, level: u8) -> Self {
         let stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();

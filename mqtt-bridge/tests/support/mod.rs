@@ -130,7 +130,7 @@ impl TestBridge {
         text
     }
 
-    /// One sample, 0 if it is not there.
+    /// One sample, 0 if it is missing.
     pub fn metric(&self, name: &str) -> i64 {
         let text = self.metrics();
         let line = text

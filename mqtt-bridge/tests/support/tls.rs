@@ -58,7 +58,7 @@ impl Site {
         args.listen = Listen::Nowhere;
     }
 
-    /// A key and a certificate for the bridge, in the place of those that are there.
+    /// A key and a certificate for the bridge, replacing the existing ones.
     pub fn issue_server(&self) {
         let key = KeyPem::generate();
         let certificate = self.authority.server(&["localhost".to_owned()], &key).unwrap();
@@ -138,7 +138,7 @@ impl Site {
     }
 }
 
-/// A connection over which nothing was said.
+/// A connection without any packet.
 pub fn silent(address: SocketAddr, level: u8, config: &Arc<ClientConfig>) -> TlsClient {
     let session = ClientConnection::new(config.clone(), "localhost".try_into().unwrap()).unwrap();
     let socket = TcpStream::connect(address).unwrap();

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! format u8 │ cars varint │ car, car, …                                      cars in the order of their names
-//! car       │ length varint, name │ boots varint, boot, … │ 0, or: 1 + older, younger varint, since 8 bytes, ids 8 bytes
+//! car       │ length varint, name │ boots varint, boot, … │ 0, or: 1 + older, younger varint, since, ids 8 bytes each
 //! boot      │ id 8 bytes │ 2 × intervals + has floor varint │ [floor 8 bytes] │ interval, …   used last comes last
 //! interval  │ first: what it is behind the last of the one before, varint │ last − first varint
 //! ```

@@ -71,7 +71,8 @@ impl Lineage {
         let advice = match pii {
             Pii::Identifier => format!("use {PSEUDONYM}({column}), or leave it out"),
             Pii::Location => format!(
-                "use {COARSEN}({column}, 0.05), the column by itself and a step of at least {MIN_COARSEN_STEP}, or leave it out"
+                "use {COARSEN}({column}, 0.05), the column by itself and a step of at least {MIN_COARSEN_STEP}, or \
+                 leave it out"
             ),
             Pii::Personal => "leave it out; no function makes a personal field fit to leave the edge".to_owned(),
         };

@@ -13,7 +13,7 @@ use arrow::array::{ArrayRef, RecordBatch, StringArray, UInt32Array};
 use arrow::compute::{concat_batches, take, take_record_batch};
 use arrow::error::ArrowError;
 
-/// Rows that have been replaced are dropped when there are as many as the others, and at least so many.
+/// Replaced rows are dropped when they are as many as the others, but at least this many.
 const MIN_DEAD_ROWS: usize = 1024;
 
 /// The rows of one table.

@@ -57,11 +57,13 @@ fn pseudonym(n: u32) -> String {
 
 fn reading(n: u32, boot: i64, seq: i64) -> Value {
     let mut reading = json!({
-        "vin": vin(n), "boot_id": boot, "seq": seq, "event_time_ms": 1_790_000_000_000i64 + seq, "trip_id": 4_242_424_242i64,
-        "driver": format!("{CANARY} Driver"), "plate": format!("{CANARY} 1"), "latitude": 52.523_456, "longitude": 13.412_345,
+        "vin": vin(n), "boot_id": boot, "seq": seq, "event_time_ms": 1_790_000_000_000i64 + seq,
+        "trip_id": 4_242_424_242i64,
+        "driver": format!("{CANARY} Driver"), "plate": format!("{CANARY} 1"),
+        "latitude": 52.523_456, "longitude": 13.412_345,
         "coolant_temp": 90.5, "intake_air_temp": 20, "intake_air_flow_speed": 5, "battery_percentage": 50,
-        "battery_voltage": 400, "current_draw": 10, "speed": 33.25, "engine_vibration_amplitude": 1, "throttle_pos": 0.5,
-        "control_unit_firmware": 2000, "ambient_temp": 7.5,
+        "battery_voltage": 400, "current_draw": 10, "speed": 33.25, "engine_vibration_amplitude": 1,
+        "throttle_pos": 0.5, "control_unit_firmware": 2000, "ambient_temp": 7.5,
     });
     for n in ["11", "12", "21", "22"] {
         reading[format!("tire_pressure_{n}")] = 32.into();
@@ -73,8 +75,8 @@ fn reading(n: u32, boot: i64, seq: i64) -> Value {
 fn driver(n: u32, segment: &str, years: i32) -> Value {
     json!({
         "vin": vin(n), "name": format!("{CANARY} Name"), "email": format!("{CANARY}@example.org"),
-        "phone": format!("{CANARY} 030"), "licence_number": format!("{CANARY} L"), "address": format!("{CANARY} Street"),
-        "segment": segment, "experience_years": years,
+        "phone": format!("{CANARY} 030"), "licence_number": format!("{CANARY} L"),
+        "address": format!("{CANARY} Street"), "segment": segment, "experience_years": years,
     })
 }
 
@@ -416,7 +418,7 @@ fn no_canary_gets_out() {
         needle.make_ascii_lowercase();
         assert!(!haystack.windows(needle.len()).any(|window| window == needle), "{needle:?} got out");
     }
-    // The same search finds what is there.
+    // The same search finds existing values.
     assert!(haystack.windows(5).any(|window| window == b"fleet"));
 }
 

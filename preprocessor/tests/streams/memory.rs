@@ -7,7 +7,7 @@ use arrow::datatypes::Int64Type;
 
 use crate::{PATIENCE, Site, reading};
 
-/// Long enough to be processed first on a busy machine; waited for once.
+/// Long enough to be processed first on a busy machine; needed once.
 const RETENTION: Duration = Duration::from_secs(8);
 
 fn has(metrics: &str, line: &str) {

@@ -161,7 +161,7 @@ pub fn translate(args: &Args, topic: &str, partition: u32, source: Option<u64>, 
     line[if source.is_some() { "target_offset" } else { "source_offset" }].as_u64()
 }
 
-/// Asserts that a text for people has all of these in it.
+/// Asserts that a message contains all of these.
 pub fn assert_says(text: &str, parts: &[&str]) {
     for part in parts {
         assert!(text.contains(part), "this should say {part:?}:\n{text}");

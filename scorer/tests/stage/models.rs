@@ -124,7 +124,7 @@ async fn a_bad_fixed_model_is_a_bad_setting() {
     let args = |name: &str| Args { model: Some(site.path(name)), ..site.args() };
 
     let missing = problems(args("nowhere")).await;
-    assert!(missing[0].contains("nowhere: there is no such directory"), "{missing:?}");
+    assert!(missing[0].contains("nowhere: the directory does not exist"), "{missing:?}");
 
     std::fs::create_dir(site.path("empty")).unwrap();
     let empty = problems(args("empty")).await;

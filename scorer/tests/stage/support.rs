@@ -364,7 +364,8 @@ impl Files {
     pub(crate) fn announcement(&self) -> String {
         let (version, hash) = (&self.version, hex::encode(Sha256::digest(&self.manifest)));
         format!(
-            r#"{{"name":"{MODEL_NAME}","version":"{version}","path":"models/{MODEL_NAME}/{version}","manifest_sha256":"{hash}"}}"#
+            r#"{{"name":"{MODEL_NAME}","version":"{version}","path":"models/{MODEL_NAME}/{version}",
+                "manifest_sha256":"{hash}"}}"#
         )
     }
 }

@@ -131,7 +131,7 @@ impl Onset {
         let kind = FaultKind::ALL[random.below(FaultKind::ALL.len())];
         let parts = if kind == FaultKind::StuckSensor { STICKING.len() } else { 4 };
         let lasts_s = random.range(800.0, 1_700.0);
-        // Drivers don't go on for long with it: it begins when about that much of the trip is left.
+        // Drivers don't drive long with it: it begins when about this much of the trip is left.
         let at_s = end_s - (lasts_s * random.range(0.7, 1.4)) as i64;
         Some(Self {
             at_s: at_s.clamp(start_s + 30, end_s - 60),

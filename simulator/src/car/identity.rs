@@ -1,4 +1,4 @@
-//! Who a car is: VIN, plate, driver. All of it made up, by `fake`, from the seed.
+//! The identity of a car: VIN, plate, driver. All of it invented, by `fake`, from the seed.
 
 use fake::Fake;
 use fake::faker::address::en::{BuildingNumber, PostCode};

@@ -157,7 +157,8 @@ impl Body {
         (absolute - ATMOSPHERE_PSI).max(0.0)
     }
 
-    /// The hybrid control: the engine takes a share of the traction that grows with speed, and charges an empty battery.
+    /// The hybrid control: the engine takes a share of the traction that grows with speed, and charges an empty
+    /// battery.
     fn engine_power_w(&self, traction_w: f64, speed_mps: f64, vehicle: &Vehicle) -> f64 {
         let share = (vehicle.engine_share + 0.012 * speed_mps).min(0.88);
         let charging_w = ((CHARGE_SUSTAINED - self.charge) * 60_000.0).clamp(0.0, 9_000.0);

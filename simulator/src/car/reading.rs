@@ -50,7 +50,7 @@ const BOUNDS: [(f64, f64); 18] = [
     (0.0, 1_000_000.0),
 ];
 
-/// What the network is like where a reading is taken.
+/// The network's quality where a reading is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Coverage {
     /// Good.

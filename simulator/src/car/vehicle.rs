@@ -1,8 +1,8 @@
 //! The constants of one car: what makes it differ from the next one of its kind.
 //!
 //! A fleet is of one build, but no two cars agree: payload, tyre pressures as somebody set them, tolerances of every
-//! sensor, the climate at home. What is normal for one car is not for another; that is why a detector that measures
-//! each car against itself sees more.
+//! sensor, the climate at home. Normal values differ from car to car; so a detector that compares each car with itself
+//! sees more.
 
 use crate::random::Random;
 

@@ -5,9 +5,9 @@
 //! CONNECT (will) ─► CONNACK ─► SUBSCRIBE own alerts ─► PUBLISH …        bytes ─► scratch of the thread ─► socket
 //! ```
 //!
-//! Lean: a connection has no buffers of its own. Bytes pass through a scratch that the cars of a thread share; only what
-//! the socket did not take, or half a packet, stays with the connection. Sessions are clean: what has to be repeated is
-//! known by the car, not by the session.
+//! Lean: a connection has no buffers of its own. Bytes pass through a scratch that the cars of a thread share; only
+//! what the socket did not take, or half a packet, stays with the connection. Sessions are clean: what has to be
+//! repeated is known by the car, not by the session.
 
 use std::cell::RefCell;
 use std::io;
@@ -103,7 +103,7 @@ impl Connection {
         Ok(connection)
     }
 
-    /// What there is to wait for: something to read, and room to write what is left over.
+    /// The events to wait for: something to read, and room to write pending bytes.
     pub(crate) fn readiness(&self) -> (&TcpStream, Interest) {
         let interest = if self.is_flushed() { Interest::READABLE } else { Interest::READABLE | Interest::WRITABLE };
         (self.transport.socket(), interest)
@@ -148,7 +148,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Writes what is left over, and reads what is there. Calls `event` for each thing that the server said.
+    /// Writes pending bytes, and reads available ones. Calls `event` for each message of the server.
     pub(crate) fn receive(&mut self, mut event: impl FnMut(Event)) -> io::Result<()> {
         if !self.is_flushed() {
             self.write(|_| Ok(()))?;
@@ -193,7 +193,7 @@ impl Connection {
         self.write(|writer| writer.packet(Packet::PingRequest))
     }
 
-    /// The network is gone, from one moment to the next: nothing is said, nothing waits in the kernel.
+    /// The network is suddenly gone: no packet is sent, none waits in the kernel.
     pub(crate) fn cut(self) {
         // If this fails, the connection is closed in order instead: nothing depends on it.
         let _ = self.transport.socket().set_zero_linger();

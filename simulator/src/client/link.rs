@@ -7,8 +7,8 @@
 //!                          └── not acknowledged ◄─────┘ reconnect: backoff, jitter, then again in order with DUP
 //! ```
 //!
-//! The schedule of readings comes from event time alone. What the network does decides when a reading arrives, how often
-//! it is sent, and whether it is dropped at the bound of the queue; never which readings there are.
+//! The schedule of readings comes from event time alone. What the network does decides when a reading arrives, how
+//! often it is sent, and whether it is dropped at the bound of the queue; never which readings there are.
 
 mod exchange;
 mod resume;
@@ -32,7 +32,7 @@ use crate::random::{Purpose, hash_unit};
 /// wake-ups; in real time every reading goes by itself.
 const GATHER: Duration = Duration::from_millis(200);
 
-/// A car that is late takes at most so many readings before it lets others run.
+/// A car that is late takes at most this many readings before it lets others run.
 const GATHER_READINGS: usize = 256;
 
 /// PINGREQ after this much silence of our own: well within the keep-alive.
@@ -46,8 +46,8 @@ const SILENCE: Duration = Duration::from_secs(120);
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(15);
 
-/// A server may close the connection on a payload that is broken on purpose. After so many times the car gives it up;
-/// a valid reading it never gives up.
+/// A server may close the connection on a payload that is broken on purpose. After this many times the car drops it; it
+/// never drops a valid reading.
 const BROKEN_ATTEMPTS: u16 = 5;
 
 /// Nothing to do: look again then.
@@ -84,14 +84,14 @@ pub(crate) struct Link {
     linger_until: Option<Instant>,
     totals: Totals,
     rows: Vec<Row>,
-    /// What the ledger says of this car, if the run goes on; until it has caught up.
+    /// The ledger's record of this car, if the run is resumed; until it has caught up.
     earlier: Option<Box<CarRows>>,
     /// What the gauges know of this car: in flight, buffered.
     shown: (i64, i64),
 }
 
 impl Link {
-    /// A car before its first reading. `earlier`: what the ledger says of it, if the run goes on.
+    /// A car before its first reading. `earlier`: the ledger's record of it, if the run is resumed.
     pub(crate) fn new(shared: Arc<Shared>, car: Car, number: u32, earlier: Option<Box<CarRows>>) -> Box<Self> {
         let share = f64::from(number) / f64::from(shared.args.fleet.cars.max(1));
         let start = shared.start;
@@ -208,7 +208,7 @@ impl Link {
         (reading, broken)
     }
 
-    /// Findings are not in the ledger: a run that goes on reports them all again, unless it is known to be finished.
+    /// Findings are not in the ledger: a resumed run reports them all again, unless it is known to be finished.
     fn report(&mut self, fault: Fault) {
         self.totals.faults.push(fault.clone());
         if !self.shared.finished {
@@ -240,7 +240,7 @@ impl Link {
         }
     }
 
-    /// Everything is acknowledged and nothing is waited for, or the time is up.
+    /// Everything is acknowledged and nothing is pending, or the time is up.
     fn is_done(&mut self, now: Instant) -> bool {
         let Some(drain_until) = self.drain_until else { return false };
         if !self.queue.is_empty() {
@@ -274,7 +274,7 @@ impl Link {
         let checked = if !self.accepted && silent >= HANDSHAKE_TIMEOUT {
             Err(io::Error::new(io::ErrorKind::TimedOut, "no CONNACK"))
         } else if (self.queue.in_flight() > 0 || connection.pinged) && silent >= SILENCE {
-            Err(io::Error::new(io::ErrorKind::TimedOut, "the server has gone silent"))
+            Err(io::Error::new(io::ErrorKind::TimedOut, "the server does not answer"))
         } else if self.accepted && !connection.pinged && now.duration_since(connection.last_sent) >= PING_AFTER {
             connection.ping()
         } else {

@@ -6,8 +6,8 @@
 //! ```
 //!
 //! Readings are kept as they were measured and written out when they are sent: a fifth of their size as JSON, and the
-//! same bytes every time. After a lost connection, what was in flight is not sent again ahead of its turn: it is still at
-//! the front.
+//! same bytes every time. After a lost connection, the readings in flight are sent again in their turn: they are still
+//! at the front.
 
 use std::collections::VecDeque;
 
@@ -75,7 +75,8 @@ impl Queue {
         Some(next)
     }
 
-    /// The server has the publish with this packet id. Calls `done` for everything at the front that is thereby finished.
+    /// The server has the publish with this packet id. Calls `done` for everything at the front that is thereby
+    /// finished.
     pub(crate) fn acknowledge(&mut self, packet_id: u16, mut done: impl FnMut(Pending)) {
         // Acknowledgements come in order, so that the first one fits; a server may still do otherwise.
         let Some(at) = self.items.iter().take(self.in_flight).position(|item| item.packet_id == packet_id) else {
@@ -94,7 +95,7 @@ impl Queue {
         }
     }
 
-    /// The connection is gone: what was in flight has to be sent again, except what was acknowledged out of order.
+    /// The connection is gone: readings in flight have to be sent again, except those acknowledged out of order.
     pub(crate) fn connection_lost(&mut self, mut done: impl FnMut(Pending)) {
         let mut kept = VecDeque::with_capacity(self.items.len());
         for mut pending in self.items.drain(..) {

@@ -18,7 +18,7 @@ use crate::fleet::Breaker;
 use crate::ledger::{Earlier, Rows};
 use crate::metrics::Metrics;
 
-/// A server that does not answer the handshake within this is not there.
+/// A server that does not answer the handshake within this time counts as missing.
 pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A resolved address is looked up again after a failure, but not more often than this.
@@ -34,9 +34,9 @@ pub(crate) struct Shared {
     pub(crate) shutdown: CancellationToken,
     /// When this process began, …
     pub(crate) start: Instant,
-    /// … and the event time at which it did: the fleet's start, or where the run that goes on had got.
+    /// … and the event time at which it did: the fleet's start, or the point that the resumed run had reached.
     pub(crate) start_ms: i64,
-    /// A run that goes on has nothing left to send.
+    /// A resumed run has nothing left to send.
     pub(crate) finished: bool,
     address: Mutex<Option<(SocketAddr, Instant)>>,
     waiting: Mutex<Waiting>,
@@ -49,7 +49,7 @@ pub(crate) struct Totals {
     pub(crate) cars: u32,
     /// Cars that have taken all readings that earlier runs took.
     pub(crate) caught_up: u32,
-    /// Cars that have come to the end of the span.
+    /// Cars that have reached the end of the span.
     pub(crate) covered: u32,
     pub(crate) readings: u64,
     pub(crate) sent: u64,
@@ -66,7 +66,7 @@ pub(crate) struct Totals {
 }
 
 impl Shared {
-    /// `earlier`: what the ledger says, if the run goes on.
+    /// `earlier`: the ledger's record, if the run is resumed.
     pub(crate) fn new(
         args: RunArgs,
         tls: Option<Tls>,

@@ -1,9 +1,9 @@
 //! TLS for a fleet: which server it trusts, and the certificates of its cars.
 //!
-//! A real car gets its key and certificate in the factory, and keeps them where nobody can read them. Here the simulator
-//! is the factory: with the key of the authority it signs, for each connection, a certificate for the car that connects.
-//! All cars share one private key, made when the process starts and never written anywhere. This is what makes it a
-//! simulator: a process with the authority's key can be any car.
+//! A real car gets its key and certificate in the factory, and keeps them where nobody can read them. Here the
+//! simulator is the factory: with the key of the authority it signs, for each connection, a certificate for the car
+//! that connects. All cars share one private key, made when the process starts and never written anywhere. This is what
+//! makes it a simulator: a process with the authority's key can be any car.
 
 use std::io;
 use std::path::Path;
@@ -56,7 +56,7 @@ impl Tls {
             .expect("ring has suites for both")
             .with_root_certificates(roots)
             .with_no_client_auth();
-        // The cars share what is remembered of sessions: one would go on with another's, and be taken for it.
+        // The cars share the session cache: one car would resume another's session, and be taken for it.
         config.resumption = Resumption::disabled();
         let factory = match &args.tls_ca_key {
             Some(path) => Some(Factory::new(&authorities, path, &provider)?),

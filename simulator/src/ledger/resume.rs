@@ -8,7 +8,7 @@
 //!         a torn last line  ─► cut off: the process was killed in the middle of it
 //! ```
 //!
-//! What was settled is kept in memory as intervals of sequence numbers, of which there is nearly always one a boot.
+//! Settled readings are kept in memory as intervals of sequence numbers, nearly always one per boot.
 
 use std::collections::HashMap;
 use std::fs::{File, TryLockError};
@@ -103,11 +103,11 @@ pub(super) fn open_locked(path: &Path) -> anyhow::Result<File> {
     }
 }
 
-/// Opens a ledger to go on with it: rows of what is to be sent again are taken out. Blocking.
+/// Opens a ledger to resume it: rows of readings to be sent again are removed. Blocking.
 pub(super) fn open(path: &Path, end: End, end_ms: Option<i64>) -> anyhow::Result<(File, Earlier)> {
     let shown = path.display();
     let file = open_locked(path)?;
-    let mut contents = read(&file).with_context(|| format!("cannot go on with the ledger {shown}"))?;
+    let mut contents = read(&file).with_context(|| format!("cannot resume from the ledger {shown}"))?;
     contents.earlier.finished = end.complete && end.covered && end.unacknowledged == 0;
     if contents.earlier.finished {
         contents.earlier.event_time_ms = end_ms;
@@ -148,7 +148,7 @@ impl Contents {
         let [vin, boot_id, seq, _, outcome, event_time_ms, _, _, attempts] = cells[..] else {
             bail!("{} cells instead of 9", cells.len());
         };
-        let vin: [u8; 17] = vin.as_bytes().try_into().with_context(|| format!("{vin:?} is no VIN"))?;
+        let vin: [u8; 17] = vin.as_bytes().try_into().with_context(|| format!("{vin:?} is not a VIN"))?;
         let (boot_id, seq): (u64, u32) = (boot_id.parse().context("boot_id")?, seq.parse().context("seq")?);
         let event_time_ms: i64 = event_time_ms.parse().context("event_time_ms")?;
         let attempts: u64 = attempts.parse().context("attempts")?;

@@ -4,8 +4,8 @@
 //! {"fleet":{"seed":7,"cars":500,…},"complete":true,"covered":true,"unacknowledged":0}
 //! ```
 //!
-//! `complete`: the last run ended cleanly, and every reading that it took has its row. `false` while a run goes on, and
-//! after one that was killed: then the server may have readings without a row. `covered`: the whole span was sent.
+//! `complete`: the last run ended cleanly, and every reading that it took has its row. `false` during a run, and after
+//! a killed one: then the server may have readings without a row. `covered`: the whole span was sent.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -53,8 +53,7 @@ impl RunFile {
     pub(super) fn check_and_read(&self) -> anyhow::Result<End> {
         let (ledger, shown) = (self.ledger.display(), self.path.display());
         if !self.path.exists() {
-            let problem =
-                format!("--resume: {ledger} has no {shown}, which says of which fleet it is: name another file");
+            let problem = format!("--resume: {ledger} has no {shown}, which identifies its fleet: name another file");
             return Err(ConfigError(vec![problem]).into());
         }
         let text = std::fs::read(&self.path).with_context(|| format!("cannot read {shown}"))?;
@@ -66,14 +65,14 @@ impl RunFile {
             .filter(|(setting, ours)| contents.fleet.get(*setting) != Some(*ours))
             .map(|(setting, ours)| {
                 let theirs = contents.fleet.get(setting).unwrap_or(&Value::Null);
-                format!("--resume: {ledger} is of another fleet: --{setting} was {theirs}, now it is {ours}")
+                format!("--resume: {ledger} belongs to another fleet: --{setting} was {theirs}, now it is {ours}")
             })
             .collect();
         ConfigError::check(problems)?;
         Ok(contents.end)
     }
 
-    /// A run begins, or goes on.
+    /// A run starts, or is resumed.
     pub(super) fn began(&mut self) -> anyhow::Result<()> {
         self.write(End::default())
     }

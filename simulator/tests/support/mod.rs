@@ -17,7 +17,7 @@ use tokio_util::codec::{Decoder, Encoder};
 /// What the server does with a connection.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Behaviour {
-    /// Close after so many publishes …
+    /// Close after this many publishes …
     pub cut_after: Option<usize>,
     /// … leaving the last ones unacknowledged.
     pub unacknowledged: usize,
@@ -25,7 +25,7 @@ pub struct Behaviour {
     pub silent: bool,
     /// Close on a larger payload.
     pub max_payload: Option<usize>,
-    /// Send so many alerts to each car that subscribes.
+    /// Send this many alerts to each car that subscribes.
     pub alerts: u16,
 }
 

@@ -1,7 +1,7 @@
 //! A small log in memory, to read from: a few partitions with a few dozen records each.
 //!
-//! As in a real one, offsets have holes (Kafka's transaction markers take some), records come while they are read, a
-//! read brings as many as it likes, and now and then it fails.
+//! As in a real one, offsets have holes (Kafka's transaction markers take some), records arrive during reading, a read
+//! returns any number of them, and sometimes it fails.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -8,8 +8,8 @@
 //! ```
 //!
 //! What happens to an operation is a function of the seed, the life, the operation, the object and the attempt, so that
-//! it does not depend on which thread came first. The threads of two sinks still run as they like: a failing seed is
-//! tried again a few times to see it again.
+//! it does not depend on which thread came first. The timing of the two sinks' threads still varies: a failing seed is
+//! repeated a few times to reproduce it.
 //!
 //! `CARSTREAM_SCHEDULES=N` runs that many; `CARSTREAM_SCHEDULE_SEED=N` runs that one, and prints what happened.
 #![allow(clippy::unwrap_used)]
@@ -46,8 +46,8 @@ pub(crate) const SCHEMA: &str = "fault.avsc";
 
 /// Seeds that once found something.
 const FOUND: &[u64] = &[
-    // A sink asked the log for its end before it asked the lake where to go on. Another one had meanwhile written more
-    // than that, and the first took its lake for that of another log.
+    // A sink read the end of the log before it read from the lake where to resume. Meanwhile another sink had written
+    // beyond that end, and the first one mistook its lake for that of another log.
     80,
 ];
 
@@ -75,7 +75,7 @@ fn no_schedule_loses_doubles_or_halves_a_record() {
     }
 }
 
-/// The proof can fail: a store that overwrites what is there loses or doubles rows, and they are named.
+/// The proof can fail: a store that overwrites existing objects loses or doubles rows, and they are named.
 #[test]
 fn with_a_plain_put_rows_are_lost_or_doubled_and_named() {
     let (failures, _) = run_all((0..150).collect(), false);
@@ -157,7 +157,7 @@ impl Drop for Sink {
 async fn schedule(seed: u64, world: Arc<World>) -> Result<(), String> {
     let records = Arc::new(Records::new(seed));
     let sinks = run_sinks(&world, &records).await;
-    // What still runs has to end before the store is looked at.
+    // Running uploads must end before the store is checked.
     world.settle().await;
     while Arc::strong_count(&records) > 1 {
         tokio::time::sleep(Duration::from_millis(2)).await;

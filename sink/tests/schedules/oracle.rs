@@ -16,7 +16,7 @@ use crate::log::{Record, Records};
 use crate::store::World;
 use crate::{SCHEMA, TOPIC};
 
-/// Every record is in exactly one object, as it is; the objects of a partition form one chain; nothing else is there.
+/// Every record is in exactly one object, unchanged; the objects of a partition form one chain; no other objects exist.
 pub(crate) async fn check(world: &World, records: &Records) -> Result<(), String> {
     let mut rows: BTreeMap<usize, Vec<(u64, RecordBatch)>> = BTreeMap::new();
     let mut beside = Vec::new();

@@ -1,4 +1,4 @@
-//! Randomness by name: what is drawn is a function of the seed and of what it is for, and of nothing else.
+//! Randomness by name: each number is a function of the seed and its purpose, and of nothing else.
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;

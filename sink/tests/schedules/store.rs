@@ -50,7 +50,7 @@ enum Fault {
     Dies,
     /// The sink dies after the effect.
     DiesAfter,
-    /// The sink stands still before the effect, until it is thawed.
+    /// The sink is frozen before the effect, until it is thawed.
     Freezes,
 }
 
@@ -127,7 +127,7 @@ pub(crate) struct World {
     pub(crate) objects: InMemory,
     /// Whether a conditional create is one; otherwise it overwrites.
     honest: bool,
-    /// Of a hundred operations so many have a fault.
+    /// This many of a hundred operations have a fault.
     faults_per_cent: u64,
     attempts: Mutex<HashMap<String, u64>>,
     story: Mutex<Vec<String>>,

@@ -1,4 +1,4 @@
-//! An embedded log with readings, a sink beside it, and what the lake then holds, held against the log.
+//! An embedded log with readings, a sink beside it, and the comparison of the lake's rows with the log.
 #![allow(clippy::unwrap_used, dead_code, unreachable_pub)]
 
 pub mod faults;

@@ -47,12 +47,13 @@ pub(crate) struct Crew {
     logs: PathBuf,
     teller: Teller,
     interrupted: Arc<AtomicBool>,
-    /// Processes whose place was given to another, and since when they go on although they should end.
+    /// Replaced processes, and the time since when they keep running although they should end.
     replaced: Vec<(Process, Option<Instant>)>,
     replacements: u32,
     /// Restarts of processes that are no more.
     past_restarts: u32,
-    /// Ends of processes that were told to be replaced, whether by one of ours or because their group's session was over.
+    /// Ends of processes that were told to be replaced, whether by one of ours or because their group's session was
+    /// over.
     pub(crate) fenced: u32,
     /// Ends that nobody asked for, with the last words.
     pub(crate) unexplained: Vec<String>,
@@ -92,7 +93,7 @@ impl Crew {
         self.past_restarts + self.processes.values().map(Process::restarts).sum::<u32>()
     }
 
-    /// A process that runs; one that is being restarted is waited for.
+    /// A running process; waits for one that is being restarted.
     pub(crate) fn running(&mut self, role: Role, instance: u32) -> anyhow::Result<&mut Process> {
         let place = (role, instance);
         self.wait(&format!("{}-{instance} to run", role.name()), RESTART_PATIENCE, |crew| {
@@ -106,7 +107,7 @@ impl Crew {
         self.processes.get_mut(&(role, instance)).map_or(Ok(()), Process::thaw)
     }
 
-    /// Gives the place of a process, which stands still, to another of the same name.
+    /// Starts another process under the name of a frozen one.
     pub(crate) fn replace(&mut self, role: Role, instance: u32, mut program: Program) -> anyhow::Result<()> {
         self.replacements += 1;
         program.name = format!("{}.{}", program.name, self.replacements + 1);
@@ -143,7 +144,7 @@ impl Crew {
         self.processes.get_mut(&(role, instance)).map_or(Ok(()), Process::terminate)
     }
 
-    /// Asks all processes of a role that are there to stop, and waits until they have, or their time is over.
+    /// Asks all processes of a role to stop, and waits until they have stopped, or their time is over.
     pub(crate) fn stop(&mut self, roles: &[Role], patience: Duration) -> anyhow::Result<()> {
         let places: Vec<_> = self.processes.keys().copied().filter(|(role, _)| roles.contains(role)).collect();
         for (role, instance) in &places {
@@ -207,8 +208,8 @@ impl Crew {
                 Change::Killed => {}
                 Change::Restarted => self.teller.say(&format!("    {name} restarted")),
                 Change::Ended => self.teller.say(&format!("    {name} ended")),
-                // Frozen, or with a broker away, for longer than the group waits: Kafka may take it for replaced. It has
-                // committed nothing since, and goes on when it is restarted.
+                // Frozen, or with a broker away, for longer than the group waits: Kafka may take it for replaced. It
+                // has committed nothing since, and resumes when it is restarted.
                 Change::Failed(words) if words.contains("was fenced") => {
                     self.teller.say(&format!("    {name} was fenced, and ended"));
                     self.fenced += 1;

@@ -10,8 +10,8 @@ use tokio::runtime::Handle;
 
 use crate::crew::{Crew, Teller};
 
-/// A hop that gets nowhere for so long will not. Longer than the time for which an open transaction of a process that
-/// has died holds up its readers, and than a session time-out.
+/// A hop without progress for this long is stuck. Longer than an open transaction of a dead process can block its
+/// readers, and than a session timeout.
 const STALLED_AFTER: Duration = Duration::from_secs(120);
 
 /// Between two looks.
@@ -78,8 +78,8 @@ impl Hop {
     }
 }
 
-/// Waits until no hop has anything left. The looking is done beside: a broker may take its time to answer, and meanwhile
-/// processes are to be watched.
+/// Waits until no hop has anything left. The looking is done beside: a broker may take its time to answer, and
+/// meanwhile processes are to be watched.
 pub(crate) fn wait(hops: Vec<Hop>, crew: &mut Crew, teller: Teller, runtime: &Handle) -> anyhow::Result<()> {
     let handle = runtime.clone();
     let looking = std::thread::spawn(move || {

@@ -10,7 +10,7 @@ use crate::site::Site;
 /// As over a satellite: noticeable, and still far more than the readings need.
 const SLOW: Mode = Mode::Slow { delay: Duration::from_millis(150), bytes_per_s: 400_000 };
 
-/// Between the kill of a stage and the moment when its broker goes on.
+/// Time between the kill of a stage and the moment when its broker is resumed.
 const STRANDED: Duration = Duration::from_millis(200);
 
 /// An instance that was asked to leave has left by then.

@@ -1,9 +1,9 @@
 //! What an operator would do about transactions that Kafka has forgotten to end.
 //!
 //! When a broker gets the commit of a process at the very moment at which another takes over its name, its coordinator
-//! may forget that a transaction is open (docs/limits.md). Then readers of committed records wait there for ever. No stage
-//! can end that transaction; Kafka's own tool can, and it is used here as a person would use it: only if the pipeline
-//! stands still, and said in the report.
+//! may forget that a transaction is open (docs/limits.md). Then readers of committed records wait there for ever. No
+//! stage can end that transaction; Kafka's own tool can, and it is used here as an operator would use it: only if the
+//! pipeline is stalled, and with a line in the report.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -37,8 +37,8 @@ pub(crate) fn end_all(scripts: &Path, url: &str, teller: Teller) -> anyhow::Resu
     Ok(ended)
 }
 
-/// A row of the tool's table: topic, partition, producer's id and epoch, coordinator's epoch, start offset, and times. The
-/// row of names has no number where the partition is.
+/// A row of the tool's table: topic, partition, producer's id and epoch, coordinator's epoch, start offset, and times.
+/// The row of names has no number where the partition is.
 fn place(row: &str) -> Option<(&str, &str, &str)> {
     let columns: Vec<_> = row.split_whitespace().collect();
     let [topic, partition, _, _, _, start_offset, ..] = columns[..] else { return None };
@@ -62,8 +62,8 @@ mod tests {
 
     #[test]
     fn rows_are_told_from_the_names_above_them() {
-        let table = "Topic\tPartition\tProducerId\tProducerEpoch\tCoordinatorEpoch\tStartOffset\tLastTimestamp\tDuration(min)\n\
-                     __consumer_offsets\t3\t4\t4\t0\t3571\t1795277228059\t24\n";
+        let table = "Topic\tPartition\tProducerId\tProducerEpoch\tCoordinatorEpoch\tStartOffset\tLastTimestamp\t\
+            Duration(min)\n__consumer_offsets\t3\t4\t4\t0\t3571\t1795277228059\t24\n";
         let rows: Vec<_> = table.lines().filter_map(place).collect();
         assert_eq!(rows, [("__consumer_offsets", "3", "3571")]);
     }

@@ -1,5 +1,5 @@
-//! chaos: the whole pipeline as separate processes on two real Kafka brokers, one bad thing after another, and an account
-//! of every reading at the end.
+//! chaos: the whole pipeline as separate processes on two real Kafka brokers, one bad thing after another, and an
+//! account of every reading at the end.
 //!
 //! ```text
 //! plan     what goes wrong, and when, from the seed        site   ports, proxies, how each process is called
@@ -8,8 +8,8 @@
 //! ```
 //!
 //! `scripts/chaos` builds everything and runs this; see there, or --help. It needs Java for the brokers, like
-//! `scripts/kafka`. It looks at processes from outside only: what happens inside a stage is the business of the in-process
-//! schedules.
+//! `scripts/kafka`. It looks at processes from outside only: what happens inside a stage is the business of the
+//! in-process schedules.
 
 mod audit;
 mod crew;
@@ -42,8 +42,8 @@ use site::{Settings, Site};
 
 /// Kills, freezes, cuts off and overloads the whole pipeline on two real Kafka brokers, and then counts readings.
 ///
-/// Exit code 0: every kind of fault was had, every process was back by itself and stopped well, and not one acknowledged
-/// reading is lost or doubled anywhere. With --sabotage, 0 means that the audit has noticed it.
+/// Exit code 0: every kind of fault was had, every process was back by itself and stopped well, and not one
+/// acknowledged reading is lost or doubled anywhere. With --sabotage, 0 means that the audit has noticed it.
 #[derive(Debug, Parser)]
 #[command(name = "scripts/chaos", version)]
 struct Args {
@@ -59,7 +59,7 @@ struct Args {
     /// How many seconds of a car's life pass in a second of the clock.
     #[arg(long, default_value_t = 300.0)]
     speedup: f64,
-    /// An instance that is silent for so long loses its partitions. Shorter than in production, so that this happens.
+    /// An instance that is silent for this long loses its partitions. Shorter than in production, so that this happens.
     #[arg(long, value_parser = duration, default_value = "6s")]
     session_timeout: Duration,
     /// A librdkafka property for all stages; may be repeated.
@@ -71,7 +71,7 @@ struct Args {
     /// Print what will go wrong and when, and exit.
     #[arg(long)]
     plan: bool,
-    /// Run with a stage that lies, and only what it takes to see it: the audit must notice.
+    /// Run with a stage that breaks its promise, and only the faults that reveal it: the audit must notice.
     #[arg(long, value_enum, conflicts_with_all = ["duration", "plan"])]
     sabotage: Option<Sabotage>,
     /// Print the result as JSON.

@@ -79,8 +79,8 @@ impl Role {
 pub(crate) enum Kind {
     /// kill -9, and a restart.
     Kill(Role),
-    /// The edge's broker stands still, the stage is killed, the broker goes on: what the stage had not yet been told is
-    /// durable was only in its memory.
+    /// The edge's broker is frozen, the stage is killed, the broker is resumed: records not yet confirmed as durable
+    /// were only in the stage's memory.
     Strand(Role),
     /// SIGSTOP, and SIGCONT later.
     Freeze(Role),
@@ -162,12 +162,12 @@ impl Kind {
 /// One thing that will go wrong.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Step {
-    /// Nothing happens for so long.
+    /// Nothing happens for this long.
     pub(crate) pause: Duration,
     pub(crate) kind: Kind,
     /// Which of several instances, from 1.
     pub(crate) instance: u32,
-    /// Then it lasts so long.
+    /// Then it lasts this long.
     pub(crate) hold: Duration,
 }
 
@@ -316,7 +316,10 @@ mod tests {
                 let plan = draw(seed, s);
                 assert_eq!(plan.kinds().len(), Kind::all(true).len(), "seed {seed}, {s} s");
                 assert!(plan.length() <= Duration::from_secs(s), "seed {seed}, {s} s: {:?}", plan.length());
-                let long = |step: &Step| matches!(step.kind, Kind::Freeze(role) if role.instances() > 1 && step.hold > SESSION);
+                let long = |step: &Step| match step.kind {
+                    Kind::Freeze(role) => role.instances() > 1 && step.hold > SESSION,
+                    _ => false,
+                };
                 assert!(plan.0.iter().any(long), "seed {seed}, {s} s");
             }
         }

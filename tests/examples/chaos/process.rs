@@ -164,7 +164,7 @@ impl Process {
         self.signal("KILL")
     }
 
-    /// SIGSTOP: it stands still, and does not know.
+    /// SIGSTOP: the process is frozen, and does not notice.
     pub(crate) fn freeze(&mut self) -> anyhow::Result<()> {
         self.frozen = true;
         self.signal("STOP")
@@ -191,7 +191,7 @@ impl Process {
 
     fn signal(&self, signal: &str) -> anyhow::Result<()> {
         let State::Running(child) = &self.state else { return Ok(()) };
-        // A child that was not waited for keeps its number, so this reaches nobody else.
+        // A child that was not waited for keeps its process id, so this reaches no other process.
         let sent = Command::new("kill").args(["-s", signal, &child.id().to_string()]).stderr(Stdio::null()).status();
         ensure!(sent.context("cannot run kill")?.success(), "{} cannot be sent SIG{signal}", self.name());
         Ok(())

@@ -4,11 +4,11 @@
 //! client ─► accept ─┬─► connect upstream, copy both ways     Pass
 //!                   ├─► the same, later and slower           Slow
 //!                   ├─► nothing goes on; nothing is closed   Hang    as when a cable is cut: packets vanish
-//!                   └─► RST, and RST to those that are open  Refuse  as when the other machine is there and its server not
+//!                   └─► RST, and RST to those that are open  Refuse  the machine is up, its server is not
 //! ```
 //!
-//! It copies bytes and knows no protocol. What was under way when it hangs goes on when the hanging ends, as TCP itself
-//! would repeat it.
+//! It copies bytes and knows no protocol. Bytes in transit when it hangs are delivered when it stops hanging, as TCP
+//! itself would repeat them.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -26,11 +26,11 @@ const CHUNK_BYTES: usize = 16 * 1024;
 /// How a proxy treats its connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
-    /// As if it were not there.
+    /// As if the proxy were not there.
     Pass,
-    /// Each chunk comes later, and not more than so much in a second.
+    /// Each chunk is delayed, and the rate is limited.
     Slow { delay: Duration, bytes_per_s: u32 },
-    /// Nothing goes through, and nobody is told.
+    /// Nothing goes through, and no side is notified.
     Hang,
     /// Connections are reset, new ones too.
     Refuse,
@@ -139,7 +139,7 @@ async fn serve(mut client: TcpStream, upstream: SocketAddr, states: watch::Recei
     }
 }
 
-/// Connects once connections are not held up. `None`: nobody is there.
+/// Connects once connections are not blocked. `None`: no server answers.
 async fn connect(upstream: SocketAddr, mut states: watch::Receiver<State>) -> Option<TcpStream> {
     states.wait_for(|state| state.mode != Mode::Hang).await.ok()?;
     let server = TcpStream::connect(upstream).await.ok()?;

@@ -1,4 +1,4 @@
-//! What a run has shown: for people, and as JSON for machines.
+//! The results of a run: human-readable, and as JSON.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -29,7 +29,7 @@ pub(crate) struct Report {
     pub(crate) ledger: serde_json::Map<String, Value>,
     /// What the audit found, with the first lost and doubled readings by name.
     pub(crate) discrepancies: Vec<String>,
-    /// What else was not as it should be.
+    /// Other problems.
     pub(crate) problems: Vec<String>,
     /// The sabotage that was to be noticed.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -25,10 +25,11 @@ use crate::site::Site;
 /// A JVM on a busy two-core machine.
 const BROKER_PATIENCE: Duration = Duration::from_secs(120);
 
-/// Until cars have driven, or their readings have come to the lake and a model is made of them.
+/// Time until cars have driven, or until their readings are in the lake and a model is trained.
 const WORK_PATIENCE: Duration = Duration::from_secs(300);
 
-/// Until the cars have sent everything and have it acknowledged. Their own time-out is longer: this one names the culprit.
+/// Until the cars have sent everything and have it acknowledged. Their own time-out is longer: this one names the
+/// culprit.
 const CARS_PATIENCE: Duration = Duration::from_secs(300);
 
 /// The cars drive a little longer than things go wrong: faults may take longer than planned.
@@ -46,7 +47,7 @@ pub(crate) struct Scenario {
     /// Whether there is a model to wait for before the faults begin.
     pub(crate) model: bool,
     pub(crate) plan: Plan,
-    /// Hops that are waited for at the end.
+    /// Hops to wait for at the end.
     pub(crate) drained: Vec<Role>,
     pub(crate) audited: Scope,
 }
@@ -204,7 +205,7 @@ fn hops(scenario: &Scenario, site: &Site, edge: &Arc<dyn Log>, cloud: &Arc<dyn L
     Ok(hops)
 }
 
-/// A stage that lies, the part of the pipeline that it takes to see it, and what brings the lie to light.
+/// A stage that breaks its promise, the part of the pipeline that is needed, and the faults that reveal it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Sabotage {
     /// The bridge acknowledges before the log has committed.

@@ -25,8 +25,8 @@ use crate::plan::Role;
 use crate::process::Program;
 use crate::proxy::Proxy;
 
-/// Ports for those that must find theirs free again after a restart: below what systems hand out to clients, and so that
-/// those that scripts/kafka derives from them are free as well.
+/// Ports for those that must find theirs free again after a restart: below what systems hand out to clients, and so
+/// that those that scripts/kafka derives from them are free as well.
 const PORTS: std::ops::Range<u16> = 23_000..30_000;
 
 /// No reading is dropped by a car, however long the bridge is away.
@@ -338,7 +338,7 @@ impl ObjectStore {
 impl Drop for ObjectStore {
     fn drop(&mut self) {
         let mut command = Command::new(&self.script);
-        // What it says is said; the run is over.
+        // Its output is complete; the run is over.
         let _ = command.args(["stop", "--kill", "--data"]).arg(&self.data).status();
     }
 }

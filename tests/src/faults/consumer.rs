@@ -5,7 +5,7 @@
 //! the group revokes ──► Revoked; with the next poll they are given back, and the instance rejoins
 //! ```
 //!
-//! What the group has decided may be noticed late, as heartbeats are: until then records go on coming, and only the
+//! The group's decision may be noticed late, with the next heartbeat: until then records keep arriving, and only the
 //! commit is refused.
 
 use std::collections::BTreeMap;
@@ -152,7 +152,7 @@ impl Consumer for FaultyConsumer {
             // Of the copy: what is borrowed from it outlives changes to the consumer.
             let log = self.log.clone();
             let mut turn = log.step(format_args!("polls"))?;
-            turn.trouble("reading in a group")?;
+            turn.trouble("read in a group")?;
             if let Some(event) = self.group_event(&mut turn)? {
                 turn.world.note_of(log.task, format_args!("  {event:?}"));
                 return Ok(event);
@@ -172,7 +172,7 @@ impl Consumer for FaultyConsumer {
     fn seek(&mut self, positions: &[Position]) -> Result<(), Error> {
         let log = self.log.clone();
         let mut turn = log.step(format_args!("seeks"))?;
-        turn.trouble("seeking")?;
+        turn.trouble("seek")?;
         self.reader = None;
         for p in positions {
             turn.world.note_of(log.task, format_args!("  {}/{} at {}", p.topic, p.partition, p.offset));
@@ -182,7 +182,7 @@ impl Consumer for FaultyConsumer {
                     let (topic, partition) = (&p.topic, p.partition);
                     turn.world.fail(format!("a consumer was told to seek {topic}/{partition}, which it does not hold"));
                 }
-                return Err(unavailable("seeking"));
+                return Err(unavailable("seek"));
             };
             *next = Some(p.offset);
         }

@@ -42,19 +42,19 @@ impl Log for FaultyLog {
 
     fn ensure_topic(&self, spec: &TopicSpec) -> Result<(), Error> {
         let mut turn = self.step(format_args!("ensures {}", spec.name))?;
-        turn.trouble("creating a topic")?;
+        turn.trouble("create a topic")?;
         turn.world.clusters[self.cluster].ensure_topic(spec)
     }
 
     fn describe(&self, topic: &str) -> Result<TopicDescription, Error> {
         let mut turn = self.step(format_args!("describes {topic}"))?;
-        turn.trouble("describing a topic")?;
+        turn.trouble("describe a topic")?;
         turn.world.clusters[self.cluster].describe(topic)
     }
 
     fn committed(&self, group: &str, topic: &str) -> Result<Vec<Option<u64>>, Error> {
         let mut turn = self.step(format_args!("looks up the positions of {group}"))?;
-        turn.trouble("looking up positions")?;
+        turn.trouble("look up positions")?;
         let cluster = &turn.world.clusters[self.cluster];
         let (group, topic) = (cluster.names.inside(group), cluster.names.inside(topic));
         cluster.inner.committed(&group, &topic).map_err(|e| cluster.names.outside(e))
@@ -63,7 +63,7 @@ impl Log for FaultyLog {
     /// No loop has one, so its appends are neither steps nor part of a run.
     fn appender(self: Arc<Self>, _: OnCompletion) -> Result<Arc<dyn Appender>, Error> {
         Err(Error::Refused {
-            operation: "making an appender",
+            operation: "create an appender",
             log: self.url.to_string(),
             source: "a simulation is of loops, and no loop appends".into(),
         })

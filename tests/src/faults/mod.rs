@@ -7,8 +7,8 @@
 //! ```
 //!
 //! A [`Simulation`] runs the real loop of a stage, in one or several instances, over a log of which every call is a
-//! step: exactly one thread goes on at a time, and which one, and what befalls it, is drawn from the seed. Between any
-//! two steps an instance can be killed, stopped, paused until its partitions have moved and then go on (a zombie), or
+//! step: exactly one thread runs at a time; which one, and what happens to it, is drawn from the seed. Between any two
+//! steps an instance can be killed, stopped, paused until its partitions have moved and then resumed (a zombie), or
 //! replaced by another one of its name; calls fail, sessions and transactions time out, and commits end unknown: done,
 //! not done, or still on their way. The same seed is the same run, whatever the machine.
 //!
@@ -64,11 +64,11 @@ pub type Run = Arc<dyn Fn(&Process) -> Result<(), String> + Send + Sync>;
 
 /// A kind of process that runs in a simulation.
 pub struct Role {
-    /// What its instances are called, if there is more than one role.
+    /// The name of its instances, if there is more than one role.
     pub name: &'static str,
     /// How many instances there are at most at a time, zombies not counted.
     pub instances: usize,
-    /// What an instance does until it is stopped. An error ends the run, unless the instance was killed or fenced.
+    /// The work of an instance until it is stopped. An error ends the run, unless the instance was killed or fenced.
     pub run: Run,
     /// Whether this is a process of several threads, that drains before it ends. Then its steps are those of the thread
     /// that makes a transactor, the stage's loop; others may look at the log, and are no part of the run. It is stopped
@@ -119,8 +119,8 @@ impl Simulation {
         self.shared.lock().fences = false;
     }
 
-    /// A log of this simulation that keeps its records in `inner`, with `namespace` before each name of a topic and of a
-    /// group: so many simulations can share one inner log.
+    /// A log of this simulation that keeps its records in `inner`, with `namespace` before each name of a topic and of
+    /// a group, so that many simulations can share one inner log.
     pub fn cluster(&self, inner: Arc<dyn Log>, namespace: &str) -> ClusterHandle {
         let mut world = self.shared.lock();
         let (index, url) = (world.clusters.len(), inner.url().clone());
@@ -128,8 +128,8 @@ impl Simulation {
         ClusterHandle { shared: self.shared.clone(), index, url }
     }
 
-    /// Runs the roles. `input` comes in bit by bit, each piece as a whole. The run is over when it is in, and everything
-    /// is drained, and no instance is paused; then the instances are stopped.
+    /// Runs the roles. `input` comes in bit by bit, each piece as a whole. The run is over when it is in, and
+    /// everything is drained, and no instance is paused; then the instances are stopped.
     ///
     /// # Panics
     /// If an instance hangs outside of the log.

@@ -1,4 +1,4 @@
-//! A namespace before each name of a topic and of a group: so many simulations share one inner log.
+//! A namespace before each name of a topic and of a group, so that many simulations share one inner log.
 
 use std::sync::Arc;
 

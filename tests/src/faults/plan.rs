@@ -16,7 +16,7 @@ pub(super) enum Fault {
     Pause,
     /// It is asked to end.
     Stop,
-    /// The group takes it for dead although it goes on.
+    /// The group takes it for dead although it keeps running.
     Session,
     /// Its transaction takes too long, and is aborted.
     TimeOut,
@@ -47,7 +47,7 @@ impl Fault {
 /// What follows from faults, and is counted as well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Consequence {
-    /// An instance goes on after its partitions have moved, or another one was started under its name.
+    /// An instance resumes after its partitions have moved, or after another one was started under its name.
     Zombie,
     /// The positions of an instance that has lost its place are refused.
     Refused,

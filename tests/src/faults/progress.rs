@@ -1,4 +1,4 @@
-//! Whether a run has come to its end, and what is left if it does not.
+//! Whether a run has ended, and what is left if it does not.
 
 use std::collections::BTreeSet;
 

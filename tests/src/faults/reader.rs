@@ -45,7 +45,7 @@ impl Reader for FaultyReader {
     fn next(&mut self, max_records: usize, timeout: Duration) -> Result<Read, Error> {
         let log = self.log.clone();
         let mut turn = log.step(format_args!("reads"))?;
-        turn.trouble("reading")?;
+        turn.trouble("read")?;
         let names = turn.world.clusters[log.cluster].names.clone();
         if !turn.stepped {
             drop(turn); // it may wait

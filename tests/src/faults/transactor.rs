@@ -47,7 +47,7 @@ impl FaultyTransactor {
             return Err(self.fenced_error()); // to take the id back would fence the other one
         }
         self.broken = true;
-        turn.trouble("taking up the transactional id")?;
+        turn.trouble("acquire the transactional id")?;
         let world = &mut *turn.world;
         let (epoch, came_late) = world.clusters[self.log.cluster].init(&self.id, &mut world.random)?;
         self.epoch = epoch;
@@ -133,7 +133,7 @@ impl FaultyTransactor {
         }
         self.broken = true;
         if world.random.chance(1, 2) {
-            return Err(unavailable("taking up the transactional id"));
+            return Err(unavailable("acquire the transactional id"));
         }
         self.recover(turn).map(|()| false)
     }
@@ -146,7 +146,7 @@ impl Transactor for FaultyTransactor {
         if self.broken {
             self.recover(&mut turn)?; // what was left open might still commit
         }
-        turn.trouble("reading positions")?;
+        turn.trouble("read positions")?;
         for _ in 0..PATIENCE_STEPS {
             if !turn.stepped || !turn.world.clusters[log.cluster].is_unstable(&self.group, partitions) {
                 return turn.world.clusters[log.cluster].committed(&self.group, partitions);
@@ -154,7 +154,7 @@ impl Transactor for FaultyTransactor {
             drop(turn);
             turn = log.step(format_args!("waits for stable positions"))?;
         }
-        Err(unavailable("reading positions"))
+        Err(unavailable("read positions"))
     }
 
     fn commit(&mut self, outputs: &Outputs, positions: &[Position], membership: &Membership) -> Result<bool, Error> {

@@ -15,7 +15,7 @@ use super::plan::{Fault, Plan};
 use super::world::{Slot, State, World};
 use super::{Drained, Role};
 
-/// A step takes microseconds. A task that keeps the turn for so long hangs outside of the log.
+/// A step takes microseconds. A task that keeps the turn for this long hangs outside of the log.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 pub(super) struct Shared {
@@ -56,7 +56,7 @@ pub(super) fn unavailable(operation: &'static str) -> Error {
 
 fn killed() -> Error {
     Error::Refused {
-        operation: "a call of a killed instance",
+        operation: "call as a killed instance",
         log: "the simulation".to_owned(),
         source: "it was killed".into(),
     }
@@ -70,7 +70,7 @@ impl Shared {
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, World> {
-        // A panic in here is a failure of the run, which the one who waits for its end is told.
+        // A panic in here is a failure of the run, reported to the thread that waits for its end.
         self.world.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -1,4 +1,4 @@
-//! Whose turn it is, and what there is: logs, instances, what is still to come.
+//! Whose turn it is, and everything else: logs, instances, pending events.
 //!
 //! Every decision is drawn from the seed, and nothing asks a clock: the same seed is the same run.
 
@@ -16,7 +16,7 @@ use super::trace::Trace;
 use super::turn::Shared;
 use super::{Drained, Process, Role};
 
-/// A run that takes more steps does not come to its end: something waits for ever.
+/// A run that takes more steps never ends: something waits forever.
 const MAX_STEPS: u64 = 40_000;
 
 /// Steps between two looks at whether all is done.
@@ -44,7 +44,7 @@ pub(super) struct World {
     pub(super) looks: u32,
     /// Whether those who have lost their place are refused.
     pub(super) fences: bool,
-    /// The run has come to its end.
+    /// The run has ended.
     pub(super) over: Arc<Condvar>,
 }
 

@@ -1,5 +1,5 @@
-//! The audit, held against counts that are not ours: Kafka's console consumer over the topics, DuckDB and pyarrow over
-//! the Parquet.
+//! The audit, compared with independent counts: Kafka's console consumer over the topics, DuckDB and pyarrow over the
+//! Parquet.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 use whole_pipeline_tests::binary;
 
-/// After so long without a record the console consumer takes the topic to be at its end.
+/// After this long without a record the console consumer assumes the end of the topic.
 const CONSOLE_TIMEOUT_MS: &str = "8000";
 
 /// Rows, and different readings among them, by each of the two.

@@ -79,7 +79,10 @@ impl Prometheus {
     /// Watches a process, too, until it ends.
     pub(crate) fn watch(&mut self, service: &str, admin: String) {
         self.watched.push((service.to_owned(), admin));
-        let target = |(service, admin): &(String, String)| serde_json::json!({"targets": [admin], "labels": {"service": service}});
+        let target = |(service, admin): &(String, String)| {
+            let labels = serde_json::json!({"service": service});
+            serde_json::json!({"targets": [admin], "labels": labels})
+        };
         let targets: Vec<_> = self.watched.iter().map(target).collect();
         // Whole or not at all: it may be read at any moment.
         let written = self.targets.with_extension("new");

@@ -146,7 +146,7 @@ fn outcomes(ledger: &Path) -> (usize, usize) {
     (acknowledged.len(), others.len())
 }
 
-/// (car, boot, seq) of every record of a topic. One that is there twice fails the test.
+/// (car, boot, seq) of every record of a topic. A duplicate fails the test.
 fn identities(log: &Arc<dyn Log>, topic: &str, schema: &str) -> BTreeSet<(String, i64, i64)> {
     let Ok(described) = log.describe(topic) else { return BTreeSet::new() };
     let ranges = (0..).zip(described.partitions).map(|(partition, bounds)| Range {

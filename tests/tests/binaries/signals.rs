@@ -1,4 +1,4 @@
-//! Two signals under load: every stage leaves at once, and goes on later as if nothing had been.
+//! Two signals under load: every stage exits at once, and later resumes as if nothing had happened.
 
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
@@ -76,7 +76,7 @@ fn two_signals_end_every_stage_at_once_and_lose_nothing() {
     second.terminate();
     second.succeed();
 
-    // What the audit is shown grows with the flow: each stage is to come to the end of what the one before it left.
+    // The audit runs after each stage has reached the end that the stage before it left.
     let evidence = ["--pseudonym-key-file", &key, "--ledger", &rows];
     let audit = |hops: &[&str]| Audit::of(&[&evidence[..], hops].concat());
     let at_edge = ["--edge-log", &edge, "--scores", "no"];
@@ -131,5 +131,5 @@ fn a_drain_without_end_ends_at_the_stop_timeout() {
     cars.terminate();
     let (code, said) = cars.end();
     assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("still not finished 500ms after the signal"), "{said}");
+    assert!(said.contains("not stopped 500ms after the signal"), "{said}");
 }

@@ -35,7 +35,7 @@ fn demo(keep: &str, more: &[&str]) -> Process {
     Process::start("carstream", &[&["demo", "--json", "--keep", keep][..], &DEMO[..], more].concat())
 }
 
-/// Lets it run on for so long; kills it then. `false`: it had ended by itself.
+/// Lets it run for this long; then kills it. `false`: it had ended by itself.
 fn kill_after(mut demo: Process, pause: Duration) -> bool {
     let at = Instant::now() + pause;
     while Instant::now() < at {
@@ -99,7 +99,7 @@ fn a_killed_demo_goes_on_where_it_was() {
     demo(&shown, &[]).succeed();
     assert_eq!(std::fs::read(keep.join("report.json")).unwrap(), before);
     let (code, said) = Process::start("carstream", &["demo", "--keep", &shown, "--seed", "8"]).end();
-    assert!(code == Some(64) && said.contains("go on with its --seed 7"), "{code:?} {said}");
+    assert!(code == Some(64) && said.contains("continue it with --seed 7"), "{code:?} {said}");
 }
 
 fn report(keep: &Path) -> serde_json::Value {

@@ -10,7 +10,7 @@ use super::{Random, kills};
 
 const KEY: &str = "a key of one test site, and no other";
 
-/// Any model does: it is one score a reading that counts. This one is the one that PyTorch's scores are held against.
+/// Any model does: it is one score a reading that counts. This one is also compared with PyTorch's scores.
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../libs/model/tests/independent");
 
 /// Until all readings have gone all the way, on a busy machine.
@@ -71,7 +71,7 @@ fn a_killed_edge_box_goes_on_where_it_was() {
     let directory = tempfile::tempdir().unwrap();
     let (mut random, kills) = (Random::seeded(), kills());
     let site = Site::new(directory.path());
-    // Nobody is there: everything waits for its uplink.
+    // No server: everything waits for its uplink.
     let no_uplink = format!("kafka://{}", std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap());
     let mut cars = site.cars();
     for kill in 0..kills {

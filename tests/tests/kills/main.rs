@@ -1,4 +1,4 @@
-//! kill -9 at random moments: the demo and the edge box go on where they were, and lose and double nothing.
+//! kill -9 at random moments: the demo and the edge box resume where they stopped, and lose and double nothing.
 //!
 //! Four kills each; `CARSTREAM_KILLS=20 cargo test --release -p whole-pipeline-tests --test kills` does twenty. The
 //! moments come from a seed (`CARSTREAM_KILL_SEED`), as far as the clock of a busy machine lets them.

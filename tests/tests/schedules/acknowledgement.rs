@@ -7,9 +7,9 @@
 //! ```
 //!
 //! Sockets, tasks and the clock are part of a run here, so a seed does not replay step by step as it does in the other
-//! kinds. What happens to an append is a function of the seed and of the append's number, and so is when a life ends; how
-//! the cars' publishes interleave, and how many there are of them, is not. So a failure brings what happened in that very
-//! run, and a single seed is run again and again.
+//! kinds. What happens to an append is a function of the seed and of the append's number, and so is when a life ends;
+//! how the cars' publishes interleave, and how many there are of them, is not. So a failure brings what happened in
+//! that very run, and a single seed is run again and again.
 
 mod car;
 #[allow(dead_code)] // it can do more than is needed here
@@ -150,7 +150,8 @@ impl Drop for Process {
     }
 }
 
-/// Everything that was acknowledged is in the log, as it was sent, and first copies in order; and nothing else is there.
+/// Everything that was acknowledged is in the log, as it was sent, and first copies in order; and nothing else is
+/// there.
 fn judge(world: &World, cars: &[Arc<Car>], noted: &mut Noted) -> Vec<String> {
     let found = oracle::contents(&world.inner, &format!("{}{TOPIC}", world.namespace));
     let mut findings = Vec::new();
@@ -173,7 +174,7 @@ fn judge(world: &World, cars: &[Arc<Car>], noted: &mut Noted) -> Vec<String> {
             continue;
         };
         copies[car][i] += 1;
-        // One that the log has left out, and has said so, comes again when others have come after it.
+        // A record that the log has left out, and reported so, is sent again after later ones.
         if copies[car][i] == 1 && i < next[car] && !noted.left_out.contains(&record.value) {
             let (late, before) = (&told[car].readings[i].name, &told[car].readings[next[car] - 1].name);
             findings.push(format!("{place}: {late} came after {before}"));

@@ -2,15 +2,15 @@
 //! that fails by a seed.
 //!
 //! ```text
-//!  acknowledgement.rs  the bridge as it is, and cars: what has a PUBACK is in the log ── a log of its own, that crashes
-//!  stage.rs            the loop: one to three instances, dead letters; with and without state in snapshots ┬─ faults ─ log
-//!  replication.rs      the replicator as it is, between two logs                                           ┘
+//!  acknowledgement.rs  the real bridge and cars: a PUBACK means it is in the log ── its own log, which crashes
+//!  stage.rs            the loop: one to three instances, dead letters; with and without snapshots ┬─ faults ─ log
+//!  replication.rs      the real replicator, between two logs                                      ┘
 //!  oracle.rs           what the log then holds, against what was put in: each record has one effect, in order
 //! ```
 //!
 //! `whole_pipeline_tests::faults` tells what can happen. A seed is one run, always the same: its instances take their
-//! steps one at a time. Only the bridge, with its sockets and tasks, runs by the clock (`acknowledgement.rs` tells what a
-//! seed means there). The sink has schedules of its own (`sink/tests/schedules`), over an object store that fails.
+//! steps one at a time. Only the bridge, with its sockets and tasks, runs by the clock (`acknowledgement.rs` tells what
+//! a seed means there). The sink has schedules of its own (`sink/tests/schedules`), over an object store that fails.
 //!
 //! `CARSTREAM_SCHEDULES=N` runs that many of each kind; `CARSTREAM_SCHEDULE_SEED=N` runs that one, and prints what
 //! happened.
@@ -91,7 +91,7 @@ const REPLICATION: Kind = Kind {
 /// The kinds of which a seed is one run.
 const STEPPED: [Kind; 3] = [STATELESS, STATEFUL, REPLICATION];
 
-/// What one run is told.
+/// The parameters of one run.
 pub(crate) struct Setting {
     pub(crate) seed: u64,
     pub(crate) lie: Lie,
@@ -112,7 +112,7 @@ impl Setting {
     }
 }
 
-/// What is not as it should be: then schedules must fail.
+/// A deliberate defect: with it, schedules must fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Lie {
     None,
@@ -120,7 +120,7 @@ pub(crate) enum Lie {
     PubackFirst,
     /// Positions are committed before the outputs they belong to.
     PositionsFirst,
-    /// Who has lost its place is not refused.
+    /// An instance that has lost its membership is not refused.
     Unfenced,
     /// A transform keeps the state of what was rolled back.
     StateKept,

@@ -30,7 +30,7 @@ pub(crate) fn run(setting: &Setting) -> Ran {
     args.topics = vec![TOPIC.to_owned()];
     args.pipeline.batch_records = batch;
     args.pipeline.batch_wait = Duration::from_secs(24 * 3600);
-    // A run ends when there is nothing left to drain; one that has failed need not be waited for.
+    // A run ends when nothing is left to drain; a failed one ends at once.
     args.drain.timeout = Duration::from_millis(500);
     let group = group_of(&args.site, TOPIC);
     let (from, to, lie) = (source.clone(), target.clone(), setting.lie);

@@ -140,7 +140,8 @@ fn judge(log: &Arc<dyn Log>, is_stateful: bool) -> Vec<String> {
             if wanted.is_some_and(|wanted| wanted != made.state) {
                 let ((partition, offset), state, key) = (made.of, made.state, &found.key);
                 findings.push(format!(
-                    "the state was not exact: {IN}/{partition} offset {offset} (key {key}) gave {state:?}, not {wanted:?}"
+                    "the state was not exact: {IN}/{partition} offset {offset} (key {key}) gave {state:?}, not \
+                     {wanted:?}"
                 ));
             }
         }

@@ -8,8 +8,9 @@ use crate::client::queue::Item;
 const PAST_READINGS: u64 = 256;
 
 impl Link {
-    /// Takes the readings up to where the run had got. What the ledger knows the fate of is skipped; the rest waits in
-    /// the queue, over its bound if need be: the server may have all of it, so none is dropped.
+    /// Takes the readings up to the point that the run had reached. Readings with a known outcome in the ledger are
+    /// skipped; the rest waits in the queue, beyond its bound if necessary: the server may have all of them, so none is
+    /// dropped.
     ///
     /// A finding is reported again: its copies have one boot id, by which a repeat is known.
     ///

@@ -1,5 +1,5 @@
-//! A car as the simulator has it: it keeps what is not acknowledged, and after every loss of the connection sends all of
-//! that again, in order, under the same numbers. Its connection is the simulator's own.
+//! A car as the simulator has it: it keeps what is not acknowledged, and after every loss of the connection sends all
+//! of that again, in order, under the same numbers. Its connection is the simulator's own.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -15,8 +15,8 @@ use super::draw;
 use super::log::World;
 use super::transport::Transport;
 
-/// Where the bridge listens, if there is one. Who connects holds the lock: then no other process, or run, has the port by
-/// now.
+/// The bridge's address, if one runs. A connecting car holds the lock, so that no other process or run has taken the
+/// port meanwhile.
 pub(crate) type Server = RwLock<Option<SocketAddr>>;
 
 /// What a reading says, and what became of it.

@@ -5,8 +5,8 @@
 //!                              └ a crash: gone                   └ a crash: there, and nobody was told
 //! ```
 //!
-//! As [`event_log::Appender`] promises, records of a key are committed in the order of their appends; completions come in
-//! any. What happens to an append is a function of the seed, the life, the key and the append's number.
+//! As [`event_log::Appender`] promises, records of a key are committed in the order of their appends; completions come
+//! in any. What happens to an append is a function of the seed, the life, the key and the append's number.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Condvar, Mutex};
@@ -30,7 +30,7 @@ enum End {
     Open,
     /// It crashes within this append.
     AtAppend(u64),
-    /// It crashes when the inner log has so many records, before it hears of it.
+    /// It crashes when the inner log has this many records, before it learns of it.
     AtCommit(u64),
     /// It is asked to stop at this append.
     StopAt(u64),
@@ -39,9 +39,9 @@ enum End {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
     Durable,
-    /// It is not durable, which is said.
+    /// It is not durable, and reported so.
     LeftOut,
-    /// It is durable; what is said is that it may not be.
+    /// It is durable, but reported as unknown.
     Unknown,
 }
 
@@ -139,7 +139,7 @@ impl Life {
         if refused {
             world.fault("refused", 1);
             world.tell(&format!("refused: {}", String::from_utf8_lossy(record.value.unwrap_or_default())));
-            return Err(AppendError::Refused(unavailable("an append")));
+            return Err(AppendError::Refused(unavailable("append a record")));
         }
         let after = Duration::from_micros(if late { random.between(2_000, 15_000) } else { random.below(300) });
         let commit_at = (now + after).max(key.last_commit.unwrap_or(now));
