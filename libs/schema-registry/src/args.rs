@@ -16,7 +16,7 @@ use crate::{Error, Registry, SchemaSource};
 pub struct SchemaRegistryArgs {
     /// Take the ids of schemas from this schema registry: http://HOST:PORT, for Apicurio with /apis/ccompat/v7.
     ///
-    /// All that write and read a log need the same one, or all none: then the ids are those of schemas/ids.json.
+    /// All that write and read a log need the same one, or all none: then the ids are those of the contract.
     #[arg(long, env = "CARSTREAM_SCHEMA_REGISTRY", value_name = "URL")]
     pub schema_registry: Option<RegistryUrl>,
     /// Read USER:PASSWORD for the schema registry from this file.

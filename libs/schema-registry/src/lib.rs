@@ -1,7 +1,7 @@
 //! Schema ids from a schema registry: Confluent's REST API, as Confluent's, Karapace and Apicurio's ccompat speak it.
 //!
 //! ```text
-//!  schemas/ids.json ─────────────────────────► SchemaSource ──► ids of what this stage writes
+//!  ids.json of the contract ─────────────────► SchemaSource ──► ids of what this stage writes
 //!     or                                         │    ▲          what other writers' ids mean
 //!  registry ─ at the start: ours, checked ───────┘    │
 //!           └ later, by an id that nobody knows ──────┘   (asked once, before its batch is transformed)

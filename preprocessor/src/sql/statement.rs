@@ -29,7 +29,7 @@ pub(super) fn parse(name: &str, sql: &str) -> Result<Statement, String> {
         return Err(format!("the statement must begin with CREATE STREAM {name} AS SELECT"));
     }
     if declared != name {
-        return Err(format!("the statement creates stream {declared}, but streams.json calls it {name}"));
+        return Err(format!("the statement creates stream {declared}, but its folder is called {name}"));
     }
     let select = tokens.split_off(at + 1);
     let mut statements =

@@ -103,7 +103,7 @@ fn the_statement_must_create_its_stream() {
     for (sql, wanted) in [
         ("SELECT 1", "must begin with CREATE STREAM telemetry AS SELECT"),
         ("CREATE TABLE telemetry AS SELECT 1", "must begin with CREATE STREAM telemetry AS SELECT"),
-        ("CREATE STREAM other AS SELECT 1", "creates stream other, but streams.json calls it telemetry"),
+        ("CREATE STREAM other AS SELECT 1", "creates stream other, but its folder is called telemetry"),
         ("", "must begin with CREATE STREAM"),
         ("CREATE STREAM telemetry AS SELECT 'x", "Unterminated"),
     ] {

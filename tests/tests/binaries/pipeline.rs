@@ -46,7 +46,7 @@ fn seven_processes_take_readings_from_cars_to_scores_on_kafka() {
     std::fs::write(path("site.key"), "a key of one test site, and no other").unwrap();
     let (key, lake, cloud, ledger) = (path("site.key"), path("lake"), path("cloud-log"), path("ledger.csv"));
 
-    // More partitions than schemas/topics.json has, for more instances of a stage: that is the deployment's to say.
+    // More partitions than the contract has, for more instances of a stage: the deployment decides.
     let deploy = ["deploy", "--edge-log", &log_url, "--replication-factor", "1"];
     let six = [&deploy[..], &["--partitions", "6"]].concat();
     Process::start("carstream", &six).succeed();
