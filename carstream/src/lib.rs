@@ -6,6 +6,7 @@
 //!                     every stage the real one, on two embedded logs and a directory; ends with an account
 //!  carstream edge     cars ─► bridge ─► preprocessor ─► scorer ─► alerts, on one embedded log; ─► the cloud's log
 //!  carstream audit    ledgers of the cars against every hop, reading by reading
+//!  carstream contract what a site has: check, list, explain; the folder of a new stream
 //!  carstream deploy   the topics of both logs and the schemas of the registry, made or compared
 //!  carstream dead-letter   what could not be used: list, show, replay
 //!  carstream health   one stage's admin port: is it ready?
@@ -16,6 +17,7 @@
 //! This crate starts stages and compares their results. It processes no reading itself.
 
 pub mod audit;
+pub mod contracts;
 pub mod dead_letter;
 pub mod demo;
 pub mod deploy;
@@ -62,6 +64,7 @@ enum Command {
     /// The whole pipeline on this machine, from a car to a verdict, in about a minute (the default).
     Demo(demo::Args),
     Audit(Box<audit::Args>),
+    Contract(contracts::Args),
     Deploy(Box<deploy::Args>),
     DeadLetter(dead_letter::Args),
     Edge(Box<edge::Args>),
@@ -86,6 +89,7 @@ impl AsRef<ServiceArgs> for Cli {
             Some(
                 Command::Demo(_)
                 | Command::Audit(_)
+                | Command::Contract(_)
                 | Command::DeadLetter(_)
                 | Command::Health(_)
                 | Command::Secrets(_)
@@ -110,6 +114,7 @@ pub async fn run(cli: Cli, shutdown: CancellationToken) -> anyhow::Result<()> {
         Some(Command::Demo(args)) => args,
         Some(Command::Audit(args)) => return audit::run(*args, shutdown).await,
         Some(Command::Deploy(args)) => return deploy::run(*args, shutdown).await,
+        Some(Command::Contract(args)) => return contracts::run(&args),
         Some(Command::DeadLetter(args)) => return dead_letter::run(args, shutdown).await,
         Some(Command::Health(args)) => return health::run(&args),
         Some(Command::Secrets(args)) => return secrets::run(args).await,
@@ -129,7 +134,7 @@ pub async fn run(cli: Cli, shutdown: CancellationToken) -> anyhow::Result<()> {
     } else {
         print!("{report}");
     }
-    sound(report.notes.audit.is_clean())
+    sound(report.is_clean())
 }
 
 fn sound(clean: bool) -> anyhow::Result<()> {

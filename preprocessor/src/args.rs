@@ -1,6 +1,7 @@
 //! Settings.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::Parser;
 use event_log::{LogArgs, LogUrl};
@@ -25,8 +26,18 @@ use telemetry::pseudonym::PseudonymKey;
 /// The readings that each car has sent are remembered across restarts, in topic preprocessor.state: a repeat is removed
 /// however late it arrives. That topic holds VINs, and stays at the edge.
 #[derive(Debug, Clone, Parser)]
-#[command(name = "preprocessor", version, verbatim_doc_comment)]
+#[command(
+    name = "preprocessor",
+    version,
+    verbatim_doc_comment,
+    subcommand_help_heading = "Instead of running the streams",
+    subcommand_value_name = "COMMAND"
+)]
 pub struct Args {
+    /// What to do instead of running the streams.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
     /// The log: raw topics are read from it, clean ones and dead letters are written to it.
     #[command(flatten)]
     pub log: LogArgs,
@@ -58,6 +69,44 @@ pub struct Args {
     /// What every process has.
     #[command(flatten)]
     pub service: ServiceArgs,
+}
+
+/// What else the preprocessor does. --contract and --pseudonym-key-file come before: `preprocessor --contract DIR try
+/// STREAM`, or from the environment.
+#[derive(Debug, Clone, clap::Subcommand)]
+pub enum Command {
+    /// Send readings from standard input through one stream, without any log; print what becomes of each.
+    ///
+    /// Takes one JSON object per line, as cars send them, and prints one per line: verdict (clean, filtered, duplicate,
+    /// dead-letter), and the clean record, or the reason and the detail. No value of a field that is tagged as personal data
+    /// is printed. Without --pseudonym-key-file pseudonyms are those of a key of zeros.
+    Try(TryArgs),
+}
+
+/// Which stream to try, and with which tables.
+#[derive(Debug, Clone, clap::Args)]
+pub struct TryArgs {
+    /// Name of the stream.
+    pub stream: String,
+    /// Fill a reference table of the stream from a file with one JSON object per line; may be repeated.
+    #[arg(long, value_name = "TABLE=FILE")]
+    pub table: Vec<TableFile>,
+}
+
+/// A reference table and the file of its rows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TableFile {
+    pub(crate) table: String,
+    pub(crate) file: PathBuf,
+}
+
+impl FromStr for TableFile {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (table, file) = text.split_once('=').ok_or_else(|| format!("{text:?} is not TABLE=FILE"))?;
+        Ok(Self { table: table.to_owned(), file: file.into() })
+    }
 }
 
 impl AsRef<ServiceArgs> for Args {

@@ -22,6 +22,7 @@ mod metrics;
 pub mod reason;
 pub mod sql;
 mod transform;
+pub mod trial;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -35,7 +36,7 @@ use service::{ConfigError, Waiting};
 use telemetry::pseudonym::PseudonymKey;
 use tokio_util::sync::CancellationToken;
 
-pub use args::Args;
+pub use args::{Args, Command, TableFile, TryArgs};
 pub use metrics::{Metrics, Stream, Table};
 pub use transform::Preprocess;
 
@@ -44,6 +45,9 @@ const STATE: &str = contract::own::PREPROCESSOR_STATE;
 
 /// What the binary runs: the streams, and the admin port if one is asked for; or the check.
 pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
+    if let Some(Command::Try(trial)) = &args.command {
+        return trial::run(&args, trial, std::io::stdin().lock(), &mut std::io::stdout().lock());
+    }
     if args.check {
         print!("{}", check(&args)?);
         return Ok(());
@@ -101,6 +105,13 @@ pub fn check(args: &Args) -> Result<String, ConfigError> {
     let described: Vec<_> =
         prepared.streams.iter().map(|(definition, p)| check::describe(definition, p.query())).collect();
     Ok(described.join("\n"))
+}
+
+/// One stream as text: what it lets out, where that comes from, what stays at the edge. Needs no key.
+pub fn explain(stream: &StreamDefinition) -> Result<String, Vec<String>> {
+    let key = PseudonymKey::from_bytes(&[0; 32]).expect("32 bytes are enough");
+    let trial = trial::Trial::new(stream, &key)?;
+    Ok(check::describe(stream, trial.query()))
 }
 
 /// What is run: it needs a log and, perhaps, the ids of a schema registry.

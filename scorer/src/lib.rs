@@ -32,7 +32,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use contract::{Contract, ModelDefinition, Topic};
+use contract::{Contract, ModelDefinition, Problem, Topic};
 use event_log::Log;
 use lake::Lake;
 use model::Model;
@@ -275,6 +275,21 @@ impl Scorer {
         let readings = self.place.readings.name.clone();
         let drained = spawn_blocking(move || drain::wait_for_end(&log, &group, &readings, timeout, &ended));
         drained.await.context("the drain panicked")
+    }
+}
+
+/// What keeps the scorer from scoring the topics that the contract names for its model.
+pub fn check_contract(contract: &Contract) -> Vec<Problem> {
+    let Ok(place) = place_of_model(contract) else { return Vec::new() };
+    let schema = |topic: &Topic| contract.schemas().file(ModelDefinition::schema(topic)).expect("parse() has found it");
+    let (readings, scores) = (schema(&place.readings), schema(&place.scores));
+    let problem = |topic: &Topic, error: anyhow::Error| {
+        Problem::of_file(&topic.file, format!("the model {} does not fit topic {}: {error:#}", place.name, topic.name))
+    };
+    match transform::check_schemas(&readings.arrow, &scores.arrow) {
+        Ok(()) => Vec::new(),
+        Err(transform::Misfit::Readings(error)) => vec![problem(&place.readings, error)],
+        Err(transform::Misfit::Scores(error)) => vec![problem(&place.scores, error)],
     }
 }
 

@@ -276,6 +276,28 @@ impl Transform for Scoring {
     }
 }
 
+/// Which of two schemas the scorer cannot work with.
+#[derive(Debug)]
+pub(crate) enum Misfit {
+    Readings(anyhow::Error),
+    Scores(anyhow::Error),
+}
+
+/// Goes the way of a batch with an empty one: readings of this schema to scores of that.
+pub(crate) fn check_schemas(readings: &SchemaRef, scores: &SchemaRef) -> Result<(), Misfit> {
+    let optional = |name: &&str| readings.field_with_name(name).is_ok_and(|field| field.is_nullable());
+    if let Some(name) =
+        FEATURES.iter().chain(&["car", "boot_id", "seq", "event_time_ms"]).copied().find(|name| optional(name))
+    {
+        return Err(Misfit::Readings(anyhow::anyhow!("column {name} may be null, and the model needs a value")));
+    }
+    let rows = RecordBatch::new_empty(readings.clone());
+    model::features::Readings::new(&rows).map_err(|error| Misfit::Readings(error.into()))?;
+    let readings = Identities::of(&rows).map_err(Misfit::Readings)?;
+    let none = Advanced { readings, verdicts: Vec::new(), alert_open: Vec::new() };
+    score_rows(scores, &none, "").map(drop).map_err(Misfit::Scores)
+}
+
 /// The rows of the topic of scores.
 fn score_rows(schema: &SchemaRef, advanced: &Advanced, version: &str) -> anyhow::Result<RecordBatch> {
     let Advanced { readings: Identities { cars, boot_ids, seqs, event_times }, verdicts, .. } = advanced;

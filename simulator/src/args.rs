@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use service::{DrainArgs, HostPort, ServiceArgs, settings, values};
+use service::{ContractArgs, DrainArgs, HostPort, ServiceArgs, settings, values};
 
 use crate::car::{FleetSpec, MAX_CARS};
 
@@ -144,6 +144,9 @@ pub struct RunArgs {
     /// to the end of the span.
     #[arg(long, requires = "ledger")]
     pub resume: bool,
+    /// Streams of the site: cars send the sample readings of those that are not the simulator's own.
+    #[command(flatten)]
+    pub contract: ContractArgs,
     /// Logging and metrics.
     #[command(flatten)]
     pub service: ServiceArgs,

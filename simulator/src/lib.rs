@@ -24,6 +24,7 @@ mod output;
 mod parquet_file;
 mod payload;
 mod random;
+mod samples;
 
 use std::sync::Arc;
 
@@ -93,7 +94,10 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
 /// [`service::ConfigError`] for settings that cannot work, a ledger of another fleet among them; a ledger that cannot
 /// be read or written. Waits for a missing server.
 pub async fn run_with(args: RunArgs, metrics: Metrics, shutdown: CancellationToken) -> anyhow::Result<Summary> {
-    service::ConfigError::check(args.problems())?;
+    let mut problems = args.problems();
+    let contract = args.contract.load().map_err(|error| problems.extend(error.0));
+    service::ConfigError::check(problems)?;
+    let samples = contract.map(|contract| samples::of_contract(&contract)).unwrap_or_default();
     let tls = Tls::new(&args).map_err(|problem| service::ConfigError(vec![problem]))?;
     let stop = shutdown.child_token();
     let (rows, mut ledger, mut earlier) = match open_ledger(&args, stop.clone()).await? {
@@ -102,7 +106,7 @@ pub async fn run_with(args: RunArgs, metrics: Metrics, shutdown: CancellationTok
     };
     let fleet_args = args.fleet.clone();
     let cars = args.fleet.cars;
-    let shared = Arc::new(Shared::new(args, tls, metrics, rows, earlier.as_ref(), stop));
+    let shared = Arc::new(Shared::new(args, samples, tls, metrics, rows, earlier.as_ref(), stop));
     let tasks = TaskTracker::new();
     for (car, number) in fleet(&fleet_args).zip(0..) {
         let rows = earlier.as_mut().map(|earlier| earlier.cars.remove(&car.vin_bytes()).unwrap_or_default());

@@ -28,8 +28,9 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use arrow::array::RecordBatch;
 use bytes::Bytes;
-use contract::Topic;
+use contract::{Contract, ModelDefinition, Problem, Topic};
 use event_log::{Log, Record};
 use lake::ModelFiles;
 use model::artefact::TrainingRange;
@@ -53,6 +54,25 @@ const POLL_MS: u64 = 1_000;
 
 /// An announcement that is not durable by then has failed.
 const ANNOUNCE_TIMEOUT_S: u64 = 30;
+
+/// What keeps the trainer from learning from the topics that the contract names for its model.
+pub fn check_contract(contract: &Contract) -> Vec<Problem> {
+    let Some(place) = contract.model(contract::MODEL) else { return Vec::new() };
+    let empty = |topic: &Topic| {
+        let schema = contract.schemas().file(ModelDefinition::schema(topic));
+        RecordBatch::new_empty(schema.expect("a contract has the schemas of its topics").arrow.clone())
+    };
+    let mut fleet = Fleet::default();
+    let taken = [
+        (&place.readings, fleet.add_readings(&empty(&place.readings))),
+        (&place.findings, fleet.add_findings(&empty(&place.findings))),
+    ];
+    let problem = |(topic, taken): (&Topic, anyhow::Result<()>)| {
+        let what = format!("the model {} cannot learn from topic {}: {:#}", place.name, topic.name, taken.err()?);
+        Some(Problem::of_file(&topic.file, what))
+    };
+    taken.into_iter().filter_map(problem).collect()
+}
 
 /// Whether a training with this seed learns from that car.
 pub fn is_training_car(seed: u64, pseudonym: &str) -> bool {

@@ -134,7 +134,7 @@ impl RunDirectory {
     pub(crate) fn keep_report(&self, report: &Report, finished: bool) -> anyhow::Result<()> {
         self.write(REPORT_TEXT, &report.to_string())?;
         self.write(REPORT_JSON, &(report.to_json() + "\n"))?;
-        let finished = finished.then_some(End { clean: report.notes.audit.is_clean() });
+        let finished = finished.then_some(End { clean: report.is_clean() });
         self.write(RUN_FILE, &serde_json::to_string(&Run { finished, ..self.run.clone() })?)
     }
 

@@ -17,10 +17,11 @@ mod live;
 mod report;
 mod stages;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use anyhow::Context;
+use contract::{Contract, StreamDefinition};
 use lake::Lake;
 use model::Manifest;
 use prometheus_client::registry::Registry;
@@ -154,6 +155,15 @@ fn settle(
     let evidence = Evidence { ledgers: vec![directory.ledger()], key: Some(directory.key()?) };
     let audit = audit::audit_on(&sources, &evidence, runtime, &CancellationToken::new())?;
 
+    // What a site has beside the platform's streams: no ledger knows it, but the cars' own numbering does.
+    let mut streams = BTreeMap::new();
+    let is_further = |stream: &&StreamDefinition| Contract::builtin().stream(&stream.name).is_none();
+    for stream in contract.streams().filter(is_further) {
+        let evidence = Evidence { ledgers: Vec::new(), ..evidence.clone() };
+        let audit = audit::audit_on(&sources_of(&stream.name)?, &evidence, runtime, &CancellationToken::new())?;
+        streams.insert(stream.name.clone(), audit);
+    }
+
     let mut account = Account::open(contract, &directory.ledger(), &directory.key()?)?;
     account.note_training(&cloud, trained.map_or(&HashMap::new(), |trained| &trained.until))?;
     account.note_scores(&edge)?;
@@ -170,6 +180,7 @@ fn settle(
         seed: args.seed,
         cars: args.cars,
         ledger: audit.ledger,
+        streams: streams.iter().map(|(name, audit)| (name.clone(), audit.ledger.clone())).collect(),
         detection: judged.detection,
         latency_ms: judged.latency,
         directory: directory.path.clone(),
@@ -181,6 +192,7 @@ fn settle(
             alerts: judged.alerts,
             remarks: audit.notes.clone(),
             audit,
+            streams,
         },
     })
 }

@@ -1,5 +1,6 @@
 //! The demo's final report: human-readable, and as JSON.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -16,6 +17,9 @@ pub struct Report {
     pub cars: u32,
     /// Where each reading went.
     pub ledger: Ledger,
+    /// The same of each stream that the site has beside the platform's.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub streams: BTreeMap<String, Ledger>,
     /// How well faults were found, in readings that the model had not seen.
     pub detection: Detection,
     /// From the car's first sending to the score.
@@ -79,11 +83,18 @@ pub struct Notes {
     pub alerts: Alerts,
     /// The account of every reading.
     pub audit: audit::Report,
+    /// The account of the streams that the site has beside the platform's.
+    pub streams: BTreeMap<String, audit::Report>,
     /// What a person should know about this run: it was cut short, a stage failed.
     pub remarks: Vec<String>,
 }
 
 impl Report {
+    /// Whether every reading of every stream is accounted for.
+    pub fn is_clean(&self) -> bool {
+        self.notes.audit.is_clean() && self.notes.streams.values().all(audit::Report::is_clean)
+    }
+
     /// One line of JSON.
     pub fn to_json(&self) -> String {
         serde_json::to_string(self).expect("a report has no map keys that JSON cannot hold")
@@ -100,6 +111,10 @@ impl fmt::Display for Report {
         writeln!(f, "\nWhere each reading went")?;
         let scored_by = n.model.as_ref().map_or("no model yet".to_owned(), |model| format!("by model {model}"));
         n.audit.table(f, &scored_by)?;
+        for (name, audit) in &n.streams {
+            writeln!(f, "\nStream {name}")?;
+            audit.table(f, "")?;
+        }
         self.detection(f)?;
         self.ending(f)
     }
@@ -183,6 +198,7 @@ mod tests {
             seed: 7,
             cars: 500,
             ledger: Ledger::default(),
+            streams: BTreeMap::new(),
             detection: Detection::default(),
             latency_ms: Latency::default(),
             directory: "d".into(),

@@ -389,6 +389,7 @@ fn fleet(args: &Args, directory: &RunDirectory, bridge: std::net::SocketAddr) ->
         linger: LINGER,
         ledger: Some(directory.ledger()),
         resume: true,
+        contract: directory.contract_args.clone(),
         ..simulator::RunArgs::default()
     }
 }

@@ -201,7 +201,9 @@ impl Resolver<'_> {
 
     fn schema(&mut self, file: &str) -> Option<Arc<Schema>> {
         let found = self.schemas.file(file).cloned();
-        if found.is_none() {
+        // One that cannot be parsed has its own problem.
+        let is_broken = self.problems.iter().any(|problem| problem.file.rsplit('/').next() == Some(file));
+        if found.is_none() && !is_broken {
             self.wrong(file, format!("the schema {file} does not exist"));
         }
         found

@@ -245,15 +245,20 @@ pub(crate) fn check(
     rooms: &[Room],
     problems: &mut Vec<Problem>,
 ) {
+    // A schema that cannot be parsed has its own problem.
+    let broken: Vec<_> =
+        problems.iter().filter_map(|problem| problem.file.rsplit('/').next().map(str::to_owned)).collect();
     let mut wrong = |topic: &Topic, what: String| {
         let text = rooms.iter().find_map(|room| room.file("topics.json").filter(|(file, _)| *file == topic.file));
         let text = text.map_or("", |(_, text)| text);
         problems.push(Problem::at(&topic.file, text, &topic.name, format!("topic {}: {what}", topic.name)));
     };
     let mut levels: BTreeMap<&str, &Topic> = BTreeMap::new();
+    let mut receiving = 0;
     for topic in topics.values() {
         if let Some(file) = topic.schema() {
             match schemas.file(file) {
+                None if broken.iter().any(|name| name == file) => {}
                 None => wrong(topic, format!("the schema {file} does not exist")),
                 Some(schema) if schema.id.is_none() => {
                     wrong(
@@ -272,6 +277,12 @@ pub(crate) fn check(
                         }
                     }
                 }
+            }
+        }
+        if topic.cars_receive.is_some() {
+            receiving += 1;
+            if receiving > 1 {
+                wrong(topic, "cars receive another topic already, and the bridge follows one".to_owned());
             }
         }
         for level in [&topic.cars_publish, &topic.cars_receive].into_iter().flatten() {

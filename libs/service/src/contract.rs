@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use contract::{Contract, Files};
+use contract::{Contract, Files, Problem};
 
 use crate::ConfigError;
 
@@ -26,14 +26,19 @@ impl ContractArgs {
     pub fn load(&self) -> Result<Contract, ConfigError> {
         let Some(directory) = &self.contract else { return Ok(Contract::builtin().clone()) };
         let files = read_contract(directory).map_err(ConfigError)?;
-        Contract::parse(files).map_err(|problems| {
-            let at = |problem: &contract::Problem| directory.join(&problem.file).display().to_string();
-            let describe = |problem: contract::Problem| {
-                let problem = contract::Problem { file: at(&problem), ..problem };
-                format!("--contract: {problem}")
-            };
-            ConfigError(problems.into_iter().map(describe).collect())
-        })
+        let describe =
+            |problems: Vec<_>| ConfigError(problems.into_iter().map(|problem| self.describe(problem)).collect());
+        Contract::parse(files).map_err(describe)
+    }
+
+    /// A problem of this contract, with the path that its file has here.
+    pub fn describe(&self, problem: Problem) -> String {
+        let path = |directory: &PathBuf| directory.join(&problem.file);
+        match self.contract.as_ref().map(path).filter(|path| path.exists()) {
+            Some(path) => Problem { file: path.display().to_string(), ..problem }.to_string(),
+            // Of the platform's own contract, or a file that is missing.
+            None => format!("contract: {problem}"),
+        }
     }
 }
 

@@ -27,6 +27,7 @@ use crate::client::queue::{Item, Pending, Queue};
 use crate::client::shared::{HANDSHAKE_TIMEOUT, Shared, Totals};
 use crate::ledger::{CarRows, Outcome, Row};
 use crate::random::{Purpose, hash_unit};
+use crate::samples;
 
 /// Readings due within this time of the clock are sent together. At a speed-up of 1,000 that makes ten of a hundred
 /// wake-ups; in real time every reading goes by itself.
@@ -185,7 +186,9 @@ impl Link {
         let (reading, broken) = self.take_reading();
         let coverage = reading.coverage;
         self.shared.metrics.readings.inc();
+        let samples = samples::with(&reading, self.shared.samples.len());
         self.push(Item::Reading { reading, broken });
+        samples.for_each(|sample| self.push(Item::Sample(sample)));
         if let Some(fault) = self.car.take_finding() {
             self.report(fault);
         }

@@ -12,12 +12,18 @@
 use std::collections::VecDeque;
 
 use crate::car::{Fault, Reading};
+use crate::samples::Sample;
 
 /// Something to publish.
 #[derive(Debug)]
 pub(crate) enum Item {
-    Reading { reading: Reading, broken: bool },
+    Reading {
+        reading: Reading,
+        broken: bool,
+    },
     Finding(Box<Fault>),
+    /// A message of a stream that only the contract knows.
+    Sample(Sample),
 }
 
 /// An item with what happened to it so far.
@@ -52,7 +58,7 @@ impl Queue {
         self.in_flight
     }
 
-    /// Appends; at `limit` the oldest reading that is not in flight makes room and is returned. Findings stay: there is
+    /// Appends; at `limit` the oldest message that is not in flight makes room and is returned. Findings stay: there is
     /// one a fault.
     pub(crate) fn push(&mut self, item: Item, limit: usize) -> Option<Pending> {
         let full = self.items.len() >= limit;
@@ -60,8 +66,7 @@ impl Queue {
         if !full {
             return None;
         }
-        let oldest =
-            (self.in_flight..self.items.len()).find(|&i| matches!(self.items[i].item, Item::Reading { .. }))?;
+        let oldest = (self.in_flight..self.items.len()).find(|&i| !matches!(self.items[i].item, Item::Finding(_)))?;
         self.items.remove(oldest)
     }
 
@@ -157,7 +162,7 @@ mod tests {
     fn seq(pending: &Pending) -> u32 {
         match &pending.item {
             Item::Reading { reading, .. } => reading.seq,
-            Item::Finding(_) => u32::MAX,
+            Item::Finding(_) | Item::Sample(_) => u32::MAX,
         }
     }
 

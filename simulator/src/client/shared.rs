@@ -17,6 +17,7 @@ use crate::client::transport::Transport;
 use crate::fleet::Breaker;
 use crate::ledger::{Earlier, Rows};
 use crate::metrics::Metrics;
+use crate::samples::Samples;
 
 /// A server that does not answer the handshake within this time counts as missing.
 pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -29,6 +30,8 @@ pub(crate) struct Shared {
     pub(crate) args: RunArgs,
     tls: Option<Tls>,
     pub(crate) breaker: Breaker,
+    /// Streams that only the contract knows.
+    pub(crate) samples: Vec<Samples>,
     pub(crate) metrics: Metrics,
     pub(crate) ledger: Option<Rows>,
     pub(crate) shutdown: CancellationToken,
@@ -69,6 +72,7 @@ impl Shared {
     /// `earlier`: the ledger's record, if the run is resumed.
     pub(crate) fn new(
         args: RunArgs,
+        samples: Vec<Samples>,
         tls: Option<Tls>,
         metrics: Metrics,
         ledger: Option<Rows>,
@@ -79,6 +83,7 @@ impl Shared {
             start_ms: earlier.and_then(|earlier| earlier.event_time_ms).unwrap_or(args.fleet.start_time),
             finished: earlier.is_some_and(|earlier| earlier.finished),
             breaker: Breaker::new(&args.fleet),
+            samples,
             waiting: Mutex::new(Waiting::new(format!("MQTT at {}", args.mqtt)).telling(&metrics.readiness)),
             args,
             tls,

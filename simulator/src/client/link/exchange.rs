@@ -62,6 +62,11 @@ impl Link {
                         write_finding(car, fault, &mut payload);
                         &faults_topic(car.vin())
                     }
+                    Item::Sample(sample) => {
+                        let samples = &shared.samples[sample.stream];
+                        samples.write(car.vin(), sample, &mut payload);
+                        &samples.topic(car.vin())
+                    }
                 };
                 pending.packet_id = writer.publish(topic, &payload, pending.attempts > 0)?;
                 totals.repeated += u64::from(pending.attempts > 0);
@@ -107,9 +112,13 @@ impl Link {
 
     /// The fate of an item is known.
     pub(super) fn settle(&mut self, pending: Pending, outcome: Outcome) {
-        let Item::Reading { reading, broken } = &pending.item else {
-            self.totals.unreported_faults += u64::from(outcome != Outcome::Acknowledged);
-            return;
+        let (reading, broken) = match &pending.item {
+            Item::Reading { reading, broken } => (reading, broken),
+            Item::Finding(_) => {
+                self.totals.unreported_faults += u64::from(outcome != Outcome::Acknowledged);
+                return;
+            }
+            Item::Sample(_) => return,
         };
         match outcome {
             Outcome::Acknowledged => {

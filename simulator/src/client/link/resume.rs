@@ -3,6 +3,7 @@
 use super::Link;
 use crate::car::Coverage;
 use crate::client::queue::Item;
+use crate::samples;
 
 /// Readings of the past that a car takes before it lets others run.
 const PAST_READINGS: u64 = 256;
@@ -12,7 +13,8 @@ impl Link {
     /// skipped; the rest waits in the queue, beyond its bound if necessary: the server may have all of them, so none is
     /// dropped.
     ///
-    /// A finding is reported again: its copies have one boot id, by which a repeat is known.
+    /// Findings and samples of other streams are sent again: their copies have the same boot id and number, by which a repeat
+    /// is known.
     ///
     /// `false`: the run was stopped before the car had caught up.
     pub(super) async fn catch_up(&mut self) -> bool {
@@ -24,9 +26,13 @@ impl Link {
                 return false;
             }
             let (reading, broken) = self.take_reading();
+            let samples = samples::with(&reading, shared.samples.len());
             self.covered = reading.coverage == Coverage::Online;
             if !rows.take(reading.boot_id, reading.seq) {
                 self.queue.push(Item::Reading { reading, broken }, usize::MAX);
+            }
+            for sample in samples {
+                self.queue.push(Item::Sample(sample), usize::MAX);
             }
             if let Some(fault) = self.car.take_finding() {
                 self.report(fault);

@@ -1,0 +1,269 @@
+//! A stream tried on single readings, without any log: what each becomes, and why.
+//!
+//! ```text
+//!  one line of JSON ─► decode ─► duplicates ─► SQL ─► clean record | filtered | duplicate | dead letter with its reason
+//! ```
+//!
+//! The same decoder, duplicate filter and statement as in the stage. The origin (MQTT topic and key) is not looked at:
+//! only the bridge knows it.
+
+use std::io::{BufRead, ErrorKind, Write};
+
+use anyhow::Context;
+use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::datatypes::{
+    DataType, Float32Type, Float64Type, Int32Type, Int64Type, Schema, TimeUnit, TimestampMillisecondType,
+};
+use contract::{Contract, Problem, StreamDefinition};
+use serde_json::{Map, Value, json};
+use service::ConfigError;
+use telemetry::json::JsonDecoder;
+use telemetry::pseudonym::PseudonymKey;
+
+use crate::duplicates::{Duplicates, Seen};
+use crate::sql::{LookupTable, Query};
+use crate::{Args, TableFile, TryArgs, reason};
+
+/// What became of one reading.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Verdict {
+    /// The clean record.
+    Clean(Map<String, Value>),
+    /// The statement leaves it out.
+    Filtered,
+    /// It was let through before.
+    Duplicate,
+    /// It cannot be used.
+    DeadLetter {
+        /// The reason, as in the header of the dead letter.
+        reason: &'static str,
+        /// Which field, what was found, what is allowed; no value of a tagged field.
+        detail: String,
+    },
+}
+
+/// One stream, with the memory of what it has let through.
+#[derive(Debug)]
+pub struct Trial {
+    definition: StreamDefinition,
+    query: Query,
+    decoder: JsonDecoder,
+    seen: Duplicates,
+    lookups: Vec<LookupTable>,
+}
+
+impl Trial {
+    /// Plans the statement; everything that is wrong with it is returned.
+    pub fn new(definition: &StreamDefinition, key: &PseudonymKey) -> Result<Self, Vec<String>> {
+        let query = Query::plan(definition, key)?;
+        let (decoder, lookups) = (JsonDecoder::new(&definition.input.schema), query.tables(definition));
+        Ok(Self { definition: definition.clone(), query, decoder, seen: Duplicates::default(), lookups })
+    }
+
+    /// The planned statement.
+    pub fn query(&self) -> &Query {
+        &self.query
+    }
+
+    /// Takes one row of a reference table. The error says what is wrong with the row.
+    pub fn table_row(&mut self, table: &str, row: &[u8]) -> anyhow::Result<()> {
+        let number = self.definition.tables.iter().position(|known| known.table == table).with_context(|| {
+            let known: Vec<_> = self.definition.tables.iter().map(|known| known.table.as_str()).collect();
+            format!("stream {} has no table {table}; it has: {}", self.definition.name, known.join(", "))
+        })?;
+        let known = &self.definition.tables[number];
+        let mut decoder = JsonDecoder::new(&known.schema);
+        decoder.decode(row).map_err(|reject| anyhow::anyhow!("{reject}"))?;
+        let rows = decoder.finish();
+        let key = rows.column(known.key).as_string::<i32>().value(0).to_owned();
+        for (lookup, _) in self.query.looked_up().enumerate().filter(|(_, of)| *of == number) {
+            self.lookups[lookup].update(&rows, [(key.as_str(), Some(0))])?;
+        }
+        Ok(())
+    }
+
+    /// Sends one reading through the stream.
+    pub fn reading(&mut self, payload: &[u8]) -> anyhow::Result<Verdict> {
+        if let Err(reject) = self.decoder.decode(payload) {
+            return Ok(Verdict::DeadLetter { reason: reject.reason, detail: reject.detail });
+        }
+        let rows = self.decoder.finish();
+        let [car, boot, seq] = self.definition.identity.map(|column| rows.column(column));
+        let (boot, seq) = (boot.as_primitive::<Int64Type>().value(0), seq.as_primitive::<Int64Type>().value(0));
+        match self.seen.admit(car.as_string::<i32>().value(0), boot, seq, 0) {
+            Seen::New => {}
+            Seen::Before => return Ok(Verdict::Duplicate),
+            Seen::TooOld => {
+                let detail = "too many later boots or gaps of this car: whether it was let through is forgotten";
+                return Ok(Verdict::DeadLetter { reason: reason::SEQUENCE_TOO_OLD, detail: detail.to_owned() });
+            }
+        }
+        let selected = self.query.run(&rows, &mut self.lookups)?;
+        Ok(match selected.batch.num_rows() {
+            0 => Verdict::Filtered,
+            _ => Verdict::Clean(object(&selected.batch, 0)?),
+        })
+    }
+}
+
+/// One row as a JSON object; a null is left out.
+fn object(batch: &RecordBatch, row: usize) -> anyhow::Result<Map<String, Value>> {
+    let schema: &Schema = batch.schema_ref();
+    let mut object = Map::new();
+    for (field, column) in schema.fields().iter().zip(batch.columns()).filter(|(_, column)| !column.is_null(row)) {
+        let value = match column.data_type() {
+            DataType::Boolean => column.as_boolean().value(row).into(),
+            DataType::Int32 => column.as_primitive::<Int32Type>().value(row).into(),
+            DataType::Int64 => column.as_primitive::<Int64Type>().value(row).into(),
+            DataType::Timestamp(TimeUnit::Millisecond, _) => {
+                column.as_primitive::<TimestampMillisecondType>().value(row).into()
+            }
+            DataType::Float32 => {
+                // The shortest text that is this float, not the longer one of the same double.
+                let value = column.as_primitive::<Float32Type>().value(row);
+                value.to_string().parse::<f64>().map_or(Value::Null, Value::from)
+            }
+            DataType::Float64 => column.as_primitive::<Float64Type>().value(row).into(),
+            DataType::Utf8 => column.as_string::<i32>().value(row).into(),
+            other => anyhow::bail!("column {} is a {other}, which no schema has", field.name()),
+        };
+        object.insert(field.name().clone(), value);
+    }
+    Ok(object)
+}
+
+/// Runs `preprocessor try`: readings from `input`, one verdict per line to `output`. Ends early, and without an error, if
+/// nobody reads the output any more.
+pub(crate) fn run(args: &Args, trial: &TryArgs, input: impl BufRead, output: &mut impl Write) -> anyhow::Result<()> {
+    let contract = args.contract.load()?;
+    let stream = contract.stream(&trial.stream).ok_or_else(|| {
+        let known: Vec<_> = contract.streams().map(|stream| stream.name.as_str()).collect();
+        ConfigError(vec![format!("the contract has no stream {}; it has {}", trial.stream, known.join(", "))])
+    })?;
+    let key = match args.pseudonym_key_file {
+        Some(_) => args.pseudonym_key().map_err(|problem| ConfigError(vec![problem]))?,
+        None => PseudonymKey::from_bytes(&[0; 32]).expect("32 bytes are enough"),
+    };
+    let mut running = Trial::new(stream, &key).map_err(ConfigError)?;
+    for TableFile { table, file } in &trial.table {
+        let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+        for (number, row) in text.lines().enumerate().filter(|(_, row)| !row.trim().is_empty()) {
+            let at = || format!("{}:{}", file.display(), number + 1);
+            running.table_row(table, row.as_bytes()).with_context(at)?;
+        }
+    }
+    for line in input.split(b'\n') {
+        let line = line.context("cannot read standard input")?;
+        if line.trim_ascii().is_empty() {
+            continue;
+        }
+        let verdict = match running.reading(&line)? {
+            Verdict::Clean(record) => json!({"verdict": "clean", "record": record}),
+            Verdict::Filtered => json!({"verdict": "filtered"}),
+            Verdict::Duplicate => json!({"verdict": "duplicate"}),
+            Verdict::DeadLetter { reason, detail } => {
+                json!({"verdict": "dead-letter", "reason": reason, "detail": detail})
+            }
+        };
+        match writeln!(output, "{verdict}") {
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
+            written => written.context("cannot print")?,
+        }
+    }
+    Ok(())
+}
+
+/// What is wrong with the statements and the sample readings of a contract. Needs no key.
+pub fn check_contract(contract: &Contract) -> Vec<Problem> {
+    let key = PseudonymKey::from_bytes(&[0; 32]).expect("32 bytes are enough");
+    let mut problems = Vec::new();
+    for stream in contract.streams() {
+        match Trial::new(stream, &key) {
+            Ok(trial) => problems.extend(check_samples(stream, trial)),
+            Err(found) => {
+                let sql = |what: String| Problem {
+                    line: line_of(&stream.sql, &what),
+                    ..Problem::of_file(&stream.sql_file(), what)
+                };
+                problems.extend(found.into_iter().map(sql));
+            }
+        }
+    }
+    problems
+}
+
+/// Each sample must become a clean record: they are what a reader of the contract learns the stream from.
+fn check_samples(stream: &StreamDefinition, mut trial: Trial) -> Vec<Problem> {
+    let at =
+        |line: usize, what: String| Problem { line: Some(line + 1), ..Problem::of_file(&stream.samples_file(), what) };
+    let lines = stream.samples.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    let verdicts: Vec<_> = lines.map(|(line, sample)| (line, trial.reading(sample.as_bytes()))).collect();
+    if verdicts.is_empty() {
+        let what = "is missing or empty: put some readings there, one JSON object per line, as cars send them";
+        return vec![Problem::of_file(&stream.samples_file(), what)];
+    }
+    let wrong = verdicts.into_iter().filter_map(|(line, verdict)| match verdict {
+        Ok(Verdict::Clean(_) | Verdict::Filtered) => None,
+        Ok(Verdict::Duplicate) => Some(at(line, "has the identity of an earlier sample".to_owned())),
+        Ok(Verdict::DeadLetter { reason, detail }) => {
+            Some(at(line, format!("would be a dead letter ({reason}): {detail}")))
+        }
+        Err(error) => Some(at(line, format!("{error:#}"))),
+    });
+    wrong.collect()
+}
+
+/// The line of the statement that a problem is about: the first that has a name which the problem mentions.
+fn line_of(sql: &str, problem: &str) -> Option<usize> {
+    let is_name = |word: &&str| word.len() > 2 && !["column", "stream", "the", "and", "not"].contains(word);
+    let words = problem.split(|c: char| !c.is_alphanumeric() && c != '_').filter(is_name);
+    let has =
+        |line: &str, word: &str| line.split(|c: char| !c.is_alphanumeric() && c != '_').any(|other| other == word);
+    let code = |line: &&str| !line.trim_start().starts_with("--");
+    let mut found = words.filter_map(|word| {
+        let lines = sql.lines().enumerate().filter(|(_, line)| code(line));
+        lines.into_iter().find(|(_, line)| has(line, word)).map(|(at, _)| at + 1)
+    });
+    found.next()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn trial() -> Trial {
+        let key = PseudonymKey::from_bytes(&[7; 32]).unwrap();
+        Trial::new(Contract::builtin().stream(contract::READINGS).unwrap(), &key).unwrap()
+    }
+
+    #[test]
+    fn each_reading_gets_its_verdict() {
+        let mut trial = trial();
+        let sample = Contract::builtin().stream(contract::READINGS).unwrap().samples.lines().next().unwrap();
+        let Verdict::Clean(clean) = trial.reading(sample.as_bytes()).unwrap() else { panic!("a clean record") };
+        assert!(!clean.contains_key("driver") && !clean.contains_key("plate") && !clean.contains_key("driver_segment"));
+        assert_eq!(trial.reading(sample.as_bytes()).unwrap(), Verdict::Duplicate);
+        let mut fast: Value = serde_json::from_str(sample).unwrap();
+        (fast["seq"], fast["speed"]) = (9.into(), 1e9.into());
+        let verdict = trial.reading(fast.to_string().as_bytes()).unwrap();
+        assert!(matches!(verdict, Verdict::DeadLetter { reason: "out-of-range", .. }), "{verdict:?}");
+        let vin = fast["vin"].as_str().unwrap().to_owned();
+        let driver = serde_json::json!({"vin": vin, "name": "A", "email": "a@b", "phone": "1", "licence_number": "2",
+            "address": "c", "segment": "fleet", "experience_years": 3});
+        trial.table_row("drivers", driver.to_string().as_bytes()).unwrap();
+        fast["speed"] = 1.into();
+        let Verdict::Clean(clean) = trial.reading(fast.to_string().as_bytes()).unwrap() else {
+            panic!("a clean record")
+        };
+        assert_eq!(clean["driver_segment"], "fleet");
+        assert!(trial.table_row("nobody", b"{}").is_err() && trial.table_row("drivers", b"{}").is_err());
+    }
+
+    #[test]
+    fn a_problem_of_the_statement_has_its_line() {
+        let sql = "-- plate\nCREATE STREAM s AS SELECT\n  plate AS car\nFROM t";
+        assert_eq!(line_of(sql, "column car lets out t.plate"), Some(3));
+        assert_eq!(line_of(sql, "is odd"), None);
+    }
+}
