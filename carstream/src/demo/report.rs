@@ -163,8 +163,8 @@ impl Report {
         writeln!(f, "\nTry next")?;
         writeln!(f, "  cargo run --release -- demo --cars 2000 --seed 8")?;
         writeln!(f, "      a larger fleet, with other faults")?;
-        writeln!(f, "  cargo build --release --workspace --bins")?;
-        writeln!(f, "      the stages as binaries of their own; each has a --help")?;
+        writeln!(f, "  target/release/carstream mqtt-bridge --help")?;
+        writeln!(f, "      every stage by itself: carstream --help lists them")?;
         writeln!(f, "  target/release/carstream trainer --lake {directory}/lake --log {directory}/cloud-log --seed 2")?;
         writeln!(f, "      then train again from the lake; the plots beside the model say how good it is")?;
         writeln!(
