@@ -208,7 +208,8 @@ fn random_contract(fields: &[Field]) -> Files {
     );
     put(
         "topics.json",
-        r#"{"s.raw": {"partitions": 1, "at": "edge", "personal": true, "value": "json", "cars_publish": "s", "what": ""},
+        r#"{"s.raw": {"partitions": 1, "at": "edge", "personal": true, "value": "json", "cars_publish": "s",
+                  "what": ""},
         "s.dead": {"partitions": 1, "at": "edge", "personal": true, "value": "bytes", "what": ""},
         "s": {"partitions": 1, "at": "both", "personal": false, "value": "avro", "schema": "clean.avsc", "lake": true,
               "what": ""}}"#
@@ -264,7 +265,7 @@ proptest! {
     #[test]
     fn several_broken_rules_are_reported_together(first in 0..PARSED.len(), second in 0..PARSED.len()) {
         let (first, second) = (&PARSED[first], &PARSED[second]);
-        // Within one file one may be part of the other's text, and a schema that cannot be parsed hides what is about it.
+        // Within one file one may be part of the other's text; a schema that cannot be parsed hides what is about it.
         prop_assume!(first.file == STREAM && second.file == TOPICS);
         let mut files = charging();
         break_rule(&mut files, first);

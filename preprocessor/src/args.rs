@@ -78,8 +78,8 @@ pub enum Command {
     /// Send readings from standard input through one stream, without any log; print what becomes of each.
     ///
     /// Takes one JSON object per line, as cars send them, and prints one per line: verdict (clean, filtered, duplicate,
-    /// dead-letter), and the clean record, or the reason and the detail. No value of a field that is tagged as personal data
-    /// is printed. Without --pseudonym-key-file pseudonyms are those of a key of zeros.
+    /// dead-letter), and the clean record, or the reason and the detail. No value of a field that is tagged as personal
+    /// data is printed. Without --pseudonym-key-file pseudonyms are those of a key of zeros.
     Try(TryArgs),
 }
 

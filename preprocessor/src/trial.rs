@@ -1,7 +1,7 @@
 //! A stream tried on single readings, without any log: what each becomes, and why.
 //!
 //! ```text
-//!  one line of JSON ─► decode ─► duplicates ─► SQL ─► clean record | filtered | duplicate | dead letter with its reason
+//!  one line of JSON ─► decode ─► duplicates ─► SQL ─► clean record | filtered | duplicate | dead letter, reason
 //! ```
 //!
 //! The same decoder, duplicate filter and statement as in the stage. The origin (MQTT topic and key) is not looked at:
@@ -132,8 +132,8 @@ fn object(batch: &RecordBatch, row: usize) -> anyhow::Result<Map<String, Value>>
     Ok(object)
 }
 
-/// Runs `preprocessor try`: readings from `input`, one verdict per line to `output`. Ends early, and without an error, if
-/// nobody reads the output any more.
+/// Runs `preprocessor try`: readings from `input`, one verdict per line to `output`. Ends early, and without an error,
+/// if nobody reads the output any more.
 pub(crate) fn run(args: &Args, trial: &TryArgs, input: impl BufRead, output: &mut impl Write) -> anyhow::Result<()> {
     let contract = args.contract.load()?;
     let stream = contract.stream(&trial.stream).ok_or_else(|| {

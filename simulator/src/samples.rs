@@ -5,8 +5,8 @@
 //! ```
 //!
 //! The simulator cannot know what such a stream means; the sample readings of its folder say what a message looks like.
-//! Every [`EVERY`]th reading of a boot brings the next message, so that its number is a function of the reading's: a run that
-//! goes on sends the same ones again, and none is skipped.
+//! Every [`EVERY`]th reading of a boot brings the next message, so that its number is a function of the reading's: a
+//! run that is resumed sends the same ones again, and none is skipped.
 
 use contract::{Contract, StreamDefinition};
 use serde_json::{Map, Value};

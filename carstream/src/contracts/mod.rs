@@ -34,7 +34,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The contract, if all of it can be used by all stages: what its files say, its statements and samples, and its models.
+/// The contract, if every stage can use all of it: its files, its statements and samples, and its models.
 fn check(args: &service::ContractArgs) -> Result<Contract, ConfigError> {
     let contract = args.load()?;
     let described = problems(&contract).into_iter().map(|problem| args.describe(problem));

@@ -115,8 +115,9 @@ const RAW: &str = r#"{
   "fields": [
     {"name": "vin", "type": "string", "pii": "identifier", "min_length": 17, "max_length": 17},
     {"name": "boot_id", "type": "long", "doc": "drawn by the car at each start", "min": 0, "max": 9007199254740991},
-    {"name": "seq", "type": "long", "doc": "counts from 0 since the start, without gaps", "min": 0, "max": 9007199254740991},
-    {"name": "event_time_ms", "type": {"type": "long", "logicalType": "timestamp-millis"}, "min": 946684800000, "max": 4102444800000},
+    {"name": "seq", "type": "long", "doc": "counts from 0 since the start, no gaps", "min": 0, "max": 9007199254740991},
+    {"name": "event_time_ms", "type": {"type": "long", "logicalType": "timestamp-millis"},
+     "min": 946684800000, "max": 4102444800000},
     {"name": "amount", "type": "double", "doc": "change this", "min": 0, "max": 1000000}
   ]
 }
@@ -138,9 +139,18 @@ const CLEAN: &str = r#"{
 "#;
 
 const TOPICS: &str = r#"{
-  "NAME.raw":         {"partitions": 4, "retention_hours": 24,  "at": "edge", "personal": true,  "value": "json",  "cars_publish": "NAME", "what": "as the cars sent it; key: VIN"},
-  "NAME.dead-letter": {"partitions": 4, "retention_hours": 168, "at": "edge", "personal": true,  "value": "bytes", "what": "what could not be used, as sent, with the reason in headers"},
-  "NAME":             {"partitions": 4, "retention_hours": 168, "at": "both", "personal": false, "value": "avro",  "schema": "NAME.v1.avsc", "lake": true, "what": "clean; key: pseudonym of the car"}
+  "NAME.raw": {
+    "partitions": 4, "retention_hours": 24, "at": "edge", "personal": true, "value": "json", "cars_publish": "NAME",
+    "what": "as the cars sent it; key: VIN"
+  },
+  "NAME.dead-letter": {
+    "partitions": 4, "retention_hours": 168, "at": "edge", "personal": true, "value": "bytes",
+    "what": "what could not be used, as sent, with the reason in headers"
+  },
+  "NAME": {
+    "partitions": 4, "retention_hours": 168, "at": "both", "personal": false,
+    "value": "avro", "schema": "NAME.v1.avsc", "lake": true, "what": "clean; key: pseudonym of the car"
+  }
 }
 "#;
 

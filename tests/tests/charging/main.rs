@@ -1,5 +1,5 @@
-//! A stream that only a site's contract knows, `examples/charging`: added by files alone to a site that runs, and carried from
-//! MQTT to Parquet like the platform's own.
+//! A stream that only a site's contract knows, `examples/charging`: added by files alone to a site that runs, and
+//! carried from MQTT to Parquet like the platform's own.
 //!
 //! ```text
 //!  platform's contract ─► stages run, a fleet sends ─► deploy and restart, one by one, with the longer contract
@@ -25,7 +25,7 @@ fn a_stream_is_added_to_a_running_site_on_kafka() {
     let site = Site::new();
     let log = broker.url();
     let (key, lake, cloud, mqtt) = (site.key(), site.path("lake"), site.path("cloud-log"), site::free_address());
-    Process::start("carstream", &["deploy", "--log", &log]).succeed();
+    Process::start("carstream", &["deploy", "--edge-log", &log]).succeed();
     let start = |stage: &str, more: &[&str]| {
         let args: &[&str] = match stage {
             "mqtt-bridge" => &["--log", &log, "--listen", &mqtt, "--pseudonym-key-file", &key],
@@ -52,7 +52,7 @@ fn a_stream_is_added_to_a_running_site_on_kafka() {
 
     // The longer contract, stage by stage, while cars send.
     let longer = ["--contract", &contract()];
-    Process::start("carstream", &[&["deploy", "--log", &log], &longer[..]].concat()).succeed();
+    Process::start("carstream", &[&["deploy", "--edge-log", &log], &longer[..]].concat()).succeed();
     for (stage, process) in &mut running {
         process.terminate();
         std::mem::replace(process, start(stage, &longer)).succeed();

@@ -13,8 +13,8 @@ impl Link {
     /// skipped; the rest waits in the queue, beyond its bound if necessary: the server may have all of them, so none is
     /// dropped.
     ///
-    /// Findings and samples of other streams are sent again: their copies have the same boot id and number, by which a repeat
-    /// is known.
+    /// Findings and samples of other streams are sent again: their copies have the same boot id and number, by which a
+    /// repeat is known.
     ///
     /// `false`: the run was stopped before the car had caught up.
     pub(super) async fn catch_up(&mut self) -> bool {
