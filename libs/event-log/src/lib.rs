@@ -41,22 +41,27 @@
 //! # }
 //! ```
 
+mod append;
 mod args;
 mod batch;
 mod embedded;
 mod error;
 mod kafka;
 mod processor;
+pub mod progress;
+mod tail;
 
 use std::any::Any;
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use append::append_and_wait;
 pub use args::{CloudLogArgs, EdgeLogArgs, KafkaOption, LogArgs, LogUrl};
 pub use batch::{Batch, Headers, Outputs, Record, RecordRef};
 pub use error::{BoxError, Error};
 pub use processor::{Event, Outcome, Processor, ProcessorOptions};
+pub use tail::{Batches, Tail, batches};
 
 /// Opens the log at `url`.
 ///

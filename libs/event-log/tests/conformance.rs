@@ -36,9 +36,12 @@ on_every_backend! {
     ranges_are_read_exactly
     a_reader_follows_what_is_appended
     readers_do_not_disturb_each_other
+    a_tail_goes_on_where_it_was
+    a_single_record_is_durable_when_it_is_said_to_be
     positions_outside_the_log_are_errors
     outputs_and_positions_are_committed_together
     a_processor_goes_on_from_what_was_committed
+    offsets_without_a_record_are_not_left
     groups_do_not_know_of_each_other
     a_processor_reads_all_its_topics
     source_and_target_may_be_two_logs
@@ -300,6 +303,60 @@ fn readers_do_not_disturb_each_other(backend: &Backend) {
     });
 }
 
+fn a_tail_goes_on_where_it_was(backend: &Backend) {
+    let log = backend.open();
+    let topic = topic(&*log, "tail", 3);
+    let mut tail = Tail::new(log.clone(), topic.clone());
+    let caught_up = |tail: &mut Tail| {
+        let mut keys = Vec::new();
+        let take = |batch: &Batch| {
+            keys.extend(seen(batch).map(|r| r.key));
+            Ok::<_, Error>(())
+        };
+        tail.catch_up(7, take).unwrap();
+        keys.sort();
+        keys
+    };
+    assert!(caught_up(&mut tail).is_empty());
+    let mut keys: Vec<String> = (0..40).map(|i| i.to_string()).collect();
+    append_all(&log, &topic, keys.iter().map(|k| record(k, "v")));
+    keys.sort();
+    assert_eq!(caught_up(&mut tail), keys);
+    assert!(caught_up(&mut tail).is_empty(), "each record once");
+
+    append_all(&log, &topic, [record("old", "v")]);
+    tail.skip_to_end().unwrap();
+    assert!(tail.next(10, Duration::from_millis(50)).unwrap().is_none());
+    append_all(&log, &topic, [record("news", "v")]);
+    let deadline = Instant::now() + PATIENCE;
+    let batch = loop {
+        assert!(Instant::now() < deadline, "nothing comes");
+        if let Some(batch) = tail.next(10, Duration::from_millis(500)).unwrap() {
+            break batch;
+        }
+    };
+    assert_eq!(seen(&batch).map(|r| r.key).collect::<Vec<_>>(), ["news"]);
+    append_all(&log, &topic, [record("last", "v")]);
+    assert_eq!(caught_up(&mut tail), ["last"], "both ways of reading go on from the same positions");
+
+    // From the beginning, one by one.
+    let mut whole = Tail::new(log, topic);
+    let mut records = 0;
+    while records < 43 {
+        assert!(Instant::now() < deadline, "only {records} came");
+        records += whole.next(10, Duration::from_millis(500)).unwrap().map_or(0, |batch| batch.len());
+    }
+}
+
+fn a_single_record_is_durable_when_it_is_said_to_be(backend: &Backend) {
+    let log = backend.open();
+    let topic = topic(&*log, "single", 1);
+    assert!(append_and_wait(&log, &topic, &record("k", "v"), PATIENCE).unwrap());
+    assert_eq!(read_partition(&log, &topic, 0).len(), 1);
+    let refused = append_and_wait(&log, &unique("unknown"), &record("k", "v"), PATIENCE);
+    assert!(matches!(refused, Err(Error::UnknownTopic { .. })), "{refused:?}");
+}
+
 fn positions_outside_the_log_are_errors(backend: &Backend) {
     let log = backend.open();
     let topic = topic(&*log, "range", 1);
@@ -389,6 +446,43 @@ fn a_processor_goes_on_from_what_was_committed(backend: &Backend) {
     wait_until("the copies are visible", || read_partition(&log, &output, 0).len() >= values.len());
     let copies: Vec<_> = read_partition(&log, &output, 0).into_iter().map(|r| r.value.unwrap()).collect();
     assert_eq!(copies, values);
+}
+
+fn offsets_without_a_record_are_not_left(backend: &Backend) {
+    let log = backend.open();
+    let (input, output) = (topic(&*log, "in", 2), topic(&*log, "out", 2));
+    append_all(&log, &input, (0..60).map(|i| record(if i % 2 == 0 { "a" } else { "b" }, "v")));
+    let (mut copying, _) = processor_of(&log, &input);
+    let mut copies = 0;
+    while copies < 60 {
+        let batch = next_batch(&mut copying, 7);
+        let mut outputs = Outputs::default();
+        copied(&batch, &output, &mut outputs);
+        assert_eq!(copying.commit(&outputs, &[behind(&batch)]).unwrap(), Outcome::Committed);
+        copies += batch.len();
+    }
+
+    let group = unique("follower");
+    let ends = progress::ends(&*log, &output).unwrap();
+    let left = || progress::left(&*log, &*log, &group, &output, &ends).unwrap();
+    let lag = || progress::lag(&*log, &*log, &group, &output).unwrap();
+    assert!(lag() >= 60);
+    let (mut follower, _) = processor(&log, &log, &group, &[&output]);
+    let mut read = 0;
+    while read < 60 {
+        assert!(!progress::is_drained(&log, &left()).unwrap(), "{read} of 60 are committed");
+        let batch = next_batch(&mut follower, 25);
+        assert_eq!(follower.commit(&Outputs::default(), &[behind(&batch)]).unwrap(), Outcome::Committed);
+        read += batch.len();
+    }
+    // On Kafka there are transaction markers behind the last records.
+    wait_until("the end", || progress::is_drained(&log, &left()).unwrap());
+    let after = progress::offsets(&left());
+    append_all(&log, &output, [record("a", "one more")]);
+    assert!(lag() > after, "what came later counts as lag");
+    assert_eq!(progress::offsets(&left()), after, "but it is not before the ends");
+    let all = progress::left(&*log, &*log, &group, &output, &progress::ends(&*log, &output).unwrap()).unwrap();
+    assert!(!progress::is_drained(&log, &all).unwrap());
 }
 
 fn groups_do_not_know_of_each_other(backend: &Backend) {

@@ -169,6 +169,40 @@ fn a_reader_that_retention_overtakes_is_told() {
     }
 }
 
+#[test]
+fn a_tail_that_retention_overtakes_catches_up_or_is_told() {
+    let backend = embedded();
+    let log = backend.open();
+    let name = unique("overtaken");
+    log.ensure_topic(&TopicSpec { retention: Some(Duration::from_secs(3600)), ..plain(&name, 1) }).unwrap();
+    let old = Record { timestamp_ms: now_ms() - 2 * 3600 * 1000, ..record("k", "old") };
+    let (mut tail, mut news) = (Tail::new(log.clone(), name.clone()), Tail::new(log.clone(), name.clone()));
+    append_all(&log, &name, (0..10).map(|_| old));
+    assert!(news.next(5, PATIENCE).unwrap().is_some_and(|batch| batch.len() == 5));
+    let caught_up = |tail: &mut Tail| {
+        let mut offsets = Vec::new();
+        tail.catch_up(100, |batch| {
+            offsets.extend(batch.iter().map(|r| r.offset));
+            Ok::<_, Error>(())
+        })
+        .unwrap();
+        offsets
+    };
+    assert_eq!(caught_up(&mut tail), (0..10).collect::<Vec<_>>());
+    append_all(&log, &name, (0..10).map(|_| old));
+    log.maintain().unwrap();
+    append_all(&log, &name, [record("k", "new")]);
+    assert_eq!(caught_up(&mut tail), [20], "it goes on with what is left");
+    match news.next(5, PATIENCE) {
+        Err(Error::OutOfRange { offset: 5, first: 20, next: 21, .. }) => {}
+        other => panic!("{other:?}"),
+    }
+    assert!(matches!(news.next(5, PATIENCE), Err(Error::OutOfRange { .. })), "until it is told to go on elsewhere");
+    news.skip_to_end().unwrap();
+    append_all(&log, &name, [record("k", "newer")]);
+    assert!(news.next(5, PATIENCE).unwrap().is_some_and(|batch| batch.get(0).offset == 21));
+}
+
 /// Values that do not compress, so that they fill tables.
 fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
