@@ -46,7 +46,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use args::{Args, DEFAULT_GROUP};
 pub use metrics::{Metrics, ModelInForce};
-use models::Follower;
+use models::ModelFollower;
 use transform::Scoring;
 
 /// The model that this program scores with: the key of its announcements.
@@ -126,7 +126,7 @@ pub async fn run_on(
         }
         ModelSource::Announced { log: announcing, lake } => {
             let topic = place.announcements.name.clone();
-            let follower = Follower::new(announcing, topic, lake, latest, metrics.clone(), Handle::current());
+            let follower = ModelFollower::new(announcing, topic, lake, latest, metrics.clone(), Handle::current());
             follow_and_score(args, log, place, schemas, follower, newest, metrics, shutdown).await
         }
     }
@@ -138,7 +138,7 @@ async fn follow_and_score(
     log: Arc<dyn Log>,
     place: ModelDefinition,
     schemas: SchemaSource,
-    follower: Follower,
+    follower: ModelFollower,
     models: watch::Receiver<Option<Arc<Model>>>,
     metrics: Metrics,
     shutdown: CancellationToken,

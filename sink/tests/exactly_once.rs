@@ -11,7 +11,7 @@ use lake::Lake;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use support::faults::{Fault, FaultyStore, Plan};
-use support::{Place, append, assert_complete, files, readings, start, start_on, wait_until};
+use support::{Place, append, assert_complete, files, footers, readings, start, start_on, wait_until};
 use test_support::clock::{date, yesterday_ms};
 
 const V2: &str = "telemetry.v2.avsc";
@@ -34,7 +34,7 @@ async fn what_is_in_the_log_at_the_stop_is_in_the_lake() {
     assert_complete(&log, &lake, "telemetry", V2).await;
     assert_eq!(metrics.rows("telemetry"), 1537);
     assert!(lake.objects("scores").await.unwrap().is_empty(), "there were none");
-    let footers = lake.footers("telemetry").await.unwrap();
+    let footers = footers(&lake, "telemetry").await;
     assert!(footers.iter().all(|(_, footer)| footer.rows <= 100), "rotated by rows");
     let mut by_partition: BTreeMap<u32, Vec<u64>> = BTreeMap::new();
     footers.iter().for_each(|(name, footer)| by_partition.entry(name.partition).or_default().push(footer.rows));
@@ -63,7 +63,7 @@ async fn objects_end_with_age_and_with_bytes() {
     sink.stop().await.unwrap();
     assert_complete(&log, &lake, "telemetry", V2).await;
     // A reading is about 200 bytes with its key.
-    let rows = lake.footers("telemetry").await.unwrap().iter().map(|(_, footer)| footer.rows).collect::<Vec<_>>();
+    let rows = footers(&lake, "telemetry").await.iter().map(|(_, footer)| footer.rows).collect::<Vec<_>>();
     assert!(rows.iter().filter(|rows| **rows <= 30).count() >= 8, "{rows:?}");
 }
 

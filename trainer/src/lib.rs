@@ -24,19 +24,16 @@ mod split;
 mod train;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use arrow::array::RecordBatch;
 use bytes::Bytes;
 use contract::{Contract, ModelDefinition, Problem, Topic};
-use event_log::{Log, Record};
-use lake::ModelFiles;
+use event_log::Log;
 use model::artefact::TrainingRange;
+use model_registry::{Announcement, ModelFiles};
 use prometheus_client::registry::Registry;
-use serde::Serialize;
-use sha2::{Digest, Sha256};
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
@@ -130,14 +127,9 @@ pub async fn train_once(
         weights: Bytes::from(trained.0.weights),
         plots: trained.1.into_iter().map(|(name, png)| (name, Bytes::from(png))).collect(),
     };
-    let path = lake.put_model(&args.name, &manifest.version, &files).await?;
+    let path = model_registry::put(&lake, &args.name, &manifest.version, &files).await?;
     if !args.no_announce {
-        let announcement = Announcement {
-            name: args.name.clone(),
-            version: manifest.version.clone(),
-            path: path.clone(),
-            manifest_sha256: hex::encode(Sha256::digest(&files.manifest)),
-        };
+        let announcement = Announcement::new(&args.name, &manifest.version, &path, &files.manifest);
         let (log, shutdown) = (args.log.open()?, shutdown.clone());
         let contract = args.contract.load()?;
         let place = contract.model(contract::MODEL).context("Args::check() has found the model")?;
@@ -226,15 +218,6 @@ async fn read_and_train(
     spawn_blocking(work).await.context("the training panicked")?
 }
 
-/// A record of topic `models`.
-#[derive(Debug, Clone, Serialize)]
-struct Announcement {
-    name: String,
-    version: String,
-    path: String,
-    manifest_sha256: String,
-}
-
 fn announce(
     log: Arc<dyn Log>,
     topic: &Topic,
@@ -250,24 +233,8 @@ fn announce(
     if ensured.is_none() {
         bail!("stopped before model {} was announced; it is in the lake", announcement.version);
     }
-    // 0: no answer yet, 1: durable, 2: not.
-    let outcome = Arc::new(AtomicU8::new(0));
-    let completed = outcome.clone();
-    let appender = log.appender(Box::new(move |completions| {
-        for completion in completions {
-            completed.store(if completion.durable { 1 } else { 2 }, Ordering::Release);
-        }
-    }))?;
-    let value = serde_json::to_vec(announcement)?;
-    let record = Record {
-        key: announcement.name.as_bytes(),
-        value: Some(&value),
-        headers: &[],
-        timestamp_ms: chrono::Utc::now().timestamp_millis(),
-    };
-    appender.append(&topic.name, &record, 0)?;
-    appender.flush(Duration::from_secs(ANNOUNCE_TIMEOUT_S));
-    if outcome.load(Ordering::Acquire) != 1 {
+    let timestamp_ms = chrono::Utc::now().timestamp_millis();
+    if !announcement.append(&log, &topic.name, timestamp_ms, Duration::from_secs(ANNOUNCE_TIMEOUT_S))? {
         bail!(
             "model {} is in the lake, but the log did not confirm its announcement: train again",
             announcement.version

@@ -168,7 +168,8 @@ async fn trained(args: &Args) -> TrainedModel {
 
 /// Manifest and weights of a stored model.
 async fn files(args: &Args, model: &TrainedModel) -> (Vec<u8>, Vec<u8>) {
-    let files = args.lake.open().unwrap().get_model(&model.name, &model.version).await.unwrap();
+    let lake = args.lake.open().unwrap();
+    let files = model_registry::get(&lake, &model.name, &model.version).await.unwrap();
     (files.manifest.to_vec(), files.weights.to_vec())
 }
 

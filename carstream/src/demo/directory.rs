@@ -13,15 +13,15 @@ use std::time::Duration;
 
 use anyhow::Context;
 use contract::{Contract, StreamDefinition};
-use event_log::{LogArgs, LogUrl};
+use event_log::{Error, LogArgs, LogUrl};
 use lake::{Lake, LakeUrl};
 use model::Manifest;
+use model_registry::{Announcement, Announcements};
 use serde::{Deserialize, Serialize};
 use service::{ConfigError, ContractArgs};
 use sha2::{Digest, Sha256};
 use telemetry::pseudonym::PseudonymKey;
 
-use super::account::each_batch;
 use super::{Args, Finished, Report, Trained};
 
 /// A directory with two logs, a lake, a ledger and a key.
@@ -173,21 +173,18 @@ impl RunDirectory {
 
     /// The model that was trained and announced, if one was.
     pub(crate) async fn announced_model(&self) -> anyhow::Result<Option<Trained>> {
-        #[derive(Deserialize)]
-        struct Announcement {
-            name: String,
-            version: String,
-        }
-        let mut newest = None;
-        let directory = self.contract.model(contract::MODEL).context("the demo needs the platform's model")?;
-        each_batch(&self.cloud().open()?, &directory.announcements.name, |batch| {
-            newest = batch.iter().filter_map(|record| record.value.map(<[u8]>::to_vec)).last().or(newest.take());
-            Ok(())
-        })?;
+        let place = self.contract.model(contract::MODEL).context("the demo needs the platform's model")?;
+        let topic = place.announcements.name.clone();
+        let mut announcements = Announcements::follow(self.cloud().open()?, topic, scorer::MODEL_NAME);
+        let newest = match announcements.newest() {
+            Err(Error::UnknownTopic { .. }) => None,
+            newest => newest?,
+        };
         let Some(newest) = newest else { return Ok(None) };
-        let announced: Announcement = serde_json::from_slice(&newest).context("the newest announcement of a model")?;
-        let files = Lake::open(&self.lake())?.get_model(&announced.name, &announced.version).await?;
-        Ok(Some(Trained::of(&Manifest::from_json(&files.manifest)?, &directory.readings.name)))
+        let announced = Announcement::from_json(&newest)?;
+        let lake = Lake::open(&self.lake())?;
+        let files = model_registry::get(&lake, &announced.name, &announced.version).await?;
+        Ok(Some(Trained::of(&Manifest::from_json(&files.manifest)?, &place.readings.name)))
     }
 
     pub(crate) fn edge(&self) -> LogArgs {

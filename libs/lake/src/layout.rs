@@ -88,7 +88,7 @@ pub fn undecodable_name(topic: &str, partition: u32, first: u64, last: u64) -> S
 }
 
 /// Refuses what would change the shape of an object name.
-pub(crate) fn check_name(what: &'static str, name: &str) -> Result<(), Error> {
+pub fn check_name(what: &'static str, name: &str) -> Result<(), Error> {
     let safe = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     if name.is_empty() || name.starts_with('.') || !name.chars().all(safe) {
         return Err(Error::BadName { what, name: name.to_owned() });

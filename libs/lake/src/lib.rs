@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! LAKE/telemetry/date=2026-11-21/partition=3/00000000000000012345.parquet    rows of the log          rows.rs
-//! LAKE/models/telemetry-anomaly/20261121T081500-3f2a9c01/manifest.json …     the model registry       models.rs
+//! LAKE/models/telemetry-anomaly/20261121T081500Z-3f2a9c01b4d7/…              models: the crate `model-registry`
 //! LAKE/_undecodable/telemetry/partition=3/…                                  records kept as they came
 //! LAKE/.incoming/                                                            half-written, never listed local.rs
 //! ```
@@ -17,7 +17,6 @@ mod args;
 mod error;
 mod layout;
 mod local;
-mod models;
 mod object;
 mod row_hash;
 mod rows;
@@ -34,8 +33,7 @@ use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode};
 
 pub use args::{LakeArgs, LakeUrl};
 pub use error::{BoxError, Error};
-pub use layout::{ObjectName, OffsetRange, undecodable_name};
-pub use models::{ModelFiles, model_version};
+pub use layout::{ObjectName, OffsetRange, check_name, undecodable_name};
 pub use object::{
     Footer, LOG_OFFSET, LOG_TIMESTAMP_MS, Object, ObjectWriter, Rows, event_time_column, first_event_time_ms,
 };

@@ -71,11 +71,6 @@ impl Lake {
         self.contiguous(self.objects(topic).await?).await
     }
 
-    /// The footers of every object of a topic, sorted by partition and start offset.
-    pub async fn footers(&self, topic: &str) -> Result<Vec<(ObjectName, Footer)>, Error> {
-        self.footers_of(self.objects(topic).await?).await
-    }
-
     async fn footers_of(&self, names: Vec<ObjectName>) -> Result<Vec<(ObjectName, Footer)>, Error> {
         let read = |name: ObjectName| async move { self.footer(&name).await.map(|footer| (name, footer)) };
         futures_util::stream::iter(names.into_iter().map(read)).buffered(CONCURRENT_READS).try_collect().await

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
-use lake::{Error, Lake, LakeUrl, ModelFiles};
+use lake::{Error, Lake, LakeUrl};
 use object_store::memory::InMemory;
 use s3::S3;
 use unsound::{Unsound, UnsoundStore};
@@ -50,12 +50,11 @@ async fn a_bucket_is_a_lake() {
     created.for_each(|result| async move { result.unwrap() }).await;
     assert_eq!(lake.list("folder").await.unwrap(), names);
     assert!(s3.lake("other").open().unwrap().list("").await.unwrap().is_empty(), "a prefix is a lake of its own");
-    let files = ModelFiles { manifest: "{}".into(), weights: "w".into(), plots: vec![("loss.png".into(), "p".into())] };
-    for _ in 0..2 {
-        lake.put_model("m", "1", &files).await.unwrap();
-    }
-    assert_eq!(lake.latest_model("m").await.unwrap().as_deref(), Some("1"));
-    let missing = lake.get_model("m", "2").await.unwrap_err();
+    lake.create("models/m/1/manifest.json", "{}".into()).await.unwrap();
+    let again = lake.create("models/m/1/manifest.json", "{}".into()).await.unwrap_err();
+    assert!(matches!(again, Error::Exists { .. }), "{again}");
+    assert_eq!(lake.get("models/m/1/manifest.json").await.unwrap(), "{}");
+    let missing = lake.get("models/m/2/manifest.json").await.unwrap_err();
     assert!(matches!(missing, Error::NotFound { .. }), "{missing}");
 }
 

@@ -18,6 +18,7 @@ use model::alert::AlertRule;
 use model::artefact::{Detection, FORMAT, Metrics as Quality, Split, Training};
 use model::features::{COOLANT, CURRENT, FEATURE_COUNT, FIRMWARE, SPEED, VIBRATION};
 use model::{FEATURES, Manifest, Model, Row, Scaling, Settings};
+use model_registry::ModelFiles;
 use prometheus_client::registry::Registry;
 pub(crate) use scorer::Args;
 use scorer::alerts::Alert;
@@ -157,12 +158,12 @@ impl Site {
     }
 
     pub(crate) async fn announce(&self, files: &Files) {
-        let lake_files = lake::ModelFiles {
+        let lake_files = ModelFiles {
             manifest: files.manifest.clone().into(),
             weights: files.weights.clone().into(),
             plots: vec![],
         };
-        self.lake().put_model(MODEL_NAME, &files.version, &lake_files).await.unwrap();
+        model_registry::put(&self.lake(), MODEL_NAME, &files.version, &lake_files).await.unwrap();
         self.announce_raw(files.announcement().as_bytes());
     }
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
 use event_log::{AppendError, Log, LogArgs, LogUrl, Range, Read, Record};
-use lake::{Lake, LakeUrl, OffsetRange, RowHash};
+use lake::{Footer, Lake, LakeUrl, ObjectName, OffsetRange, RowHash};
 use prometheus_client::registry::Registry;
 use sink::{Args, Metrics};
 use telemetry::avro::{AvroDecoder, AvroEncoder};
@@ -23,6 +23,16 @@ use tokio_util::sync::CancellationToken;
 
 /// What a test waits for comes within this time, or never.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The footers of all objects of a topic, sorted by partition and start offset.
+pub async fn footers(lake: &Lake, topic: &str) -> Vec<(ObjectName, Footer)> {
+    let mut footers = Vec::new();
+    for name in lake.objects(topic).await.unwrap() {
+        let footer = lake.footer(&name).await.unwrap();
+        footers.push((name, footer));
+    }
+    footers
+}
 
 /// A directory with a log and a lake.
 pub struct Place {
