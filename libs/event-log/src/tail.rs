@@ -80,7 +80,7 @@ impl Iterator for Batches<'_> {
                 Ok(Read::Idle) => match self.patience {
                     Some(patience) if self.heard.elapsed() > patience => {
                         let source = format!("nothing came for {} s", patience.as_secs()).into();
-                        let (operation, log) = ("reading a range", self.log.clone());
+                        let (operation, log) = ("read a range", self.log.clone());
                         return Some(Err(Error::Unavailable { operation, log, source }));
                     }
                     _ => {}
