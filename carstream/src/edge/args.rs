@@ -11,8 +11,9 @@ use service::{ConfigError, ContractArgs, ServiceArgs, values};
 /// Runs an edge site in one process, without Docker or Java: MQTT in, clean readings and scores in an embedded log,
 /// copied to the cloud if an uplink exists.
 ///
-/// With a --cloud-log, the uplink, what may leave the site is copied there. While it is away records stay in the site's
-/// log, as long as the retention of their topics allows (a week). Everything else has the stages' own defaults.
+/// With a --cloud-log, the uplink, records that may leave the site are copied there. While it is unreachable, they stay
+/// in the site's log, as long as the retention of their topics allows (a week). Everything else has the stages' own
+/// defaults.
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "Examples:
   carstream edge --log site-log --pseudonym-key-file site.key --model model

@@ -37,7 +37,7 @@ pub fn batches(log: &Arc<dyn Log>, ranges: Vec<Range>, max_records: usize) -> Re
 
 /// The batches of ranges, up to their ends. Blocking.
 ///
-/// After a retriable error the next call goes on where it was.
+/// After a retriable error the next call resumes where it stopped.
 pub struct Batches<'s> {
     reader: Box<dyn Reader>,
     max_records: usize,
@@ -54,8 +54,8 @@ impl<'s> Batches<'s> {
         Self { stop: Some(stop), ..self }
     }
 
-    /// Fails with [`Error::Unavailable`] when for so long neither a record nor the end has come. Without it a log that
-    /// does not answer is waited for, unless the log itself reports an error.
+    /// Fails with [`Error::Unavailable`] when neither a record nor the end has arrived for this long. Without it the
+    /// call waits for a log that does not answer, unless the log itself reports an error.
     #[must_use]
     pub fn patience(self, patience: Duration) -> Self {
         Self { patience: Some(patience), ..self }
@@ -121,8 +121,8 @@ impl Tail {
     /// The next records, of one partition; `None` after `timeout` without any. Partitions that are added later are not
     /// followed.
     ///
-    /// After an error the next call goes on where it was. [`Error::OutOfRange`]: retention has removed records that were
-    /// not read, and [`skip_to_end`](Self::skip_to_end) goes on without them.
+    /// After an error the next call resumes where it stopped. [`Error::OutOfRange`]: retention has removed records that
+    /// were not read, and [`skip_to_end`](Self::skip_to_end) continues without them.
     pub fn next(&mut self, max_records: usize, timeout: Duration) -> Result<Option<Batch>, Error> {
         let mut reader = match self.reader.take() {
             Some(reader) => reader,
@@ -142,8 +142,9 @@ impl Tail {
 
     /// Gives `take` what was added since the last call, up to the end as of now; at the first call, all.
     ///
-    /// For compacted topics: what compaction removes before it is read has a successor, which is still to come. Where
-    /// the position is no longer in the log, or the topic was created again, it goes on with the first record that is.
+    /// For compacted topics: a record that compaction removes before it is read has a successor, which is still to
+    /// come. If the position is no longer in the log, or the topic was recreated, reading continues with the first
+    /// available record.
     pub fn catch_up<E: From<Error>>(
         &mut self,
         max_records: usize,
