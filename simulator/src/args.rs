@@ -28,7 +28,7 @@ const IN_FLIGHT: usize = 16;
     args_conflicts_with_subcommands = true,
     after_help = "Examples:
   simulator --cars 100 --mqtt localhost:1883                  a hundred cars, in real time, until Ctrl-C
-  simulator --cars 500 --speedup 1200 --duration 60           twenty hours in a minute
+  simulator --cars 500 --speedup 1200 --duration 60s          twenty hours in a minute
   simulator --cars 15000 --first-car 15000 --ramp 30s         the second part of a larger fleet
   simulator --cars 50 --duration 1h --ledger l.csv --resume   what became of each reading; resumes after kill -9
   simulator --mqtt mqtts://localhost:8883 --tls-ca secrets/ca.crt --tls-ca-key secrets/ca.key

@@ -17,7 +17,7 @@ fn the_lake_is_read_and_a_car_gets_its_alert() {
     let directory = tempfile::tempdir().unwrap();
     let keep = directory.path().join("demo");
     let path = |name: &str| directory.path().join(name).display().to_string();
-    let demo = ["demo", "--cars", "150", "--duration", "20", "--speedup", "1200", "--keep", &path("demo")];
+    let demo = ["demo", "--cars", "150", "--duration", "20s", "--speedup", "1200", "--keep", &path("demo")];
     Process::start("carstream", &demo).succeed();
 
     let report: serde_json::Value = serde_json::from_slice(&std::fs::read(keep.join("report.json")).unwrap()).unwrap();
