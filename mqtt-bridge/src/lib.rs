@@ -49,7 +49,6 @@ mod transport;
 mod window;
 mod wire;
 
-use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
 pub use args::{Args, ClientIdRule, Limits, Listen, TlsArgs};
@@ -59,10 +58,7 @@ pub use topics::is_vin;
 
 /// What the binary runs: the bridge, and the admin port if one is asked for.
 pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let mut registry = Registry::default();
-    let metrics = Metrics::new(&mut registry);
-    let (service, readiness) = (args.service.clone(), [metrics.readiness.clone()]);
-    service::with_admin(&service, registry, &readiness, run_with(args, metrics, shutdown)).await
+    service::stage(args, shutdown, Metrics::new, |metrics| &metrics.readiness, run_with).await
 }
 
 /// Runs the bridge until `shutdown`, and returns after a clean drain.

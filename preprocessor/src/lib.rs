@@ -52,10 +52,7 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
         print!("{}", check(&args)?);
         return Ok(());
     }
-    let mut registry = Registry::default();
-    let metrics = Metrics::new(&mut registry);
-    let (service, readiness) = (args.service.clone(), [metrics.pipeline.readiness.clone()]);
-    service::with_admin(&service, registry, &readiness, run_with(args, metrics, shutdown)).await
+    service::stage(args, shutdown, Metrics::new, |metrics| &metrics.pipeline.readiness, run_with).await
 }
 
 /// Runs all streams until `shutdown`, and returns once the open transactions are committed.

@@ -38,7 +38,6 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use event_log::{Error, Log};
-use prometheus_client::registry::Registry;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -55,10 +54,7 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
         let said = tokio::task::spawn_blocking(move || run_command(&args, &command)).await??;
         return std::io::stdout().write_all(said.as_bytes()).context("cannot print");
     }
-    let mut registry = Registry::default();
-    let metrics = Metrics::new(&mut registry);
-    let (service, readiness) = (args.service.clone(), [metrics.pipeline.readiness.clone()]);
-    service::with_admin(&service, registry, &readiness, run_with(args, metrics, shutdown)).await
+    service::stage(args, shutdown, Metrics::new, |metrics| &metrics.pipeline.readiness, run_with).await
 }
 
 /// Runs the replicator until `shutdown`; then copies what the source holds at that moment, and returns.

@@ -36,7 +36,6 @@ use contract::{Contract, ModelDefinition, Problem, Topic};
 use event_log::Log;
 use lake::Lake;
 use model::Model;
-use prometheus_client::registry::Registry;
 use schema_registry::SchemaSource;
 use service::{ConfigError, Waiting};
 use tokio::runtime::Handle;
@@ -57,10 +56,7 @@ const A_MODEL: &str = "a model";
 
 /// Runs the stage as a process does: with its admin port.
 pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let mut registry = Registry::default();
-    let metrics = Metrics::new(&mut registry);
-    let (service, readiness) = (args.service.clone(), [metrics.pipeline.readiness.clone()]);
-    service::with_admin(&service, registry, &readiness, run_with(args, metrics, shutdown)).await
+    service::stage(args, shutdown, Metrics::new, |metrics| &metrics.pipeline.readiness, run_with).await
 }
 
 /// Runs the stage until shutdown, then scores what the log holds by then, within [`Args::drain`].

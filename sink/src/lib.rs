@@ -28,7 +28,6 @@ use std::sync::Arc;
 use anyhow::Context;
 use event_log::Log;
 use lake::{Error, Lake, LakeUrl};
-use prometheus_client::registry::Registry;
 use service::Waiting;
 use tokio_util::sync::CancellationToken;
 
@@ -40,10 +39,7 @@ const RETRY_PAUSE: std::time::Duration = std::time::Duration::from_millis(250);
 
 /// Runs the sink until `shutdown`, with its admin port.
 pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let mut registry = Registry::default();
-    let metrics = Metrics::new(&mut registry);
-    let (service, readiness) = (args.service.clone(), [metrics.readiness.clone()]);
-    service::with_admin(&service, registry, &readiness, run_with(args, metrics, shutdown)).await
+    service::stage(args, shutdown, Metrics::new, |metrics| &metrics.readiness, run_with).await
 }
 
 /// Runs the sink until `shutdown`; then writes what the log holds at that moment, and returns.

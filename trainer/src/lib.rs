@@ -33,7 +33,6 @@ use contract::{Contract, ModelDefinition, Problem, Topic};
 use event_log::Log;
 use model::artefact::TrainingRange;
 use model_registry::{Announcement, ModelFiles};
-use prometheus_client::registry::Registry;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
@@ -84,10 +83,7 @@ pub fn detection(model: &model::Model, fleet: &Fleet) -> model::artefact::Detect
 
 /// Runs the stage as a process does: with its admin port.
 pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let mut registry = Registry::default();
-    let metrics = Metrics::new(&mut registry);
-    let (service, readiness) = (args.service.clone(), [metrics.readiness.clone()]);
-    service::with_admin(&service, registry, &readiness, run_with(args, metrics, shutdown)).await
+    service::stage(args, shutdown, Metrics::new, |metrics| &metrics.readiness, run_with).await
 }
 
 /// Trains once, or repeatedly with `--every`, and prints the results. Ends early at shutdown.

@@ -19,6 +19,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
+use tokio_util::sync::CancellationToken;
 
 use crate::process::ProcessMetrics;
 use crate::{HostPort, Readiness, ServiceArgs};
@@ -34,6 +35,24 @@ pub struct AdminError {
     address: HostPort,
     #[source]
     source: std::io::Error,
+}
+
+/// Runs a stage as a process of its own: with metrics on a new registry, and its admin port.
+pub async fn stage<A, M, F>(
+    args: A,
+    shutdown: CancellationToken,
+    metrics: fn(&mut Registry) -> M,
+    readiness: fn(&M) -> &Readiness,
+    run: impl FnOnce(A, M, CancellationToken) -> F,
+) -> anyhow::Result<()>
+where
+    A: AsRef<ServiceArgs>,
+    F: Future<Output = anyhow::Result<()>>,
+{
+    let mut registry = Registry::default();
+    let metrics = metrics(&mut registry);
+    let (service, readiness) = (args.as_ref().clone(), [readiness(&metrics).clone()]);
+    with_admin(&service, registry, &readiness, run(args, metrics, shutdown)).await
 }
 
 /// Runs a process, and serves its metrics meanwhile if `--admin` asks for it: those of `registry`, which version it is,

@@ -27,7 +27,7 @@ use clap::error::ErrorKind;
 use tokio_util::sync::CancellationToken;
 
 pub use crate::contract::{ContractArgs, read_contract};
-pub use admin::{AdminError, with_admin};
+pub use admin::{AdminError, stage, with_admin};
 pub use readiness::Readiness;
 pub use values::HostPort;
 pub use waiting::{Waiting, retry_until};
