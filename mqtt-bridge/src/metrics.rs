@@ -6,8 +6,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
-
-use service::Readiness;
+use service::{Readiness, Registrar};
 
 use crate::close::{Close, Refusal};
 
@@ -67,74 +66,47 @@ const APPEND_BUCKETS_S: [f64; 12] = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.
 impl Metrics {
     /// Registers the metrics as `carstream_mqtt_bridge_…`.
     pub fn new(registry: &mut Registry) -> Self {
-        let registry = registry.sub_registry_with_prefix("carstream_mqtt_bridge");
+        let mut m = Registrar::new(registry, "mqtt_bridge");
         let metrics = Self {
-            connections: Gauge::default(),
-            connects: Family::default(),
-            connect_refusals: Family::default(),
-            closes: Family::default(),
-            publishes: Family::default(),
-            publish_bytes: Counter::default(),
-            publish_refusals: Family::default(),
-            pubacks: Counter::default(),
-            in_flight: Gauge::default(),
-            append_seconds: Histogram::new(APPEND_BUCKETS_S),
-            paused: Gauge::default(),
-            takeovers: Counter::default(),
-            wills: Counter::default(),
-            alerts_read: Counter::default(),
-            alerts_delivered: Counter::default(),
-            alerts_dropped: Counter::default(),
-            handshakes: Gauge::default(),
-            certificate_expiry: Family::default(),
-            tls_reloads: Counter::default(),
-            tls_files_unusable: Gauge::default(),
+            connections: m.metric("connections", "Open connections"),
+            connects: m.metric("connects", "Clients accepted, by MQTT version"),
+            connect_refusals: m.metric("connect_refusals", "Clients refused, by reason"),
+            closes: m.metric("closes", "Connections that ended, by reason"),
+            publishes: m.metric("publishes", "Messages appended to the log, by kind"),
+            publish_bytes: m.metric_in("publish", Unit::Bytes, "Payload appended to the log"),
+            publish_refusals: m.metric("publish_refusals", "Publishes refused, by reason"),
+            pubacks: m.metric("pubacks", "Publishes acknowledged after the log had committed them"),
+            in_flight: m.metric("in_flight", "Messages that wait for their commit"),
+            append_seconds: m.existing_in(
+                "append",
+                Unit::Seconds,
+                "From the arrival of a message to its commit; the oldest message of each batch of a connection",
+                Histogram::new(APPEND_BUCKETS_S),
+            ),
+            paused: m.metric("paused", "Sockets that are not read because a bound is reached"),
+            takeovers: m.metric("takeovers", "Clients that replaced one with the same identifier"),
+            wills: m.metric("wills", "Wills appended to the log"),
+            alerts_read: m.metric("alerts_read", "Alerts read from the log"),
+            alerts_delivered: m
+                .metric("alerts_delivered", "Alerts that reached their car: acknowledged (QoS 1) or sent (QoS 0)"),
+            alerts_dropped: m.metric(
+                "alerts_dropped",
+                "Alerts dropped: queue full, too large for the client, or not acknowledged when the car left",
+            ),
+            handshakes: m.metric("tls_handshakes", "TLS handshakes in progress"),
+            certificate_expiry: m.metric_in(
+                "certificate_expiry_timestamp",
+                Unit::Seconds,
+                "When a certificate in use expires, since 1970: the bridge's own, and the first of the clients' \
+             authorities",
+            ),
+            tls_reloads: m.metric("tls_reloads", "Reloads of changed TLS files"),
+            tls_files_unusable: m.metric(
+                "tls_files_unusable",
+                "1 while changed TLS files cannot be used, and the previous ones stay in use",
+            ),
             readiness: Readiness::default(),
         };
-        let m = &metrics;
-        registry.register("connections", "Open connections", m.connections.clone());
-        registry.register("connects", "Clients accepted, by MQTT version", m.connects.clone());
-        registry.register("connect_refusals", "Clients refused, by reason", m.connect_refusals.clone());
-        registry.register("closes", "Connections that ended, by reason", m.closes.clone());
-        registry.register("publishes", "Messages appended to the log, by kind", m.publishes.clone());
-        registry.register_with_unit("publish", "Payload appended to the log", Unit::Bytes, m.publish_bytes.clone());
-        registry.register("publish_refusals", "Publishes refused, by reason", m.publish_refusals.clone());
-        registry.register("pubacks", "Publishes acknowledged after the log had committed them", m.pubacks.clone());
-        registry.register("in_flight", "Messages that wait for their commit", m.in_flight.clone());
-        registry.register_with_unit(
-            "append",
-            "From the arrival of a message to its commit; the oldest message of each batch of a connection",
-            Unit::Seconds,
-            m.append_seconds.clone(),
-        );
-        registry.register("paused", "Sockets that are not read because a bound is reached", m.paused.clone());
-        registry.register("takeovers", "Clients that replaced one with the same identifier", m.takeovers.clone());
-        registry.register("wills", "Wills appended to the log", m.wills.clone());
-        registry.register("alerts_read", "Alerts read from the log", m.alerts_read.clone());
-        registry.register(
-            "alerts_delivered",
-            "Alerts that reached their car: acknowledged (QoS 1) or sent (QoS 0)",
-            m.alerts_delivered.clone(),
-        );
-        registry.register(
-            "alerts_dropped",
-            "Alerts dropped: queue full, too large for the client, or not acknowledged when the car left",
-            m.alerts_dropped.clone(),
-        );
-        registry.register("tls_handshakes", "TLS handshakes in progress", m.handshakes.clone());
-        registry.register_with_unit(
-            "certificate_expiry_timestamp",
-            "When a certificate in use expires, since 1970: the bridge's own, and the first of the clients' \
-             authorities",
-            Unit::Seconds,
-            m.certificate_expiry.clone(),
-        );
-        registry.register("tls_reloads", "Reloads of changed TLS files", m.tls_reloads.clone());
-        registry.register(
-            "tls_files_unusable",
-            "1 while changed TLS files cannot be used, and the previous ones stay in use",
-            m.tls_files_unusable.clone(),
-        );
         metrics.show_zeros();
         metrics
     }

@@ -7,6 +7,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+use service::Registrar;
 
 use crate::reason;
 
@@ -51,23 +52,18 @@ impl Metrics {
     /// Registers the metrics as `carstream_preprocessor_…`.
     pub fn new(registry: &mut Registry) -> Self {
         let reasons = telemetry::json::REASONS.into_iter().chain(reason::ALL);
-        let metrics = Self {
-            pipeline: pipeline::Metrics::new(registry, "preprocessor").with_reasons(reasons),
-            lag: pipeline::Lag::new(registry, "preprocessor"),
-            clean: Family::default(),
-            duplicates: Family::default(),
-            filtered: Family::default(),
-            cars: Family::default(),
-            table_rows: Family::default(),
-            bad_table_rows: Family::default(),
-        };
-        let registry = registry.sub_registry_with_prefix("carstream_preprocessor");
-        registry.register("clean", "Records let through", metrics.clean.clone());
-        registry.register("duplicates_removed", "Records that had been let through before", metrics.duplicates.clone());
-        registry.register("filtered", "Records filtered out by the SQL", metrics.filtered.clone());
-        registry.register("cars", "Cars tracked for duplicate detection", metrics.cars.clone());
-        registry.register("table_rows", "Rows of reference tables", metrics.table_rows.clone());
-        registry.register("bad_table_rows", "Table rows that could not be used", metrics.bad_table_rows.clone());
-        metrics
+        let pipeline = pipeline::Metrics::new(registry, "preprocessor").with_reasons(reasons);
+        let lag = pipeline::Lag::new(registry, "preprocessor");
+        let mut m = Registrar::new(registry, "preprocessor");
+        Self {
+            pipeline,
+            lag,
+            clean: m.metric("clean", "Records let through"),
+            duplicates: m.metric("duplicates_removed", "Records that had been let through before"),
+            filtered: m.metric("filtered", "Records filtered out by the SQL"),
+            cars: m.metric("cars", "Cars tracked for duplicate detection"),
+            table_rows: m.metric("table_rows", "Rows of reference tables"),
+            bad_table_rows: m.metric("bad_table_rows", "Table rows that could not be used"),
+        }
     }
 }

@@ -8,6 +8,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
+use service::Registrar;
 
 /// Handles to the metrics of the replicator.
 #[derive(Debug, Clone)]
@@ -44,25 +45,21 @@ pub(crate) struct TopicMetrics {
 impl Metrics {
     /// Registers the metrics of the replicator as `carstream_replicator_…`.
     pub fn new(registry: &mut Registry) -> Self {
-        let metrics = Self {
-            pipeline: pipeline::Metrics::new(registry, "replicator"),
-            copied: Family::default(),
-            copied_bytes: Family::default(),
-            lag_records: Family::default(),
-            lag_seconds: Family::default(),
-            expires_in_seconds: Family::default(),
-            stopped_topics: Gauge::default(),
-        };
-        let registry = registry.sub_registry_with_prefix("carstream_replicator");
-        registry.register("copied_records", "Records copied", metrics.copied.clone());
-        registry.register_with_unit("copied", "Records copied", Unit::Bytes, metrics.copied_bytes.clone());
-        registry.register("lag_records", "Records in the source and not in the target", metrics.lag_records.clone());
-        let (lag, expires_in) = (metrics.lag_seconds.clone(), metrics.expires_in_seconds.clone());
-        registry.register_with_unit("lag", "Age of the oldest record not in the target", Unit::Seconds, lag);
-        let help = "Time until retention in the source starts to remove records that are not in the target";
-        registry.register_with_unit("expires_in", help, Unit::Seconds, expires_in);
-        registry.register("stopped_topics", "Topics stopped with an error", metrics.stopped_topics.clone());
-        metrics
+        let pipeline = pipeline::Metrics::new(registry, "replicator");
+        let mut m = Registrar::new(registry, "replicator");
+        Self {
+            pipeline,
+            copied: m.metric("copied_records", "Records copied"),
+            copied_bytes: m.metric_in("copied", Unit::Bytes, "Records copied"),
+            lag_records: m.metric("lag_records", "Records in the source and not in the target"),
+            lag_seconds: m.metric_in("lag", Unit::Seconds, "Age of the oldest record not in the target"),
+            expires_in_seconds: m.metric_in(
+                "expires_in",
+                Unit::Seconds,
+                "Time until retention in the source starts to remove records that are not in the target",
+            ),
+            stopped_topics: m.metric("stopped_topics", "Topics stopped with an error"),
+        }
     }
 
     pub(crate) fn topic(&self, topic: &str) -> TopicMetrics {

@@ -13,6 +13,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+use service::Registrar;
 use tokio::sync::watch;
 
 const SECONDS_PER_DAY: f64 = 86_400.0;
@@ -67,54 +68,38 @@ struct ModelLabels {
 impl Metrics {
     /// Registers the metrics as `carstream_scorer_…`.
     pub fn new(registry: &mut Registry) -> Self {
-        let metrics = Self {
-            pipeline: pipeline::Metrics::new(registry, "scorer").with_reasons(telemetry::avro::REASONS),
-            lag: pipeline::Lag::new(registry, "scorer"),
-            scored: Counter::default(),
-            anomalous: Counter::default(),
-            alerts_opened: Counter::default(),
-            alerts_closed: Counter::default(),
-            open_alerts: Gauge::default(),
-            cars: Gauge::default(),
-            event_time_seconds: Gauge::default(),
-            models_refused: Counter::default(),
-            score_ratio: Histogram::new([0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0, 4.0, 8.0]),
-            model_info: Family::default(),
-            model_trained_until_seconds: Gauge::default(),
-            model_wanted_false_alarms: Gauge::default(),
-            in_force: Arc::new(watch::Sender::new(None)),
-        };
-        let registry = registry.sub_registry_with_prefix("carstream_scorer");
-        registry.register("scored", "Readings scored", metrics.scored.clone());
-        registry.register("anomalous", "Readings whose score was above the threshold", metrics.anomalous.clone());
-        registry.register("alerts_opened", "Alerts opened", metrics.alerts_opened.clone());
-        registry.register("alerts_closed", "Alerts closed", metrics.alerts_closed.clone());
-        registry.register("open_alerts", "Cars with an open alert", metrics.open_alerts.clone());
-        registry.register("cars", "Cars that have been scored", metrics.cars.clone());
-        registry.register(
-            "event_time_seconds",
-            "Event time of the newest reading in the last batch, since the epoch",
-            metrics.event_time_seconds.clone(),
-        );
-        registry.register("models_refused", "Announced models that were refused", metrics.models_refused.clone());
-        registry.register(
-            "score_ratio",
-            "Scores of judged readings, in multiples of the threshold",
-            metrics.score_ratio.clone(),
-        );
-        registry.register("model_info", "The model in force: 1", metrics.model_info.clone());
-        registry.register(
-            "model_trained_until_seconds",
-            "Event time of the newest reading that the model in force was trained on, since the epoch; 0 without a \
+        let pipeline = pipeline::Metrics::new(registry, "scorer").with_reasons(telemetry::avro::REASONS);
+        let lag = pipeline::Lag::new(registry, "scorer");
+        let mut m = Registrar::new(registry, "scorer");
+        Self {
+            pipeline,
+            lag,
+            scored: m.metric("scored", "Readings scored"),
+            anomalous: m.metric("anomalous", "Readings whose score was above the threshold"),
+            alerts_opened: m.metric("alerts_opened", "Alerts opened"),
+            alerts_closed: m.metric("alerts_closed", "Alerts closed"),
+            open_alerts: m.metric("open_alerts", "Cars with an open alert"),
+            cars: m.metric("cars", "Cars that have been scored"),
+            event_time_seconds: m
+                .metric("event_time_seconds", "Event time of the newest reading in the last batch, since the epoch"),
+            models_refused: m.metric("models_refused", "Announced models that were refused"),
+            score_ratio: m.existing(
+                "score_ratio",
+                "Scores of judged readings, in multiples of the threshold",
+                Histogram::new([0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0, 4.0, 8.0]),
+            ),
+            model_info: m.metric("model_info", "The model in force: 1"),
+            model_trained_until_seconds: m.metric(
+                "model_trained_until_seconds",
+                "Event time of the newest reading that the model in force was trained on, since the epoch; 0 without a \
              model",
-            metrics.model_trained_until_seconds.clone(),
-        );
-        registry.register(
-            "model_wanted_false_alarms_per_car_second",
-            "False alarms that the threshold of the model in force was set for, per second of a car's time",
-            metrics.model_wanted_false_alarms.clone(),
-        );
-        metrics
+            ),
+            model_wanted_false_alarms: m.metric(
+                "model_wanted_false_alarms_per_car_second",
+                "False alarms that the threshold of the model in force was set for, per second of a car's time",
+            ),
+            in_force: Arc::new(watch::Sender::new(None)),
+        }
     }
 
     /// Which model is in force, and since when; `None` while the scorer waits for its first.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use service::Readiness;
+use service::{Readiness, Registrar};
 
 /// Handles to the metrics of a fleet; cars add to them once a batch.
 #[derive(Debug, Clone)]
@@ -39,33 +39,20 @@ pub struct Metrics {
 impl Metrics {
     /// Registers the metrics as `carstream_simulator_…`.
     pub fn new(registry: &mut Registry) -> Self {
-        let registry = registry.sub_registry_with_prefix("carstream_simulator");
-        let metrics = Self {
-            cars_connected: Gauge::default(),
-            event_time_seconds: Gauge::default(),
-            readings: Counter::default(),
-            sent: Counter::default(),
-            acknowledged: Counter::default(),
-            dropped: Counter::default(),
-            repeated: Counter::default(),
-            in_flight: Gauge::default(),
-            buffered: Gauge::default(),
-            reconnects: Counter::default(),
-            alerts: Counter::default(),
+        let mut m = Registrar::new(registry, "simulator");
+        Self {
+            cars_connected: m.metric("cars_connected", "Cars with an accepted connection"),
+            event_time_seconds: m.metric("event_time_seconds", "Event time of the fleet, in seconds since 1970"),
+            readings: m.metric("readings", "Readings taken"),
+            sent: m.metric("readings_sent", "Readings sent for the first time"),
+            acknowledged: m.metric("readings_acknowledged", "Readings acknowledged"),
+            dropped: m.metric("readings_dropped", "Readings dropped because a buffer was full"),
+            repeated: m.metric("publishes_repeated", "Publishes repeated after a lost connection"),
+            in_flight: m.metric("publishes_in_flight", "Publishes without an acknowledgement yet"),
+            buffered: m.metric("readings_buffered", "Readings that cars hold"),
+            reconnects: m.metric("reconnects", "Connections after the first of a car"),
+            alerts: m.metric("alerts_received", "Alerts received"),
             readiness: Readiness::default(),
-        };
-        registry.register("cars_connected", "Cars with an accepted connection", metrics.cars_connected.clone());
-        let event_time = "Event time of the fleet, in seconds since 1970";
-        registry.register("event_time_seconds", event_time, metrics.event_time_seconds.clone());
-        registry.register("readings", "Readings taken", metrics.readings.clone());
-        registry.register("readings_sent", "Readings sent for the first time", metrics.sent.clone());
-        registry.register("readings_acknowledged", "Readings acknowledged", metrics.acknowledged.clone());
-        registry.register("readings_dropped", "Readings dropped because a buffer was full", metrics.dropped.clone());
-        registry.register("publishes_repeated", "Publishes repeated after a lost connection", metrics.repeated.clone());
-        registry.register("publishes_in_flight", "Publishes without an acknowledgement yet", metrics.in_flight.clone());
-        registry.register("readings_buffered", "Readings that cars hold", metrics.buffered.clone());
-        registry.register("reconnects", "Connections after the first of a car", metrics.reconnects.clone());
-        registry.register("alerts_received", "Alerts received", metrics.alerts.clone());
-        metrics
+        }
     }
 }

@@ -9,7 +9,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
-use service::Readiness;
+use service::{Histograms, Readiness, Registrar};
 
 /// From a small `--max-age` to what half a day without a store adds.
 const LATENCY_BUCKETS_S: [f64; 13] =
@@ -37,7 +37,7 @@ pub struct Metrics {
     /// Topics that stopped with an error.
     pub stopped_topics: Gauge,
     /// From a record's timestamp to its object in the store; the oldest record of each object.
-    pub latency_seconds: Family<Topic, Histogram, fn() -> Histogram>,
+    pub latency_seconds: Histograms<Topic>,
     /// What the sink waits for.
     pub readiness: Readiness,
 }
@@ -59,35 +59,24 @@ impl Topic {
 impl Metrics {
     /// Registers the metrics of the sink as `carstream_sink_…`.
     pub fn new(registry: &mut Registry) -> Self {
-        let registry = registry.sub_registry_with_prefix("carstream_sink");
-        let metrics = Self {
-            rows: Family::default(),
-            objects: Family::default(),
-            stored_bytes: Family::default(),
-            lag_records: Family::default(),
-            undecodable: Family::default(),
-            retries: Counter::default(),
-            conflicts: Counter::default(),
-            buffered_bytes: Gauge::default(),
-            stopped_topics: Gauge::default(),
-            latency_seconds: Family::new_with_constructor(|| Histogram::new(LATENCY_BUCKETS_S)),
+        let mut m = Registrar::new(registry, "sink");
+        Self {
+            rows: m.metric("rows", "Rows stored"),
+            objects: m.metric("objects", "Objects stored"),
+            stored_bytes: m.metric_in("stored", Unit::Bytes, "Parquet stored"),
+            lag_records: m.metric("lag_records", "Records in the log and not in the lake"),
+            undecodable: m.metric("undecodable", "Records set aside"),
+            retries: m.metric("retries", "Uploads retried"),
+            conflicts: m.metric("conflicts", "Objects that another sink stored first"),
+            buffered_bytes: m.metric_in("buffered", Unit::Bytes, "Records in memory"),
+            stopped_topics: m.metric("stopped_topics", "Topics stopped with an error"),
+            latency_seconds: m.existing(
+                "latency_seconds",
+                "From a record's timestamp to its object in the store; the oldest record of each object",
+                Histograms::new_with_constructor(|| Histogram::new(LATENCY_BUCKETS_S)),
+            ),
             readiness: Readiness::default(),
-        };
-        registry.register("rows", "Rows stored", metrics.rows.clone());
-        registry.register("objects", "Objects stored", metrics.objects.clone());
-        registry.register_with_unit("stored", "Parquet stored", Unit::Bytes, metrics.stored_bytes.clone());
-        registry.register("lag_records", "Records in the log and not in the lake", metrics.lag_records.clone());
-        registry.register("undecodable", "Records set aside", metrics.undecodable.clone());
-        registry.register("retries", "Uploads retried", metrics.retries.clone());
-        registry.register("conflicts", "Objects that another sink stored first", metrics.conflicts.clone());
-        registry.register_with_unit("buffered", "Records in memory", Unit::Bytes, metrics.buffered_bytes.clone());
-        registry.register("stopped_topics", "Topics stopped with an error", metrics.stopped_topics.clone());
-        registry.register(
-            "latency_seconds",
-            "From a record's timestamp to its object in the store; the oldest record of each object",
-            metrics.latency_seconds.clone(),
-        );
-        metrics
+        }
     }
 
     /// How many rows of a topic were stored so far.

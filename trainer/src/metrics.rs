@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicU64;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use service::Readiness;
+use service::{Readiness, Registrar};
 
 /// Handles of the trainer's metrics.
 #[derive(Debug, Clone, Default)]
@@ -27,17 +27,15 @@ pub struct Metrics {
 impl Metrics {
     /// Registers the metrics as `carstream_trainer_…`.
     pub fn new(registry: &mut Registry) -> Self {
-        let metrics = Self::default();
-        let registry = registry.sub_registry_with_prefix("carstream_trainer");
-        registry.register("models", "Models trained", metrics.models.clone());
-        registry.register("rows", "Readings in the ranges that models were trained on", metrics.rows.clone());
-        registry.register("rows_available", "Readings found while waiting for enough", metrics.rows_available.clone());
-        registry.register(
-            "last_training_duration_seconds",
-            "Duration of the last training, including reading",
-            metrics.duration_seconds.clone(),
-        );
-        registry.register("last_model_auc", "AUC of the last model on the test cars", metrics.auc.clone());
-        metrics
+        let mut m = Registrar::new(registry, "trainer");
+        Self {
+            models: m.metric("models", "Models trained"),
+            rows: m.metric("rows", "Readings in the ranges that models were trained on"),
+            rows_available: m.metric("rows_available", "Readings found while waiting for enough"),
+            duration_seconds: m
+                .metric("last_training_duration_seconds", "Duration of the last training, including reading"),
+            auc: m.metric("last_model_auc", "AUC of the last model on the test cars"),
+            readiness: Readiness::default(),
+        }
     }
 }

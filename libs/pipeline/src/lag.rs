@@ -11,6 +11,7 @@ use event_log::{Error, Log};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+use service::Registrar;
 
 use crate::metrics::Topic;
 
@@ -27,10 +28,8 @@ pub struct Lag(Family<Topic, Gauge>);
 impl Lag {
     /// Registers it.
     pub fn new(registry: &mut Registry, stage: &str) -> Self {
-        let lag = Family::default();
         let help = "Records between the group's committed positions and the end of the topic";
-        registry.sub_registry_with_prefix(format!("carstream_{stage}")).register("lag_records", help, lag.clone());
-        Self(lag)
+        Self(Registrar::new(registry, stage).metric("lag_records", help))
     }
 
     /// Keeps it up to date until the watch is dropped. Topic and positions are of one log.

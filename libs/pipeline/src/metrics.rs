@@ -7,8 +7,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
-
-use service::Readiness;
+use service::{Histograms, Readiness, Registrar};
 
 use crate::emit::Emitted;
 
@@ -49,8 +48,8 @@ pub struct Metrics {
     pub snapshot_seconds: Histogram,
     /// How long it took to rebuild the state of the partitions that were assigned together.
     pub rebuild_seconds: Histogram,
-    /// From a record's timestamp to the commit of its outputs; the oldest record of each partition in a transaction.
-    pub latency_seconds: Family<Topic, Histogram, fn() -> Histogram>,
+    /// From a record's timestamp to the commit of what came of it; the oldest record of each partition in a transaction.
+    pub latency_seconds: Histograms<Topic>,
     /// What the stage waits for.
     pub readiness: Readiness,
 }
@@ -79,58 +78,40 @@ pub struct Reason {
 impl Metrics {
     /// Registers the metrics of the loop as `carstream_{stage}_…`.
     pub fn new(registry: &mut Registry, stage: &str) -> Self {
-        let registry = registry.sub_registry_with_prefix(format!("carstream_{stage}"));
+        let mut m = Registrar::new(registry, stage);
         let seconds = || Histogram::new(exponential_buckets(0.000_1, 2.0, 16));
-        let metrics = Self {
-            records_in: Counter::default(),
-            records_out: Counter::default(),
-            dead_letters: Family::default(),
-            commits: Counter::default(),
-            rollbacks: Counter::default(),
-            restarts: Counter::default(),
-            restored: Counter::default(),
-            replayed: Counter::default(),
-            state_gaps: Counter::default(),
-            snapshots: Counter::default(),
-            snapshot_bytes: Counter::default(),
-            transform_seconds: seconds(),
-            commit_seconds: seconds(),
-            snapshot_seconds: seconds(),
-            // Up to half a minute: without a snapshot all that is held is replayed.
-            rebuild_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 16)),
-            latency_seconds: Family::new_with_constructor(|| Histogram::new(LATENCY_BUCKETS_S)),
-            readiness: Readiness::default(),
-        };
-        registry.register("records_in", "Records read and committed", metrics.records_in.clone());
-        registry.register("records_out", "Records written, dead letters included", metrics.records_out.clone());
-        registry.register("dead_letters", "Records set aside, by reason", metrics.dead_letters.clone());
-        registry.register("commits", "Transactions committed", metrics.commits.clone());
-        registry.register("rollbacks", "Transactions rolled back", metrics.rollbacks.clone());
-        registry.register(
-            "restarts",
-            "Restarts from the last commit because the log did not answer",
-            metrics.restarts.clone(),
-        );
-        registry.register("restored", "Partitions whose state was taken from a snapshot", metrics.restored.clone());
-        registry.register("replayed", "Records replayed to rebuild state", metrics.replayed.clone());
-        registry.register(
-            "state_gaps",
-            "Partitions whose state is not exact: retention had removed records before they were replayed",
-            metrics.state_gaps.clone(),
-        );
-        registry.register("snapshots", "Snapshots of state written", metrics.snapshots.clone());
-        registry.register("snapshot_bytes", "Bytes of snapshots written", metrics.snapshot_bytes.clone());
-        registry.register("transform_seconds", "Time to transform a batch", metrics.transform_seconds.clone());
-        registry.register("commit_seconds", "Time to commit a transaction", metrics.commit_seconds.clone());
-        registry.register("snapshot_seconds", "Time to write a snapshot", metrics.snapshot_seconds.clone());
-        registry.register("rebuild_seconds", "Time to rebuild state", metrics.rebuild_seconds.clone());
-        registry.register(
-            "latency_seconds",
-            "From a record's timestamp to the commit of its outputs; the oldest record of each partition and \
+        Self {
+            records_in: m.metric("records_in", "Records read and committed"),
+            records_out: m.metric("records_out", "Records written, dead letters included"),
+            dead_letters: m.metric("dead_letters", "Records set aside, by reason"),
+            commits: m.metric("commits", "Transactions committed"),
+            rollbacks: m.metric("rollbacks", "Transactions rolled back"),
+            restarts: m.metric("restarts", "Restarts from the last commit because the log did not answer"),
+            restored: m.metric("restored", "Partitions whose state was taken from a snapshot"),
+            replayed: m.metric("replayed", "Records replayed to rebuild state"),
+            state_gaps: m.metric(
+                "state_gaps",
+                "Partitions whose state is not exact: retention had removed records before they were replayed",
+            ),
+            snapshots: m.metric("snapshots", "Snapshots of state written"),
+            snapshot_bytes: m.metric("snapshot_bytes", "Bytes of snapshots written"),
+            transform_seconds: m.existing("transform_seconds", "Time to transform a batch", seconds()),
+            commit_seconds: m.existing("commit_seconds", "Time to commit a transaction", seconds()),
+            snapshot_seconds: m.existing("snapshot_seconds", "Time to write a snapshot", seconds()),
+            rebuild_seconds: m.existing(
+                "rebuild_seconds",
+                "Time to rebuild state",
+                // Up to half a minute: without a snapshot all that is held is replayed.
+                Histogram::new(exponential_buckets(0.001, 2.0, 16)),
+            ),
+            latency_seconds: m.existing(
+                "latency_seconds",
+                "From a record's timestamp to the commit of its outputs; the oldest record of each partition and \
              transaction",
-            metrics.latency_seconds.clone(),
-        );
-        metrics
+                Histograms::new_with_constructor(|| Histogram::new(LATENCY_BUCKETS_S)),
+            ),
+            readiness: Readiness::default(),
+        }
     }
 
     /// Shows the dead letters of these reasons before there are any.

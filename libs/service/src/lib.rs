@@ -12,6 +12,7 @@ mod admin;
 mod contract;
 mod process;
 mod readiness;
+mod registrar;
 pub mod settings;
 pub mod values;
 mod waiting;
@@ -29,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 pub use crate::contract::{ContractArgs, read_contract};
 pub use admin::{AdminError, stage, with_admin};
 pub use readiness::Readiness;
+pub use registrar::{Histograms, Registrar};
 pub use values::HostPort;
 pub use waiting::{Waiting, retry_until};
 
