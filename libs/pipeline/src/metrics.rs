@@ -48,7 +48,7 @@ pub struct Metrics {
     pub snapshot_seconds: Histogram,
     /// How long it took to rebuild the state of the partitions that were assigned together.
     pub rebuild_seconds: Histogram,
-    /// From a record's timestamp to the commit of what came of it; the oldest record of each partition in a transaction.
+    /// From a record's timestamp to the commit of its outputs; the oldest record of each partition in a transaction.
     pub latency_seconds: Histograms<Topic>,
     /// What the stage waits for.
     pub readiness: Readiness,
