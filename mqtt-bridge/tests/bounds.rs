@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use support::client::{Client, Connect, V3, V5, connect_packet, packet, publish_packet};
 use support::{A_MOMENT, CAR, TestBridge, wait_until};
+use test_support::random::Random;
 
 const TELEMETRY: &str = "vehicles/WVWZZZ1JZXW000001/telemetry";
 
@@ -214,7 +215,7 @@ fn wrong_topics_and_other_versions_are_refused() {
 fn garbage_harms_nobody_else() {
     let bridge = TestBridge::start(|_| {});
     let mut car = Client::connect(bridge.address, V3, CAR);
-    let mut state = 1u64;
+    let mut random = Random::new(1);
     for round in 0..200 {
         let mut client = Client::silent(bridge.address, V3);
         let mut bytes = Vec::new();
@@ -222,10 +223,7 @@ fn garbage_harms_nobody_else() {
             let client_id = &format!("garbage{round}");
             bytes = connect_packet(&Connect { level: V3 + (round % 4 / 2), client_id, keep_alive_s: 60, will: None });
         }
-        for _ in 0..100 {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            bytes.push((state >> 56) as u8);
-        }
+        bytes.extend(random.bytes(100));
         let _ = std::io::Write::write_all(&mut client.stream, &bytes);
     }
     car.publish(TELEMETRY, 1, b"x");

@@ -13,6 +13,7 @@ use support::tls::{Site, TlsClient, connect, refusal, silent};
 use support::{CAR, KEY, TestBridge, wait_until};
 use telemetry::pseudonym::PseudonymKey;
 use test_support::clock::now_ms;
+use test_support::random::Random;
 use time::OffsetDateTime;
 use tokio_rustls::rustls::version::{TLS12, TLS13};
 
@@ -303,15 +304,12 @@ fn garbage_harms_nobody_else() {
     let site = Site::new();
     let (bridge, address) = start(&site);
     let mut car = connect(address, V3, &site.client(Some(&site.car(CAR))), CAR);
-    let mut state = 1u64;
+    let mut random = Random::new(1);
     for round in 0..100 {
         let mut client = Client::silent(address, V3);
         // As a TLS record, or as nothing.
         let mut bytes = if round % 2 == 0 { vec![22, 3, 1, 0, 100] } else { Vec::new() };
-        for _ in 0..100 {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            bytes.push((state >> 56) as u8);
-        }
+        bytes.extend(random.bytes(100));
         let _ = std::io::Write::write_all(&mut client.stream, &bytes);
     }
     bridge.wait_for("tls_handshakes", 0);

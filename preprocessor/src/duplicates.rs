@@ -187,19 +187,9 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use std::collections::HashSet;
 
+    use test_support::random::Random;
+
     use super::*;
-
-    /// A small generator of our own (SplitMix64), so that the same seed gives the same walk for ever.
-    pub(super) struct Random(pub(super) u64);
-
-    impl Random {
-        pub(super) fn below(&mut self, bound: u64) -> u64 {
-            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            (z ^ (z >> 31)) % bound
-        }
-    }
 
     #[test]
     fn gaps_stay_open_until_they_are_filled() {
@@ -218,7 +208,7 @@ mod tests {
     #[test]
     fn agrees_with_a_set() {
         for seed in 0..200 {
-            let mut random = Random(seed);
+            let mut random = Random::new(seed);
             let mut seen = Duplicates::default();
             let mut model = HashSet::new();
             let span = 1 + random.below(120);
@@ -236,7 +226,7 @@ mod tests {
     fn past_the_bounds_it_only_ever_says_too_old() {
         let mut too_old = 0;
         for seed in 0..100 {
-            let mut random = Random(seed);
+            let mut random = Random::new(seed);
             let mut seen = Duplicates::default();
             let mut let_through = HashSet::new();
             let boots = 1 + random.below(2 * MAX_BOOTS as u64);

@@ -13,6 +13,7 @@ use event_log::*;
 use support::crash::Writer;
 use support::*;
 use test_support::clock::now_ms;
+use test_support::random::Random;
 
 /// Not a check: where the process that holds a log begins.
 #[test]
@@ -203,18 +204,9 @@ fn a_tail_that_retention_overtakes_catches_up_or_is_told() {
     assert!(news.next(5, PATIENCE).unwrap().is_some_and(|batch| batch.get(0).offset == 21));
 }
 
-/// Values that do not compress, so that they fill tables.
-fn noise(seed: u64, len: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut byte = || {
-        state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
-        (state >> 33) as u8
-    };
-    (0..len).map(|_| byte()).collect()
-}
-
+/// Appends values that do not compress, so that they fill tables.
 fn append_noise(log: &Arc<dyn Log>, name: &Arc<str>, records: u64, timestamp_ms: i64) {
-    let values: Vec<_> = (0..records).map(|i| noise(i, 100_000)).collect();
+    let values: Vec<_> = (0..records).map(|i| Random::new(i).bytes(100_000)).collect();
     append_all(log, name, values.iter().map(|v| Record { key: b"k", value: Some(v), headers: &[], timestamp_ms }));
 }
 

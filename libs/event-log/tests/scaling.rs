@@ -19,6 +19,7 @@ use event_log::*;
 use support::broker::Broker;
 use support::worker::{Job, Said, Worker, work_if_asked};
 use support::*;
+use test_support::random::Random;
 
 /// Instances go without a word here, and the others wait for it: as short as a broker allows.
 const SHORT_SESSIONS: &str = "session.timeout.ms=6000,transaction.timeout.ms=10000";
@@ -104,7 +105,7 @@ fn instances_come_and_go_under_load() {
     let mut kinds = Kind::ALL.to_vec();
     loop {
         // Every kind, in an order of the seed's; then again.
-        fleet.shuffle(&mut kinds);
+        fleet.random.shuffle(&mut kinds);
         for kind in &kinds {
             fleet.suffer(*kind);
             if let Some(broker) = &broker {
@@ -247,7 +248,7 @@ impl Kind {
 /// The instances, and those that are about to come back.
 struct Fleet<'j> {
     job: &'j Job,
-    random: u64,
+    random: Random,
     live: Vec<Worker>,
     away: Vec<(Instant, Away)>,
     restarts: Vec<Duration>,
@@ -264,21 +265,7 @@ impl<'j> Fleet<'j> {
     fn start(job: &'j Job, seed: u64) -> Self {
         let live: Vec<_> = NAMES.iter().map(|name| Worker::start(job, name)).collect();
         wait_until("all instances work", || live.iter().all(|w| w.said().commits > 0));
-        Self { job, random: seed, live, away: Vec::new(), restarts: Vec::new(), ended: (0, 0) }
-    }
-
-    /// splitmix64.
-    fn random(&mut self, below: u64) -> u64 {
-        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.random ^ (self.random >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % below
-    }
-
-    fn shuffle<T>(&mut self, items: &mut [T]) {
-        for i in (1..items.len()).rev() {
-            items.swap(i, self.random(i as u64 + 1) as usize);
-        }
+        Self { job, random: Random::new(seed), live, away: Vec::new(), restarts: Vec::new(), ended: (0, 0) }
     }
 
     /// Takes an instance that lives, when enough others do.
@@ -286,7 +273,7 @@ impl<'j> Fleet<'j> {
         loop {
             self.come_back();
             if self.live.len() > AT_LEAST {
-                let i = self.random(self.live.len() as u64) as usize;
+                let i = self.random.index(self.live.len());
                 return self.live.swap_remove(i);
             }
             std::thread::sleep(Duration::from_millis(10));
@@ -294,7 +281,7 @@ impl<'j> Fleet<'j> {
     }
 
     fn suffer(&mut self, kind: Kind) {
-        let wait = Duration::from_millis(200 + self.random(1300));
+        let wait = Duration::from_millis(200 + self.random.below(1300));
         std::thread::sleep(wait);
         let mut worker = self.victim();
         let name = worker.name;
@@ -336,14 +323,14 @@ impl<'j> Fleet<'j> {
     }
 
     fn broker(&mut self, broker: &Broker) {
-        match self.random(6) {
+        match self.random.below(6) {
             0 => {
                 println!("kill the broker");
                 broker.kill();
                 broker.start_again();
             }
             1 => {
-                let time = Duration::from_millis(1000 + self.random(14_000));
+                let time = Duration::from_millis(1000 + self.random.below(14_000));
                 println!("pause the broker for {time:?}");
                 broker.pause();
                 std::thread::sleep(time);

@@ -1,13 +1,14 @@
 //! A session, driven by bytes, with a log that the test plays.
 #![allow(clippy::unwrap_used)]
 
+use test_support::random::Random;
 use tokio_util::codec::{Decoder, Encoder};
 
 use super::*;
 use crate::close::Refusal;
 use crate::topics::Kind;
 use crate::wire::Connect;
-use crate::wire::tests::{Random, connect_frame};
+use crate::wire::tests::connect_frame;
 
 const CAR: &str = "WVWZZZ1JZXW000001";
 
@@ -427,23 +428,23 @@ fn a_client_that_does_not_read_is_sent_no_more_alerts() {
 
 #[test]
 fn no_bytes_make_a_session_panic_or_acknowledge() {
-    let mut random = Random(11);
+    let mut random = Random::new(11);
     for round in 0..20_000u32 {
         let version = BOTH[round as usize % 2];
         let mut driven = Driven::new(version, rules());
         let topics = [to("telemetry"), to("alerts"), "x".to_owned()];
         let mut bytes = Vec::new();
         for _ in 0..1 + random.below(4) {
-            let qos = [QoS::AtMostOnce, QoS::AtLeastOnce, QoS::ExactlyOnce][random.below(3)];
+            let qos = *random.one_of(&[QoS::AtMostOnce, QoS::AtLeastOnce, QoS::ExactlyOnce]);
             let id = if qos == QoS::AtMostOnce { 0 } else { 1 + random.below(5) as u16 };
-            bytes.extend(publish(version, &topics[random.below(3)], qos, id, b"payload"));
-            bytes.extend(subscribe(version, &[&topics[random.below(3)]]));
+            bytes.extend(publish(version, random.one_of(&topics), qos, id, b"payload"));
+            bytes.extend(subscribe(version, &[&topics[random.index(topics.len())]]));
         }
         for _ in 0..random.below(4) {
-            let at = random.below(bytes.len());
+            let at = random.index(bytes.len());
             bytes[at] = random.next() as u8;
         }
-        let cut = random.below(bytes.len());
+        let cut = random.index(bytes.len());
         let fed = driven.feed(&bytes[..cut]).and_then(|()| driven.feed(&bytes[cut..]));
         if let Err(close) = fed {
             driven.session.say_goodbye(close, &mut driven.out);

@@ -1,6 +1,8 @@
 //! Frames and packets, from bytes as they may come.
 #![allow(clippy::unwrap_used)]
 
+use test_support::random::Random;
+
 use super::*;
 
 /// Connects as `id`: protocol level 4 or 5, clean start, keep-alive 60 s.
@@ -163,31 +165,15 @@ fn pubacks_are_read_by_the_codec() {
     assert!(matches!(decoded, Some((v3::Packet::PublishAck { packet_id }, _)) if packet_id.get() == 7));
 }
 
-/// Xorshift64*: as random as a test needs, and the same every time.
-pub(crate) struct Random(pub(crate) u64);
-
-impl Random {
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    pub(crate) fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound as u64) as usize
-    }
-}
-
 #[test]
 fn no_bytes_make_the_decoder_panic() {
-    let mut random = Random(7);
+    let mut random = Random::new(7);
     for _ in 0..200_000 {
-        let remaining = random.below(60);
-        let mut frame: Vec<u8> = (0..remaining + 2).map(|_| random.next() as u8).collect();
+        let remaining = random.index(60);
+        let mut frame = random.bytes(remaining + 2);
         // Often a packet type that exists with few flags, and lengths that fit.
-        if random.below(4) > 0 {
-            frame[0] = [0x10, 0x30, 0x32, 0x40, 0x82, 0xa2, 0xc0, 0xe0, 0xf0][random.below(9)];
+        if random.chance(3, 4) {
+            frame[0] = *random.one_of(&[0x10, 0x30, 0x32, 0x40, 0x82, 0xa2, 0xc0, 0xe0, 0xf0]);
             frame.iter_mut().skip(2).filter(|b| **b % 3 == 0).for_each(|b| *b %= 8);
         }
         frame[1] = remaining as u8;
@@ -199,7 +185,7 @@ fn no_bytes_make_the_decoder_panic() {
     for i in 0..100_000 {
         let mut frame = connect_frame(if i % 2 == 0 { 4 } else { 5 }, "WVWZZZ1JZXW000001");
         for _ in 0..1 + random.below(3) {
-            let at = random.below(frame.len() - 2) + 2;
+            let at = random.index(frame.len() - 2) + 2;
             frame[at] = random.next() as u8;
         }
         let _ = version(&frame).and_then(|version| decode(version, frame.as_slice().into()));

@@ -215,8 +215,9 @@ impl<'a> Cursor<'a> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use test_support::random::Random;
+
     use super::super::RETIRED_MS;
-    use super::super::tests::Random;
     use super::*;
 
     /// A walk that reaches every bound: gaps, floors, boots that come back, retired ones.
@@ -235,7 +236,7 @@ mod tests {
     fn what_is_restored_goes_on_as_if_nothing_had_been() {
         let mut floors = 0;
         for seed in 0..60 {
-            let mut random = Random(seed);
+            let mut random = Random::new(seed);
             let (boots, span) = (1 + random.below(3 * MAX_BOOTS as u64), 1 + random.below(3 * MAX_INTERVALS as u64));
             let mut straight = Duplicates::default();
             let mut restored = Duplicates::default();
@@ -270,7 +271,7 @@ mod tests {
     /// Cut off anywhere, or with any byte changed: refused, or a memory that is within its bounds; never a panic.
     #[test]
     fn damage_is_refused_or_harmless() {
-        let mut random = Random(7);
+        let mut random = Random::new(7);
         let mut seen = Duplicates::default();
         for _ in 0..600 {
             let (car, boot, seq) = step(&mut random, 12, 20);

@@ -9,6 +9,7 @@ use arrow::datatypes::{Float64Type, Int64Type};
 use telemetry::json::JsonDecoder;
 use telemetry::pseudonym::PseudonymKey;
 use telemetry::schema::Schema;
+use test_support::random::Random;
 
 use super::functions::coarsen;
 use super::*;
@@ -333,12 +334,8 @@ fn ragged_batches_make_no_difference() {
     let has_row = |n: usize| !n.is_multiple_of(4);
     let table: Vec<_> =
         (0..40).filter(|n| has_row(*n)).map(|n| (vins[n].as_str(), segments[n % 3], n as i32)).collect();
-    let mut random = 7u64;
-    let mut next = move |bound: u64| {
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (random >> 33) % bound
-    };
-    let all: Vec<_> = (0..500).map(|seq| (next(40) as usize, seq, next(10) as f64)).collect();
+    let mut random = Random::new(7);
+    let all: Vec<_> = (0..500).map(|seq| (random.index(40), seq, random.below(10) as f64)).collect();
     let expected: Vec<_> = all
         .iter()
         .filter(|(n, _, speed)| *speed >= 5.0 && !(has_row(*n) && n % 3 == 1))
@@ -360,7 +357,7 @@ fn ragged_batches_make_no_difference() {
         let mut origins = Vec::new();
         let mut rest = all.as_slice();
         while !rest.is_empty() {
-            let (batch, more) = rest.split_at((next(60) as usize).min(rest.len()));
+            let (batch, more) = rest.split_at(random.index(60).min(rest.len()));
             let begin = all.len() - rest.len();
             rest = more;
             let rows: Vec<_> = batch.iter().map(|(n, seq, speed)| (vins[*n].as_str(), *seq, *speed, None)).collect();

@@ -14,8 +14,8 @@ use event_log::{
 };
 use telemetry::avro::AvroEncoder;
 use telemetry::json::JsonDecoder;
+use test_support::random::Random;
 
-use crate::random::Random;
 use crate::{SCHEMA, TOPIC};
 
 /// Shortly before midnight, so that a partition's objects lie in two folders. 2026-11-21 23:59 UTC.
@@ -64,19 +64,19 @@ pub(crate) struct Records {
 
 impl Records {
     pub(crate) fn new(seed: u64) -> Self {
-        let mut random = Random::new(seed, "records");
-        let unsound_one_in = *random.pick(&[0, 0, 0, 9]);
+        let mut random = Random::named(seed, "records");
+        let unsound_one_in = *random.one_of(&[0, 0, 0, 9]);
         let count = random.between(1, MOST_PARTITIONS);
         let mut first = Vec::new();
         let partitions: Vec<Vec<_>> = (0..count)
             .map(|partition| {
-                let mut offset = *random.pick(&[0, 0, 17]);
+                let mut offset = *random.one_of(&[0, 0, 17]);
                 first.push(offset);
                 let records = (0..random.between(0, MOST_RECORDS)).map(|i| {
-                    if random.one_in(20) {
+                    if random.chance(1, 20) {
                         offset += random.between(1, 3);
                     }
-                    let sound = unsound_one_in == 0 || !random.one_in(unsound_one_in);
+                    let sound = unsound_one_in == 0 || !random.chance(1, unsound_one_in);
                     let value = if sound {
                         MESSAGES[(partition * MOST_RECORDS + i) as usize].clone()
                     } else {
@@ -89,7 +89,7 @@ impl Records {
             })
             .collect();
         let come = partitions.iter().map(|records| {
-            AtomicU64::new(if random.one_in(2) {
+            AtomicU64::new(if random.chance(1, 2) {
                 records.len() as u64
             } else {
                 random.between(0, records.len() as u64)
@@ -107,7 +107,7 @@ impl Records {
 
     /// The log as `reader` sees it.
     pub(crate) fn log(self: &Arc<Self>, seed: u64, reader: &str) -> Arc<dyn Log> {
-        let random = Random::new(seed, &format!("reads of {reader}"));
+        let random = Random::named(seed, &format!("reads of {reader}"));
         let url = LogUrl::Directory("log".into());
         Arc::new(LightLog { records: self.clone(), url, random: Arc::new(Mutex::new(random)) })
     }
@@ -186,7 +186,7 @@ struct LightReader {
 impl Reader for LightReader {
     fn next(&mut self, _: usize, _: Duration) -> Result<Read, Error> {
         let mut random = self.log.random.lock().unwrap();
-        if random.one_in(200) {
+        if random.chance(1, 200) {
             return Err(unavailable("read"));
         }
         let records = &self.log.records;
@@ -203,7 +203,7 @@ impl Reader for LightReader {
             return Ok(Read::End);
         }
         let partitions: Vec<_> = self.positions.keys().copied().collect();
-        let partition = *random.pick(&partitions);
+        let partition = *random.one_of(&partitions);
         let (position, end) = self.positions[&partition];
         let at_most = random.between(1, 12) as usize;
         let wanted =

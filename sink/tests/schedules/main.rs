@@ -16,7 +16,6 @@
 
 mod log;
 mod oracle;
-mod random;
 mod store;
 
 use std::sync::Arc;
@@ -26,9 +25,9 @@ use futures_util::StreamExt;
 use lake::{Lake, LakeUrl};
 use log::Records;
 use prometheus_client::registry::Registry;
-use random::Random;
 use sink::{Args, Metrics};
 use store::{Life, World};
+use test_support::random::Random;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -118,7 +117,7 @@ struct Sink {
 impl Sink {
     /// Starts the sink `slot` once more. Without `faulty` its store works.
     fn start(world: &Arc<World>, records: &Arc<Records>, slot: u32, life: u32, faulty: bool) -> Self {
-        let mut random = Random::new(world.seed, &format!("settings of {slot} in life {life}"));
+        let mut random = Random::named(world.seed, &format!("settings of {slot} in life {life}"));
         let url = LakeUrl::Directory("lake".into());
         let mut args = Args::new(event_log::LogUrl::Directory("log".into()), url.clone());
         args.topics = vec![TOPIC.to_owned()];
@@ -126,7 +125,7 @@ impl Sink {
         args.max_age = Duration::from_secs(3600);
         args.store_timeout = Duration::from_millis(if faulty { random.between(20, 150) } else { 30_000 });
         // A drain of no time is a kill.
-        args.drain.timeout = Duration::from_millis(if faulty { *random.pick(&[0, 0, 100, 2_000]) } else { 50_000 });
+        args.drain.timeout = Duration::from_millis(if faulty { *random.one_of(&[0, 0, 100, 2_000]) } else { 50_000 });
         args.skip_undecodable = true;
         let life = world.life(slot, life, faulty);
         let lake = Lake::with_store(Arc::new(life.clone().connect()), url);
@@ -170,7 +169,7 @@ async fn schedule(seed: u64, world: Arc<World>) -> Result<(), String> {
 }
 
 async fn run_sinks(world: &Arc<World>, records: &Arc<Records>) -> Result<(), String> {
-    let mut random = Random::new(world.seed, "schedule");
+    let mut random = Random::named(world.seed, "schedule");
     let slots = random.between(1, 2) as u32;
     let lives = (0..slots).map(|slot| tokio::spawn(live(world.clone(), records.clone(), slot)));
     let mut zombies = Vec::new();
@@ -182,7 +181,7 @@ async fn run_sinks(world: &Arc<World>, records: &Arc<Records>) -> Result<(), Str
         zombie.life.thaw();
     }
     // Some zombies are at work beside it, some have stopped before.
-    if random.one_in(2) {
+    if random.chance(1, 2) {
         for zombie in zombies.drain(..) {
             end(zombie).await?;
         }
@@ -196,7 +195,7 @@ async fn run_sinks(world: &Arc<World>, records: &Arc<Records>) -> Result<(), Str
 
 /// The lives of one sink; returns those that are frozen still.
 async fn live(world: Arc<World>, records: Arc<Records>, slot: u32) -> Result<Vec<Sink>, String> {
-    let mut random = Random::new(world.seed, &format!("lives of {slot}"));
+    let mut random = Random::named(world.seed, &format!("lives of {slot}"));
     let mut zombies = Vec::new();
     for life in 0..random.between(1, 4) as u32 {
         let sink = Sink::start(&world, &records, slot, life, true);

@@ -24,10 +24,9 @@ use object_store::{
     CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMode,
     PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
+use test_support::random::Random;
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
-
-use crate::random::Random;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
@@ -62,7 +61,7 @@ impl Fault {
         let slow = Duration::from_millis(random.between(1, 20));
         let of_all = [Self::Refused, Self::Hangs, Self::Slow(slow), Self::Dies, Self::Freezes];
         let of_writes = [Self::AnswerLost, Self::HangsAfter, Self::Late(late), Self::Conflict, Self::DiesAfter];
-        if writes && random.one_in(2) { *random.pick(&of_writes) } else { *random.pick(&of_all) }
+        if writes && random.chance(1, 2) { *random.one_of(&of_writes) } else { *random.one_of(&of_all) }
     }
 
     /// Its place in [`Counts`].
@@ -141,7 +140,7 @@ impl World {
             seed,
             objects: InMemory::new(),
             honest,
-            faults_per_cent: *Random::new(seed, "faults").pick(&[3, 8, 15, 30]),
+            faults_per_cent: *Random::named(seed, "faults").one_of(&[3, 8, 15, 30]),
             attempts: Mutex::default(),
             story: Mutex::default(),
             counts,
@@ -269,7 +268,7 @@ impl Life {
         }
         let key = format!("{} {operation} {object}", self.name);
         let attempt = self.world.attempt(&key);
-        let mut random = Random::new(self.world.seed, &format!("{key} {attempt}"));
+        let mut random = Random::named(self.world.seed, &format!("{key} {attempt}"));
         if random.between(0, 99) >= self.world.faults_per_cent {
             return Fault::None;
         }

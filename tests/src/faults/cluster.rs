@@ -15,10 +15,10 @@ use event_log::{
     Error, Log, Membership, Outputs, Position, ProcessorOptions, TopicDescription, TopicPartition, TopicSpec,
     Transactor,
 };
+use test_support::random::Random;
 
 use super::group::{Group, Place};
 use super::names::Names;
-use super::random::Random;
 
 pub(super) struct Cluster {
     pub(super) inner: Arc<dyn Log>,

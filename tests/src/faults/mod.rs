@@ -28,7 +28,6 @@ mod log;
 mod names;
 mod plan;
 mod progress;
-mod random;
 mod reader;
 mod trace;
 mod transactor;
@@ -40,7 +39,7 @@ use std::sync::Arc;
 
 use event_log::{Log, LogUrl, Outputs};
 pub use plan::fault_names;
-pub use random::Random;
+use test_support::random::Random;
 
 use log::FaultyLog;
 use plan::Plan;

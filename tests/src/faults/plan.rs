@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use super::random::Random;
+use test_support::random::Random;
 
 /// What can go wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

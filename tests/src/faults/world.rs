@@ -8,10 +8,10 @@ use std::sync::{Arc, Condvar};
 use std::thread::{JoinHandle, ThreadId};
 
 use event_log::Outputs;
+use test_support::random::Random;
 
 use super::cluster::{Cluster, Transaction};
 use super::plan::{Consequence, Fault, Plan};
-use super::random::Random;
 use super::trace::Trace;
 use super::turn::Shared;
 use super::{Drained, Process, Role};

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use whole_pipeline_tests::binary;
 use whole_pipeline_tests::process::Process;
 
-use super::{Random, kills};
+use super::{kills, moments};
 
 /// 1,200 times the speed of life for 16 s: more than five hours, enough to train on after three.
 const DEMO: [&str; 8] = ["--cars", "100", "--seed", "7", "--duration", "16s", "--speedup", "1200"];
@@ -54,20 +54,20 @@ fn a_killed_demo_goes_on_where_it_was() {
     let directory = tempfile::tempdir().unwrap();
     let keep = directory.path().join("demo");
     let shown = keep.display().to_string();
-    let (mut random, kills) = (Random::seeded(), kills());
+    let (mut random, kills) = (moments(), kills());
     let mut killed = 0;
     for kill in 0..kills {
         let mut demo = demo(&shown, &[]);
         // Half of the kills while cars send, short of the training; the others in the training and at the end.
         let pause = match kill * 4 / kills {
-            0 | 1 => random.ms(100, u64::from(14_000 / kills)),
+            0 | 1 => Duration::from_millis(random.between(100, u64::from(14_000 / kills))),
             2 => {
                 demo.line_with_any(&["training from the lake", "the cars have finished"]);
-                random.ms(0, 1_500)
+                Duration::from_millis(random.between(0, 1_500))
             }
             _ => {
                 demo.line_with_any(&["the cars have finished"]);
-                random.ms(0, 400)
+                Duration::from_millis(random.between(0, 400))
             }
         };
         eprintln!("kill {kill} after {} ms", pause.as_millis());

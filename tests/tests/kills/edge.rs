@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use whole_pipeline_tests::audit::Audit;
 use whole_pipeline_tests::process::Process;
 
-use super::{Random, kills};
+use super::{kills, moments};
 
 const KEY: &str = "a key of one test site, and no other";
 
@@ -69,14 +69,14 @@ impl Site {
 #[test]
 fn a_killed_edge_box_goes_on_where_it_was() {
     let directory = tempfile::tempdir().unwrap();
-    let (mut random, kills) = (Random::seeded(), kills());
+    let (mut random, kills) = (moments(), kills());
     let site = Site::new(directory.path());
     // No server: everything waits for its uplink.
     let no_uplink = format!("kafka://{}", std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap());
     let mut cars = site.cars();
     for kill in 0..kills {
         let edge = site.edge(if kill < kills / 2 { &no_uplink } else { &site.cloud });
-        std::thread::sleep(random.ms(LIFE_MS.0, LIFE_MS.1));
+        std::thread::sleep(Duration::from_millis(random.between(LIFE_MS.0, LIFE_MS.1)));
         if kill % 4 == 1 {
             let code = edge.terminate_twice();
             assert!(code == Some(130) || code == Some(0), "{code:?}");

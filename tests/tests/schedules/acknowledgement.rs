@@ -29,10 +29,11 @@ use std::time::Duration;
 use event_log::{Log, LogArgs, LogUrl};
 use mqtt_bridge::{Args, Bridge, Metrics};
 use prometheus_client::registry::Registry;
+use test_support::random::Random;
 use tokio::runtime::Runtime;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
-use whole_pipeline_tests::faults::{Random, Report};
+use whole_pipeline_tests::faults::Report;
 
 use crate::{Lie, Ran, Setting, oracle};
 use car::{Car, Server, Told};

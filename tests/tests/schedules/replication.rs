@@ -6,7 +6,8 @@ use std::time::Duration;
 use event_log::{Log, LogUrl, Outputs, Record, TopicSpec};
 use prometheus_client::registry::Registry;
 use replicator::{Args, Metrics, SOURCE_OFFSET, SOURCE_PARTITION, SOURCE_TOPIC, STATE_TOPIC, group_of};
-use whole_pipeline_tests::faults::{Random, Role};
+use test_support::random::Random;
+use whole_pipeline_tests::faults::Role;
 
 use crate::oracle::{self, Found, Place};
 use crate::{Ran, Setting, stopped_by};

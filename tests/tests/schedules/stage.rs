@@ -8,7 +8,8 @@ use anyhow::Context;
 use event_log::{Batch, Log, Outputs, Record, TopicSpec};
 use pipeline::{Emit, Metrics, Options, Transform};
 use prometheus_client::registry::Registry;
-use whole_pipeline_tests::faults::{ClusterHandle, Process, Random, Role};
+use test_support::random::Random;
+use whole_pipeline_tests::faults::{ClusterHandle, Process, Role};
 
 use crate::oracle::{self, Found, Place};
 use crate::{Lie, Ran, Setting, stopped_by};

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, unreachable_pub)] // every example uses a part
 
+use test_support::random::Random;
+
 const CARS: u64 = 500;
 
 /// A reading as text: numbers that change, names that don't, about as compressible as a real one.
@@ -16,12 +18,7 @@ impl Reading {
     /// Becomes reading number `i` of a fleet.
     pub fn fill(&mut self, i: u64) {
         use std::fmt::Write;
-        // Noise for the digits: a multiplicative hash is enough.
-        let mut state = i.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        let mut noise = move |n: u64| {
-            state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
-            (state >> 33) % n
-        };
+        let mut random = Random::new(i);
         let car = i % CARS;
         self.vin.clear();
         let _ = write!(self.vin, "WVWZZZ1JZ3W{car:06}");
@@ -44,7 +41,7 @@ impl Reading {
             "accelerometer_11_value",
             "accelerometer_12_value",
         ] {
-            let _ = write!(self.json, ",\"{field}\":{}.{:04}", noise(100), noise(10_000));
+            let _ = write!(self.json, ",\"{field}\":{}.{:04}", random.below(100), random.below(10_000));
         }
         self.json.push('}');
     }

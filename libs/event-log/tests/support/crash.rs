@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use event_log::*;
 use test_support::process::OwnedChild;
+use test_support::random::Random;
 
 use super::{append, behind, copied};
 
@@ -134,12 +135,9 @@ pub fn write_if_asked() {
 /// The value of a record, by which it can be told whether it is whole: its number and some text that hardly compresses,
 /// now and then long, so that tables are written too.
 pub fn value(number: u64) -> String {
-    let mut state = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut random = Random::new(number);
     let len = if number.is_multiple_of(8) { number % 20_000 } else { number % 200 };
-    let noise = (0..len).map(|_| {
-        state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
-        char::from(b' ' + (state >> 33) as u8 % 95)
-    });
+    let noise = (0..len).map(|_| char::from(b' ' + random.below(95) as u8));
     format!("{number} ").chars().chain(noise).collect()
 }
 

@@ -8,18 +8,7 @@ use event_log::{
     Appender, Consumer, Error, Event, Log, LogUrl, Membership, OnCompletion, Outputs, Position, ProcessorOptions,
     Range, Reader, TopicDescription, TopicPartition, TopicSpec, Transactor,
 };
-
-/// SplitMix64: the same seed gives the same trouble for ever.
-pub(crate) struct Random(pub(crate) u64);
-
-impl Random {
-    pub(crate) fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % bound
-    }
-}
+use test_support::random::Random;
 
 /// What went wrong, so that a test can tell that it did.
 #[derive(Debug, Default, Clone, Copy)]
@@ -42,7 +31,7 @@ pub(crate) struct Troubled {
 
 impl Troubled {
     pub(crate) fn new(log: Arc<dyn Log>, seed: u64) -> Arc<Self> {
-        Arc::new(Self { log, shared: Arc::new(Mutex::new((Random(seed), Trouble::default()))) })
+        Arc::new(Self { log, shared: Arc::new(Mutex::new((Random::new(seed), Trouble::default()))) })
     }
 
     pub(crate) fn trouble(&self) -> Trouble {

@@ -6,9 +6,9 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use test_support::random::Random;
 use tokio::net::TcpStream;
 use tokio::sync::RwLock;
-use whole_pipeline_tests::faults::Random;
 
 use super::connection::{Connection, Event};
 use super::draw;
