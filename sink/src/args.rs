@@ -50,7 +50,7 @@ pub struct Args {
     /// Hold at most this size of records in memory, over all partitions.
     ///
     /// At this bound files are closed early, and if the store does not take them, nothing more is read.
-    // Rows being decoded and files being encoded come on top, as much again or more: see examples/cost.rs.
+    // Rows being decoded and files being encoded come on top, as much again or more: see benches/cost.rs.
     #[arg(long, env = "CARSTREAM_SINK_MAX_MEMORY", value_name = "SIZE", default_value = "64MiB",
         value_parser = values::size::<u64>)]
     pub max_memory: u64,

@@ -5,7 +5,7 @@
 //!
 //!     cd libs/model/tests/independent && python score.py manifest.json weights.safetensors readings.csv > expected.csv
 //!
-//! The model was trained on simulated cars (`cargo run -p trainer --example measure`), the readings are four of
+//! The model was trained on simulated cars (`cargo bench -p trainer --bench measure`), the readings are four of
 //! another fleet: with a stuck sensor, a leaking tyre, a worn bearing and a weak battery cell.
 
 #![allow(clippy::unwrap_used)]

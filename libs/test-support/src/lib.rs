@@ -2,5 +2,6 @@
 //! them. A dev-dependency; nothing that is shipped uses it.
 
 pub mod clock;
+pub mod measurement;
 pub mod process;
 pub mod random;

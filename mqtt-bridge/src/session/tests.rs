@@ -437,7 +437,7 @@ fn no_bytes_make_a_session_panic_or_acknowledge() {
         for _ in 0..1 + random.below(4) {
             let qos = *random.one_of(&[QoS::AtMostOnce, QoS::AtLeastOnce, QoS::ExactlyOnce]);
             let id = if qos == QoS::AtMostOnce { 0 } else { 1 + random.below(5) as u16 };
-            bytes.extend(publish(version, random.one_of(&topics), qos, id, b"payload"));
+            bytes.extend(publish(version, random.one_of(&topics).as_str(), qos, id, b"payload"));
             bytes.extend(subscribe(version, &[&topics[random.index(topics.len())]]));
         }
         for _ in 0..random.below(4) {

@@ -1,7 +1,7 @@
 //! What exactly-once costs against at-least-once on Kafka: run by hand, on a machine that does nothing else.
 //!
 //! ```text
-//! cargo run --release -p event-log --example exactly_once_cost -- kafka://HOST:PORT [--broker-pid PID]
+//! cargo bench -p event-log --bench exactly_once_cost -- kafka://HOST:PORT [--broker-pid PID]
 //!     [--records 500000] [--rate 5000] [--seconds 20] [--rounds 1] [--kafka-option KEY=VALUE]…
 //! ```
 //!
@@ -34,6 +34,7 @@ use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::message::Message as _;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use test_support::measurement;
 use test_support::process::OwnedChild;
 
 const PARTITIONS: u32 = 4;
@@ -107,7 +108,7 @@ impl How {
 type Done = Result<(), Box<dyn std::error::Error>>;
 
 fn main() -> Done {
-    let args = Args::parse();
+    let args = Args::parse_from(measurement::arguments());
     let log = open(&args.log, &args.kafka_option)?;
     if let Some(work) = &args.work {
         match work.how {

@@ -146,8 +146,7 @@ fn chaos(args: &Args, plan: Plan) -> anyhow::Result<Report> {
 
 fn chaos_in(args: &Args, plan: Plan, directory: PathBuf, teller: Teller) -> anyhow::Result<Report> {
     let own = std::env::current_exe().context("this program has no path")?;
-    let examples = own.parent().context("this program is in no folder")?;
-    let built = examples.parent().context("examples are in target/release/examples")?;
+    let built = own.parent().context("this program is in no folder")?;
     let settings = Settings {
         seed: args.seed,
         cars: args.cars,
@@ -178,7 +177,7 @@ fn chaos_in(args: &Args, plan: Plan, directory: PathBuf, teller: Teller) -> anyh
             Scenario::whole(plan)
         }
         Some(sabotage) => {
-            site.stand_ins.insert(sabotage.stage(), (examples.join("sabotaged"), sabotage.name().to_owned()));
+            site.stand_ins.insert(sabotage.stage(), (built.join("sabotaged"), sabotage.name().to_owned()));
             site.one_broker = true;
             sabotage.scenario()
         }

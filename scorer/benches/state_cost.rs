@@ -1,18 +1,23 @@
 //! What the state of cars costs: bytes per car, and the time to write it and to restore it.
 //!
-//!     cargo run --release -p scorer --example scorer_state_cost [cars]
+//!     cargo bench -p scorer --bench state_cost -- [cars]
 
-#[path = "../../libs/pipeline/examples/state_cost/mod.rs"]
+#[path = "../../libs/pipeline/benches/support/state_cost.rs"]
 mod state_cost;
+
+use std::ops::Range;
 
 use model::{CarState, Scaling, Settings};
 use scorer::cars::Cars;
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 impl state_cost::State for Cars {
     /// Cars that have driven: no number of theirs is as it was at first.
-    fn of(cars: std::ops::Range<usize>) -> Self {
+    fn of(cars: Range<usize>) -> Self {
         let (scaling, settings) = (Scaling::fit(std::iter::empty()), Settings::default());
-        let mut fleet = Self::default();
+        let mut fleet = Cars::default();
         for car in cars {
             let mut state = CarState::new(&scaling);
             for t in 0..3i16 {
@@ -26,14 +31,14 @@ impl state_cost::State for Cars {
     }
 
     fn to_bytes(&self) -> Vec<u8> {
-        self.to_bytes()
+        Cars::to_bytes(self)
     }
 
     fn from_bytes(bytes: &[u8]) -> anyhow::Result<Self> {
-        Self::from_bytes(bytes)
+        Cars::from_bytes(bytes)
     }
 }
 
 fn main() -> anyhow::Result<()> {
-    state_cost::measure::<Cars>()
+    state_cost::run::<Cars>()
 }

@@ -1,7 +1,7 @@
-//! What the state of a stage costs: bytes per car, and the time to write it and to restore it. Shared by the examples of the
-//! stages that have state.
+//! Measures what the state of a transform costs: bytes per car, and the time to write it and to restore it.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -9,23 +9,17 @@ use std::time::{Duration, Instant};
 use event_log::{Batch, Log, LogUrl, Record, TopicSpec};
 use pipeline::{Emit, Metrics, Options, Transform};
 use prometheus_client::registry::Registry;
+use test_support::measurement;
 use tokio_util::sync::CancellationToken;
-
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const PARTITIONS: u32 = 4;
 
-/// What a stage knows of its cars.
-pub(crate) trait State: Send {
-    /// That of these cars.
-    fn of(cars: std::ops::Range<usize>) -> Self;
-    /// As it is put into a snapshot.
+/// The state of a partition, or of a whole fleet.
+pub(crate) trait State: Send + Sized {
+    /// The state of these cars.
+    fn of(cars: Range<usize>) -> Self;
     fn to_bytes(&self) -> Vec<u8>;
-    /// The opposite.
-    fn from_bytes(bytes: &[u8]) -> anyhow::Result<Self>
-    where
-        Self: Sized;
+    fn from_bytes(bytes: &[u8]) -> anyhow::Result<Self>;
 }
 
 /// State that its first record makes, and that is stored and restored as the stage's own.
@@ -62,16 +56,16 @@ impl<S: State> Transform for Fleet<S> {
     }
 }
 
-/// Measures a fleet of as many cars as the first argument says.
-pub(crate) fn measure<S: State>() -> anyhow::Result<()> {
-    let cars = std::env::args().nth(1).map_or(Ok(100_000), |cars| cars.parse())?;
+/// Measures as many cars as the first argument says; 100,000 without one.
+pub(crate) fn run<S: State>() -> anyhow::Result<()> {
+    let cars = measurement::arguments().nth(1).map_or(Ok(100_000), |cars| cars.parse())?;
     let directory = std::env::temp_dir().join(format!("state-cost-{}", std::process::id()));
-    let measured = measure_on::<S>(cars, &event_log::open(&LogUrl::Directory(directory.clone()), &[])?);
+    let measured = measure::<S>(cars, &event_log::open(&LogUrl::Directory(directory.clone()), &[])?);
     std::fs::remove_dir_all(directory)?;
     measured
 }
 
-fn measure_on<S: State>(cars: usize, log: &Arc<dyn Log>) -> anyhow::Result<()> {
+fn measure<S: State>(cars: usize, log: &Arc<dyn Log>) -> anyhow::Result<()> {
     for (name, compacted) in [("in", false), ("state", true)] {
         log.ensure_topic(&TopicSpec { name: name.into(), partitions: PARTITIONS, retention: None, compacted })?;
     }
@@ -91,18 +85,18 @@ fn measure_on<S: State>(cars: usize, log: &Arc<dyn Log>) -> anyhow::Result<()> {
     );
     println!("to bytes        {:8.0} ms", taking.as_secs_f64() * 1e3);
     drop(bytes);
-    let (_, first_stop) = run::<S>(cars, log)?;
+    let (_, first_stop) = run_stage::<S>(cars, log)?;
     println!(
         "written         {:8.0} ms  at a stop: to bytes, hashed, committed, all partitions",
         first_stop.as_secs_f64() * 1e3
     );
-    let (start, _) = run::<S>(cars, log)?;
+    let (start, _) = run_stage::<S>(cars, log)?;
     println!("restored        {:8.0} ms  from the start of the stage to its first record", start.as_secs_f64() * 1e3);
     Ok(())
 }
 
 /// Runs the loop over one record per partition. Returns how long it took to the first one, and to stop.
-fn run<S: State>(cars: usize, log: &Arc<dyn Log>) -> anyhow::Result<(Duration, Duration)> {
+fn run_stage<S: State>(cars: usize, log: &Arc<dyn Log>) -> anyhow::Result<(Duration, Duration)> {
     let appender = log.clone().appender(Box::new(|_| {}))?;
     for key in 0..4 * PARTITIONS {
         let key = key.to_string();

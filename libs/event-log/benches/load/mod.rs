@@ -1,6 +1,6 @@
-//! What the examples of this crate write, and how they measure themselves.
+//! What the measurements of this crate write, and how they measure themselves.
 
-#![allow(dead_code, unreachable_pub)] // every example uses a part
+#![allow(dead_code, unreachable_pub)] // every measurement uses a part
 
 use test_support::random::Random;
 

@@ -2,8 +2,8 @@
 //! per message, memory and CPU time per idle connection. Linux only (it reads /proc).
 //!
 //! ```text
-//! cargo run --release -p mqtt-bridge --example bridge_load -- --connections 50 --seconds 5 --idle 10000
-//! cargo run --release -p mqtt-bridge --example bridge_load -- --connections 50 --seconds 5 --idle 5000 --tls
+//! cargo bench -p mqtt-bridge --bench load -- --connections 50 --seconds 5 --idle 10000
+//! cargo bench -p mqtt-bridge --bench load -- --connections 50 --seconds 5 --idle 5000 --tls
 //! ```
 //!
 //! The bridge runs in a process of its own, on an embedded log in a temporary directory, or (`--no-log`) on one that
@@ -25,6 +25,7 @@ use event_log::{
     Reader, Record, TopicDescription, TopicSpec, Transactor,
 };
 use mqtt_bridge::{Args, Bridge, Metrics};
+use test_support::measurement;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -75,14 +76,14 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let load = Load::parse();
+    let load = Load::parse_from(measurement::arguments());
     if load.serve {
         return serve(&load).await;
     }
     let secrets = tempfile::tempdir()?;
     let factory = load.tls.then(|| Factory::new(secrets.path())).transpose()?.map(Arc::new);
     let mut bridge = Command::new(std::env::current_exe()?)
-        .args(std::env::args().skip(1))
+        .args(measurement::arguments().skip(1))
         .arg("--serve")
         .arg("--secrets")
         .arg(secrets.path())

@@ -1,6 +1,6 @@
 //! The most memory that the sink takes with many partitions and a store that hangs, and then while it catches up.
 //!
-//!     cargo run --release -p sink --example memory -- [PARTITIONS] [READINGS] [LOG]
+//!     cargo bench -p sink --bench memory -- [PARTITIONS] [READINGS] [LOG]
 //!
 //! The store takes every request and answers none, so that all that can be held is held: records up to --max-memory,
 //! and the objects of the uploads under way. Reads /proc, so Linux only. LOG is a fresh kafka://HOST:PORT; without it
@@ -18,6 +18,7 @@ use lake::Lake;
 use support::faults::{Fault, FaultyStore, Plan};
 use support::{PATIENCE, Place, assert_complete, readings, start_on, wait_until};
 use test_support::clock::yesterday_ms;
+use test_support::measurement;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -30,7 +31,7 @@ fn memory_mb(line: &str) -> u64 {
 
 #[tokio::main]
 async fn main() {
-    let mut arguments = std::env::args().skip(1);
+    let mut arguments = measurement::arguments().skip(1);
     let mut number = |default| arguments.next().map_or(default, |n| n.parse::<u64>().unwrap());
     let (partitions, count) = (number(64), number(1_000_000));
     let place = Place::new();

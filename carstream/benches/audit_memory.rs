@@ -1,7 +1,7 @@
 //! How much memory and time an audit takes: a whole one, over hops that are made up as they are read.
 //!
 //! ```text
-//! cargo run --release -p carstream --example audit_memory -- [READINGS] [CARS] [READINGS OF A BOOT]
+//! cargo bench -p carstream --bench audit_memory -- [READINGS] [CARS] [READINGS OF A BOOT]
 //! ```
 //!
 //! The defaults are 10 million readings of 10,000 cars that start anew every 100 readings. The ledger is a real file
@@ -25,6 +25,7 @@ use event_log::{
 };
 use telemetry::avro::AvroEncoder;
 use telemetry::pseudonym::PseudonymKey;
+use test_support::measurement;
 use tokio_util::sync::CancellationToken;
 
 #[global_allocator]
@@ -205,7 +206,7 @@ fn rows(file: &str, of: &[(u64, i64, i64)], pseudonyms: &[String]) -> RecordBatc
 }
 
 fn main() -> anyhow::Result<()> {
-    let mut args = std::env::args().skip(1);
+    let mut args = measurement::arguments().skip(1);
     let mut number = |default: u64| match args.next() {
         Some(text) => text.parse().with_context(|| format!("{text:?} is not a number")),
         None => Ok(default),

@@ -1,7 +1,7 @@
 //! How fast a log is, and what it costs: run by hand, on a machine that does nothing else.
 //!
 //! ```text
-//! cargo run --release -p event-log --example log_bench -- [kafka://HOST:PORT | DIRECTORY] [RECORDS]
+//! cargo bench -p event-log --bench log -- [kafka://HOST:PORT | DIRECTORY] [RECORDS]
 //! ```
 //!
 //! Appends records like readings (530 bytes of JSON, headers included), copies them to another topic in transactions
@@ -15,12 +15,13 @@ use std::time::{Duration, Instant};
 
 use event_log::*;
 use load::{Reading, cpu_seconds, peak_mib};
+use test_support::measurement;
 
 const PARTITIONS: u32 = 4;
 const BATCH: usize = 5000;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let mut args = std::env::args().skip(1);
+    let mut args = measurement::arguments().skip(1);
     let temporary = tempfile::tempdir()?;
     let url: LogUrl = match args.next() {
         Some(url) => url.parse()?,

@@ -1,6 +1,6 @@
 //! What one reading costs in the preprocessor: CPU seconds per million for decoding, SQL and encoding.
 //!
-//!     cargo run --release -p preprocessor --example preprocess_bench [rows per batch] [batches]
+//!     cargo bench -p preprocessor --bench preprocess -- [rows per batch] [batches]
 
 use std::hint::black_box;
 use std::sync::LazyLock;
@@ -12,11 +12,12 @@ use preprocessor::sql::Query;
 use telemetry::avro::{AvroDecoder, AvroEncoder};
 use telemetry::json::JsonDecoder;
 use telemetry::pseudonym::PseudonymKey;
+use test_support::measurement;
 
 const CARS: usize = 10_000;
 
 fn main() {
-    let mut numbers = std::env::args().skip(1).filter_map(|n| n.parse::<usize>().ok());
+    let mut numbers = measurement::arguments().skip(1).filter_map(|n| n.parse::<usize>().ok());
     let (rows, batches) = (numbers.next().unwrap_or(4096), numbers.next().unwrap_or(100));
     let contract = Contract::builtin();
     let definition = contract.stream(contract::READINGS).expect("it has telemetry");

@@ -3,7 +3,7 @@
 //!     simulator generate --cars 500 --duration 20h --output train.ndjson --faults train-faults.ndjson
 //!     simulator generate --cars 500 --duration 20h --seed 2 --fault-share 0.04 --output test.ndjson \
 //!         --faults test-faults.ndjson
-//!     cargo run --release -p trainer --example measure -- \
+//!     cargo bench -p trainer --bench measure -- \
 //!         OUT train.ndjson train-faults.ndjson test.ndjson test-faults.ndjson
 //!
 //! Manifest, weights and plots go to the directory OUT. With a second pair of files the model is measured on those
@@ -20,11 +20,12 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::{Field, Schema};
 use clap::Parser;
 use telemetry::json::JsonDecoder;
+use test_support::measurement;
 use tokio_util::sync::CancellationToken;
 use trainer::{Args, Fleet, detection, plots, train};
 
 fn main() -> anyhow::Result<()> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<String> = measurement::arguments().skip(1).collect();
     let [out, files @ ..] = arguments.as_slice() else { bail!("OUT READINGS FAULTS [READINGS FAULTS]") };
     let (training, test) = match files {
         [readings, faults] => ((readings, faults), None),

@@ -1,6 +1,6 @@
 //! What the sink costs: CPU seconds per million readings from the embedded log to Parquet, and the most memory.
 //!
-//!     cargo run --release -p sink --example cost -- [READINGS]
+//!     cargo bench -p sink --bench cost -- [READINGS]
 //!
 //! Reads /proc, so Linux only. The log is filled first and is not part of the figures.
 #![allow(clippy::unwrap_used)]
@@ -11,6 +11,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use support::{Place, append, assert_complete, files, readings, start, wait_until};
+use test_support::measurement;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -32,7 +33,7 @@ fn memory_mb(line: &str) -> u64 {
 
 #[tokio::main]
 async fn main() {
-    let count: u64 = std::env::args().nth(1).map_or(500_000, |n| n.parse().unwrap());
+    let count: u64 = measurement::arguments().nth(1).map_or(500_000, |n| n.parse().unwrap());
     let place = Place::new();
     let log = place.log();
     for first in (0..count).step_by(20_000) {
