@@ -108,22 +108,23 @@ pub async fn run_on(
     else {
         return Ok(());
     };
+    let flow = Flow { place, schemas };
     let (latest, newest) = watch::channel(None);
     match models {
         ModelSource::Fixed(model) => {
             latest.send_replace(Some(Arc::new(*model)));
-            if !ensure_topics(log.clone(), own_topics(&place), &metrics, &shutdown).await? {
+            if !ensure_topics(log.clone(), own_topics(&flow.place), &metrics, &shutdown).await? {
                 return Ok(());
             }
             // The sender is kept until here, so that the channel stays open.
-            let scored = score(args, log, place, schemas, newest, metrics, shutdown).await;
+            let scored = score(args, log, flow, newest, metrics, shutdown).await;
             drop(latest);
             scored
         }
         ModelSource::Announced { log: announcing, lake } => {
-            let topic = place.announcements.name.clone();
+            let topic = flow.place.announcements.name.clone();
             let follower = ModelFollower::new(announcing, topic, lake, latest, metrics.clone(), Handle::current());
-            follow_and_score(args, log, place, schemas, follower, newest, metrics, shutdown).await
+            follow_and_score(args, log, flow, follower, newest, metrics, shutdown).await
         }
     }
 }
@@ -132,15 +133,14 @@ pub async fn run_on(
 async fn follow_and_score(
     args: &Args,
     log: Arc<dyn Log>,
-    place: ModelDefinition,
-    schemas: SchemaSource,
+    flow: Flow,
     follower: ModelFollower,
     models: watch::Receiver<Option<Arc<Model>>>,
     metrics: Metrics,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let mut topics = own_topics(&place);
-    let announcements = place.announcements.clone();
+    let mut topics = own_topics(&flow.place);
+    let announcements = flow.place.announcements.clone();
     if Arc::ptr_eq(&log, follower.log()) {
         topics.push(announcements);
     } else if !ensure_topics(follower.log().clone(), vec![announcements], &metrics, &shutdown).await? {
@@ -154,7 +154,7 @@ async fn follow_and_score(
         let stop = stop.clone();
         spawn_blocking(move || follower.run(&stop))
     };
-    let scored = score(args, log, place, schemas, models, metrics, shutdown).await;
+    let scored = score(args, log, flow, models, metrics, shutdown).await;
     stop.cancel();
     following.await.context("the follower of models panicked")??;
     scored
@@ -164,20 +164,19 @@ async fn follow_and_score(
 async fn score(
     args: &Args,
     log: Arc<dyn Log>,
-    place: ModelDefinition,
-    schemas: SchemaSource,
+    flow: Flow,
     mut models: watch::Receiver<Option<Arc<Model>>>,
     metrics: Metrics,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let options = loop_options(args, &place, log);
+    let options = loop_options(args, &flow.place, log);
     let readiness = metrics.pipeline.readiness.clone();
     readiness.waits_for(pipeline::awaited(&options.topics, options.source.as_ref()), "scoring has not started");
     readiness.waits_for(A_MODEL, "none is announced, or none can be loaded yet");
     readiness.started();
     let (log, group, topic) = (&options.source, &options.group, &options.topics[0]);
     let _lag = metrics.lag.watch(log, group, topic).context("cannot start a thread")?;
-    let scorer = Scorer { options, place, schemas, metrics, drain_timeout: args.drain.timeout, shutdown };
+    let scorer = Scorer { options, flow, metrics, drain_timeout: args.drain.timeout, shutdown };
     loop {
         let model = tokio::select! {
             () = scorer.shutdown.cancelled() => return Ok(()),
@@ -214,11 +213,17 @@ fn loop_options(args: &Args, place: &ModelDefinition, log: Arc<dyn Log>) -> pipe
     }
 }
 
+/// Which topics are read and written, and with which schemas.
+#[derive(Debug, Clone)]
+struct Flow {
+    place: ModelDefinition,
+    schemas: SchemaSource,
+}
+
 /// What a loop of the pipeline is made of, whichever the model.
 struct Scorer {
     options: pipeline::Options,
-    place: ModelDefinition,
-    schemas: SchemaSource,
+    flow: Flow,
     metrics: Metrics,
     drain_timeout: Duration,
     shutdown: CancellationToken,
@@ -239,12 +244,12 @@ impl Scorer {
     ) -> anyhow::Result<Next> {
         let stop = CancellationToken::new();
         let mut scoring = {
-            let (options, schemas, metrics) = (self.options.clone(), self.schemas.clone(), self.metrics.clone());
-            let (place, stop) = (self.place.clone(), stop.clone());
+            let (options, flow, metrics) = (self.options.clone(), self.flow.clone(), self.metrics.clone());
+            let stop = stop.clone();
             spawn_blocking(move || {
                 // The wait for the end of the log must not wait for a failed scorer.
                 let _ended = stop.clone().drop_guard();
-                let mut transform = Scoring::new(model, &place, schemas, metrics.clone())?;
+                let mut transform = Scoring::new(model, &flow.place, flow.schemas, metrics.clone())?;
                 pipeline::run(options, &mut transform, &metrics.pipeline, &stop)
             })
         };
@@ -268,7 +273,7 @@ impl Scorer {
     /// Waits until what the log holds now is scored, at most for the time-out, or until the loop has ended.
     async fn drain(&self, ended: CancellationToken) -> anyhow::Result<()> {
         let (log, group, timeout) = (self.options.source.clone(), self.options.group.clone(), self.drain_timeout);
-        let readings = self.place.readings.name.clone();
+        let readings = self.flow.place.readings.name.clone();
         let drained = spawn_blocking(move || drain::wait_for_end(&log, &group, &readings, timeout, &ended));
         drained.await.context("the drain panicked")
     }

@@ -80,6 +80,6 @@ pub(crate) struct Sample {
 /// The messages that come with a reading, one of each of `streams` streams.
 pub(crate) fn with(reading: &Reading, streams: usize) -> impl Iterator<Item = Sample> + use<> {
     let (boot_id, seq, event_time_ms) = (reading.boot_id, reading.seq / EVERY, reading.event_time_ms);
-    let streams = if reading.seq % EVERY == 0 { streams } else { 0 };
+    let streams = if reading.seq.is_multiple_of(EVERY) { streams } else { 0 };
     (0..streams).map(move |stream| Sample { stream, boot_id, seq, event_time_ms })
 }

@@ -75,6 +75,8 @@ pub async fn run_on(
     else {
         return Ok(());
     };
+    let stream = |topic: &contract::Topic| Some((topic.name.clone(), stream::Stream::of(topic.clone(), &schemas)?));
+    let streams = topics.iter().filter_map(stream).collect();
     let names: Vec<_> = topics.iter().map(|topic| &*topic.name).collect();
     tracing::info!("writing {} of {} to {}", names.join(", "), log.url(), lake.url());
     // However this function ends, the loop and running uploads must end with it.
@@ -87,7 +89,7 @@ pub async fn run_on(
             tokio::time::sleep(timeout).await;
         }
     };
-    let worker = worker::Worker::new(args, topics, log, lake, &schemas, metrics, shutdown, give_up.clone());
+    let worker = worker::Worker::new(args, streams, log, lake, metrics, shutdown, give_up.clone());
     let mut working = tokio::task::spawn_blocking(move || worker.run());
     let worked = tokio::select! {
         worked = &mut working => worked,

@@ -16,10 +16,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
-use contract::Topic as DeclaredTopic;
 use event_log::{Error, Log, PartitionDescription, Range, Read, Reader, TopicPartition};
 use lake::Lake;
-use schema_registry::SchemaSource;
 use service::Waiting;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
@@ -84,10 +82,9 @@ impl Worker {
     /// `give_up` ends the drain.
     pub(crate) fn new(
         args: &Args,
-        topics: Vec<DeclaredTopic>,
+        streams: BTreeMap<Arc<str>, Stream>,
         log: Arc<dyn Log>,
         lake: Lake,
-        schemas: &SchemaSource,
         metrics: Metrics,
         shutdown: CancellationToken,
         give_up: CancellationToken,
@@ -111,9 +108,8 @@ impl Worker {
             give_up: uploader.give_up.clone(),
         };
         let (report, ended) = channel();
-        let stream = |topic: DeclaredTopic| Some((topic.name.clone(), Stream::of(topic, schemas)?));
         Self {
-            streams: topics.into_iter().filter_map(stream).collect(),
+            streams,
             waiting: Waiting::new(format!("the log {}", log.url())).telling(&metrics.readiness),
             limits: Limits { rows: args.max_rows, bytes: args.max_bytes, age: args.max_age },
             max_memory: args.max_memory,

@@ -180,7 +180,7 @@ fn settle(
         seed: args.seed,
         cars: args.cars,
         ledger: audit.ledger,
-        streams: streams.iter().map(|(name, audit)| (name.clone(), audit.ledger.clone())).collect(),
+        streams: streams.iter().map(|(name, audit)| (name.clone(), audit.ledger)).collect(),
         detection: judged.detection,
         latency_ms: judged.latency,
         directory: directory.path.clone(),
