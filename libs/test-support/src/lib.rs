@@ -1,5 +1,5 @@
-//! What tests of several crates share: the day they run on, numbers that follow from a seed, and processes that end with
-//! them. A dev-dependency; nothing that is shipped uses it.
+//! What tests of several crates share: the day they run on, numbers that follow from a seed, and processes that end
+//! with them. A dev-dependency; nothing that is shipped uses it.
 
 pub mod clock;
 pub mod measurement;
