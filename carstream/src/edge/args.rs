@@ -168,6 +168,6 @@ mod tests {
         let mut args = parse(&["--model", "m"]).expect("valid");
         assert!(args.replicator().is_none());
         args.log = "kafka://localhost:9092".into();
-        assert!(args.check().is_err_and(|error| error.to_string().contains("processes of their own")));
+        assert!(args.check().is_err_and(|error| error.to_string().contains("separate processes")));
     }
 }
