@@ -42,6 +42,14 @@ fn times_replayed(log: &Arc<dyn Log>, raw: &str) -> BTreeMap<Vec<u8>, u32> {
     times
 }
 
+/// A contract with a stream that reads `raw`, so that its dead letters may be replayed.
+fn contract_with(raw: &str, letters: &str) -> Contract {
+    let charging = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/charging");
+    let files = service::read_contract(charging.as_ref()).unwrap();
+    let named = |text: String| text.replace("charging.raw", raw).replace("charging.dead-letter", letters);
+    Contract::parse(files.into_iter().map(|(path, text)| (path, named(text))).collect()).unwrap()
+}
+
 #[test]
 fn two_who_replay_at_once_replay_each_dead_letter_once() {
     let Some(bootstrap) = broker() else { return };
@@ -49,6 +57,7 @@ fn two_who_replay_at_once_replay_each_dead_letter_once() {
     let log = open();
     let name = format!("replay-{}-{}", std::process::id(), now_ms());
     let (raw, letters) = (format!("{name}.raw"), format!("{name}.dead-letter"));
+    let contract = contract_with(&raw, &letters);
     for topic in [&raw, &letters] {
         let spec = TopicSpec { name: topic.as_str().into(), partitions: 2, retention: None, compacted: false };
         log.ensure_topic(&spec).unwrap();
@@ -75,7 +84,7 @@ fn two_who_replay_at_once_replay_each_dead_letter_once() {
 
     let filter = Filter { topic: vec![letters], ..Filter::default() };
     let ended: Vec<_> = std::thread::scope(|scope| {
-        let one = || replay(&open(), Contract::builtin(), &filter, false, &CancellationToken::new());
+        let one = || replay(&open(), &contract, &filter, false, &CancellationToken::new());
         let both = [scope.spawn(one), scope.spawn(one)];
         both.into_iter().map(|replay| replay.join().unwrap()).collect()
     });
@@ -88,7 +97,7 @@ fn two_who_replay_at_once_replay_each_dead_letter_once() {
     assert!(ended.iter().any(Result::is_ok), "who began last goes on");
     let times = times_replayed(&log, &raw);
     assert!(times.len() == LETTERS as usize && times.values().all(|times| *times == 1), "{} {ended:?}", times.len());
-    assert_eq!(replay(&log, Contract::builtin(), &filter, false, &CancellationToken::new()).unwrap().replayed, 0);
-    let counts = list(&log, Contract::builtin(), &filter, 1, false).unwrap().counts;
+    assert_eq!(replay(&log, &contract, &filter, false, &CancellationToken::new()).unwrap().replayed, 0);
+    let counts = list(&log, &contract, &filter, 1, false).unwrap().counts;
     assert_eq!((counts[0].letters, counts[0].replayed), (LETTERS.into(), LETTERS.into()));
 }

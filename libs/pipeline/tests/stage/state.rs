@@ -37,15 +37,21 @@ fn run_to_end(options: Options, version: &str) -> Metrics {
 /// A batch that is rolled back is done again, and must not count twice. One whose commit ended unknown may not count.
 #[test]
 fn what_is_rolled_back_is_not_counted() {
+    // Which seeds bring a roll-back depends on how the threads run; several in a row without one would be a fault.
+    let rolled_back = (1..=8).filter(|seed| counts_what_is_committed(*seed)).count();
+    assert!(rolled_back > 0, "nothing was done again");
+}
+
+/// Whether a batch was done again.
+fn counts_what_is_committed(seed: u64) -> bool {
     let directory = tempfile::tempdir().unwrap();
     let plain = open(directory.path());
     const RECORDS: usize = 480;
     feed(&plain, 0..RECORDS);
-    let troubled = Troubled::new(plain.clone(), 1);
+    let troubled = Troubled::new(plain.clone(), seed);
     let transform = Number::default();
     let (applied, counted) = (transform.applied.clone(), transform.counted.clone());
     let metrics = run_with(options(&(troubled.clone() as Arc<dyn Log>), 16), transform, |_| is_done(&plain)).unwrap();
-    assert!(troubled.trouble().rolled_back > 0 && applied.load(Ordering::Relaxed) > RECORDS, "nothing was done again");
     assert_eq!(counted.get(), metrics.records_in.get());
     assert!(counted.get() <= RECORDS as u64, "{} of {RECORDS} records were counted", counted.get());
     let text = |registry: &Registry| {
@@ -58,6 +64,7 @@ fn what_is_rolled_back_is_not_counted() {
     let commits = latencies.lines().find_map(|line| line.strip_prefix(r#"test_count{topic="in"} "#)).unwrap();
     assert!(commits.parse::<u64>().unwrap() >= metrics.commits.get(), "at least one partition is in each: {latencies}");
     assert!(metrics.readiness.reasons().iter().all(|why| why.starts_with("the start")), "it has opened its topics");
+    troubled.trouble().rolled_back > 0 && applied.load(Ordering::Relaxed) > RECORDS
 }
 
 /// Commits fail in every way, partitions come and go, snapshots lie at many positions: no number is lost or doubled.
