@@ -280,7 +280,7 @@ async fn forgotten_positions_are_found_again(edge: &Broker, cloud: &Broker) {
         let _ = cloud.try_tool("consumer.group.ConsumerGroupCommand", &["--delete", "--group", &group]);
     }
     let error = format!("{:#}", start(args.clone()).end().await.unwrap_err());
-    assert_says(&error, &["scores", "has copies and no positions", "resumes at offset", "--find-positions"]);
+    assert_says(&error, &["scores", "has copies but no positions", "resumes at offset", "--find-positions"]);
     resume(&args, "scores", Accept { find_positions: true, ..NONE }).unwrap();
     write(&edge_log, "scores", &records(8, 50));
     start(args).stop().await.unwrap();

@@ -53,9 +53,11 @@ fn a_stream_is_added_to_a_running_site_on_kafka() {
     // The longer contract, stage by stage, while cars send.
     let longer = ["--contract", &contract()];
     Process::start("carstream", &[&["deploy", "--edge-log", &log], &longer[..]].concat()).succeed();
-    for (stage, process) in &mut running {
+    for at in 0..running.len() {
+        let (stage, process) = running.remove(at);
         process.terminate();
-        std::mem::replace(process, start(stage, &longer)).succeed();
+        process.succeed();
+        running.insert(at, (stage, start(stage, &longer)));
     }
     running[3].1.line_with(&["MQTT at 127.0.0.1:"]);
     let second = fleet("30", "10s", &ledgers[1], &longer);
@@ -132,7 +134,7 @@ fn a_stream_is_added_to_an_edge_box() {
 fn the_demo_carries_and_accounts_for_it() {
     let site = Site::new();
     let keep = site.path("demo");
-    let demo = ["demo", "--cars", "60", "--duration", "10", "--speedup", "1200", "--keep", &keep, "--json"];
+    let demo = ["demo", "--cars", "60", "--duration", "10s", "--speedup", "1200", "--keep", &keep, "--json"];
     let report: Value =
         serde_json::from_str(&site::output("carstream", &[&demo[..], &["--contract", &contract()]].concat())).unwrap();
     let charging = &report["streams"]["charging"];
