@@ -2,6 +2,8 @@
 //!
 //! The embedded log needs nothing. Kafka needs `CARSTREAM_TEST_KAFKA=HOST:PORT`; every check uses topics and groups of
 //! its own, so a cluster that is in use will do.
+//!
+//! The list is one macro, so that a backend cannot leave a check out: one file.
 
 #![allow(clippy::unwrap_used)]
 

@@ -2,6 +2,8 @@
 //!
 //! Needs `CARSTREAM_TEST_KAFKA=HOST:PORT`, except for what is about its absence. The restart of a broker needs
 //! `CARSTREAM_TEST_KAFKA_SCRIPT`, the path of scripts/kafka, and starts a broker of its own.
+//!
+//! Each case is a fault of its own, and they share the setup of brokers: one file.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,5 +1,7 @@
 //! Statements that must not start, each with its message; where columns come from; and what the executor makes of
 //! batches, against expectations by hand.
+//!
+//! One table of statements and one small fixture serve all of them: one file.
 #![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;

@@ -1,4 +1,6 @@
 //! The stage on an embedded log: good readings, every kind of bad one, duplicates over restarts, drivers, canaries.
+//!
+//! All cases share one site and its readings: one file.
 #![allow(clippy::unwrap_used)]
 
 mod memory;
