@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use service::ContractArgs;
 
-/// What a site has: its topics, schemas, streams and models, as files.
+/// Checks, lists and explains what a site has: topics, schemas, streams, models; begins a new stream.
 ///
 /// Without --contract it is the platform's contract, which is compiled in.
 #[derive(Debug, Clone, clap::Args)]
