@@ -269,8 +269,9 @@ impl Log for Nowhere {
     fn ensure_topic(&self, _: &TopicSpec) -> Result<(), Error> {
         Ok(())
     }
-    fn describe(&self, _: &str) -> Result<TopicDescription, Error> {
-        Err(self.cannot("describe"))
+    /// No topic exists, so that the bridge creates each.
+    fn describe(&self, topic: &str) -> Result<TopicDescription, Error> {
+        Err(Error::UnknownTopic { log: self.0.to_string(), topic: topic.to_owned() })
     }
     fn committed(&self, _: &str, _: &str) -> Result<Vec<Option<u64>>, Error> {
         Err(self.cannot("committed"))
