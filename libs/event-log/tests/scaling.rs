@@ -94,7 +94,7 @@ fn an_instance_that_was_suspended_within_a_transaction_goes_on() {
 fn instances_come_and_go_under_load() {
     let Some(backend) = kafka() else { return };
     let broker = if std::env::var_os("CARSTREAM_TEST_SCALING_BROKER").is_some() { Broker::start() } else { None };
-    let (seed, time) = (setting("CARSTREAM_TEST_SCALING_SEED", 4), setting("CARSTREAM_TEST_SCALING_S", 0));
+    let (seed, time) = (setting("CARSTREAM_TEST_SCALING_SEED", SEED), setting("CARSTREAM_TEST_SCALING_S", 0));
     println!("CARSTREAM_TEST_SCALING_SEED={seed} CARSTREAM_TEST_SCALING_S={time}");
     let url = broker.as_ref().map_or(&backend.url, |b| &b.url);
     let (log, job) = job(url, SHORT_SESSIONS);
@@ -123,6 +123,11 @@ fn instances_come_and_go_under_load() {
     let records = assert_copied(&log, &job);
     println!("{records} records, each copied once");
 }
+
+/// The plan that this test has had since it exists: what was seed 4 before the generator was shared. Seed 4 of today
+/// was seen to end with positions that cannot be read for longer than this test waits, as after the transaction that
+/// hangs in Kafka (docs/limits.md).
+const SEED: u64 = 0x0bc1_6021_7309_4ae7;
 
 fn setting<T: FromStr>(name: &str, default: T) -> T {
     std::env::var(name).ok().map_or(default, |value| value.parse().ok().unwrap_or_else(|| panic!("{name}={value}")))
