@@ -47,7 +47,7 @@ impl Flow {
         self.stream.identity.map(|column| self.stream.input.schema.fields[column].name.as_str())
     }
 
-    /// What is read of a clean record: nothing but which reading it is.
+    /// The columns that are read of a clean record: only those that identify the reading.
     pub(crate) fn identity_schema(&self) -> SchemaRef {
         let [car, boot, seq] = self.stream.clean_identity();
         let number = |name: &str| Field::new(name, DataType::Int64, false);

@@ -96,7 +96,7 @@ pub struct Sources {
     pub cloud: Option<Arc<dyn Log>>,
     /// The lake.
     pub lake: Option<Lake>,
-    /// What is audited.
+    /// The stream under audit.
     pub flow: Flow,
     /// Where the schema ids in the logs come from.
     pub schemas: SchemaSource,

@@ -42,7 +42,7 @@ fn check(args: &service::ContractArgs) -> Result<Contract, ConfigError> {
     Ok(contract)
 }
 
-/// What is wrong with a contract whose files are right: its statements, its samples, the columns of its models.
+/// The problems of a contract whose files are valid: in its statements, its samples, the columns of its models.
 pub fn problems(contract: &Contract) -> Vec<Problem> {
     let mut problems = preprocessor::trial::check_contract(contract);
     problems.extend(scorer::check_contract(contract));

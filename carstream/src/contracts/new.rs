@@ -24,7 +24,7 @@ pub(super) fn write(args: &NewArgs) -> anyhow::Result<String> {
     let taken = |id: &u32| existing.schemas().id(*id).is_some();
     let id = (FIRST_SITE_ID..).find(|id| !taken(id)).expect("there are more ids than schemas");
     let files = files(name, id);
-    // What is written is checked first, together with what the contract has.
+    // The new files are checked first, together with those of the contract.
     let mut all = service::read_contract(directory).map_err(ConfigError)?;
     all.extend(files.iter().map(|(file, text)| (format!("streams/{name}/{file}"), text.clone())));
     if let Err(problems) = Contract::parse(all) {

@@ -155,7 +155,7 @@ fn settle(
     let evidence = Evidence { ledgers: vec![directory.ledger()], key: Some(directory.key()?) };
     let audit = audit::audit_on(&sources, &evidence, runtime, &CancellationToken::new())?;
 
-    // What a site has beside the platform's streams: no ledger knows it, but the cars' own numbering does.
+    // Further streams of the site are in no ledger; the cars' own numbering shows gaps and repeats.
     let mut streams = BTreeMap::new();
     let is_further = |stream: &&StreamDefinition| Contract::builtin().stream(&stream.name).is_none();
     for stream in contract.streams().filter(is_further) {

@@ -14,6 +14,7 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use crate::problem::Problem;
 
@@ -49,6 +50,11 @@ impl Room {
     pub(crate) fn name_in(&self, kind: &str) -> Option<&str> {
         self.path.strip_prefix(kind)?.strip_prefix('/')
     }
+}
+
+/// The content of a JSON file. `None`: it cannot be parsed, which is one problem, at its line.
+pub(crate) fn parse_json<T: DeserializeOwned>(file: &str, text: &str, problems: &mut Vec<Problem>) -> Option<T> {
+    serde_json::from_str(text).map_err(|error| problems.push(Problem::json(file, &error))).ok()
 }
 
 #[derive(Deserialize, Default)]
@@ -108,11 +114,10 @@ pub(crate) fn rooms(files: Files, problems: &mut Vec<Problem>) -> BTreeMap<Strin
 /// A site's files over the platform's.
 pub(crate) fn lay_over(platform: &Files, site: Files, problems: &mut Vec<Problem>) -> Vec<Room> {
     let mut site = rooms(site, problems);
-    let header = site.get("").and_then(|root| root.file("contract.json")).map(|(file, text)| {
-        serde_json::from_str::<Header>(text)
-            .map_err(|error| problems.push(Problem::json(&file, &error)))
-            .unwrap_or_default()
-    });
+    let header = site
+        .get("")
+        .and_then(|root| root.file("contract.json"))
+        .and_then(|(file, text)| parse_json::<Header>(&file, text, problems));
     if header.unwrap_or_default().extends == Extends::Nothing {
         return site.into_values().collect();
     }

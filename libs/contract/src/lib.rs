@@ -212,13 +212,7 @@ fn schemas(rooms: &[files::Room], problems: &mut Vec<Problem>) -> Schemas {
     let mut ids: BTreeMap<u32, (String, String)> = BTreeMap::new();
     for room in rooms {
         let Some((file, text)) = room.file("ids.json") else { continue };
-        let declared: BTreeMap<u32, String> = match serde_json::from_str(text) {
-            Ok(declared) => declared,
-            Err(error) => {
-                problems.push(Problem::json(&file, &error));
-                continue;
-            }
-        };
+        let Some(declared) = files::parse_json::<BTreeMap<u32, String>>(&file, text, problems) else { continue };
         for (id, schema) in declared {
             match ids.get(&id) {
                 Some((other, its)) if *its != schema => {

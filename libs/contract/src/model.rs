@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use telemetry::schema::Schemas;
 
-use crate::files::Room;
+use crate::files::{Room, parse_json};
 use crate::problem::Problem;
 use crate::topic::{Topic, Value};
 
@@ -70,13 +70,7 @@ pub(crate) fn parse(
                 .push(Problem::of_file(&room.path_of("model.json"), "is missing: it defines the model of this folder"));
             continue;
         };
-        let declared: Declared = match serde_json::from_str(text) {
-            Ok(declared) => declared,
-            Err(error) => {
-                problems.push(Problem::json(&file, &error));
-                continue;
-            }
-        };
+        let Some(declared) = parse_json::<Declared>(&file, text, problems) else { continue };
         let mut topic = |role: &str, name: &str, value: Option<&str>, compacted: bool| {
             let mut wrong = |what: String| problems.push(Problem::at(&file, text, name, format!("{role}: {what}")));
             let Some(topic) = topics.get(name) else {

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use telemetry::schema::{Kind, Schema, Schemas};
 
-use crate::files::Room;
+use crate::files::{Room, parse_json};
 use crate::problem::Problem;
 use crate::topic::{At, Topic, Value};
 
@@ -152,13 +152,7 @@ pub(crate) fn parse(
             ));
             continue;
         };
-        let declared: Declared = match serde_json::from_str(text) {
-            Ok(declared) => declared,
-            Err(error) => {
-                problems.push(Problem::json(&file, &error));
-                continue;
-            }
-        };
+        let Some(declared) = parse_json::<Declared>(&file, text, problems) else { continue };
         let before = problems.len();
         if !is_identifier(name) {
             let what = "a stream's name has lower-case letters, digits and '_', and begins with a letter";

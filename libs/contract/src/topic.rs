@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use telemetry::schema::Schemas;
 
-use crate::files::Room;
+use crate::files::{Room, parse_json};
 use crate::problem::Problem;
 
 /// A topic that a site has.
@@ -141,13 +141,7 @@ pub(crate) fn parse(rooms: &[Room], problems: &mut Vec<Problem>) -> BTreeMap<Arc
     let mut topics: BTreeMap<Arc<str>, Topic> = BTreeMap::new();
     for room in rooms {
         let Some((file, text)) = room.file("topics.json") else { continue };
-        let declared: BTreeMap<String, Declared> = match serde_json::from_str(text) {
-            Ok(declared) => declared,
-            Err(error) => {
-                problems.push(Problem::json(&file, &error));
-                continue;
-            }
-        };
+        let Some(declared) = parse_json::<BTreeMap<String, Declared>>(&file, text, problems) else { continue };
         for (name, declared) in declared {
             if let Some(other) = topics.get(name.as_str()) {
                 let what = format!("topic {name} is also declared in {}: keep one", other.file);
