@@ -113,6 +113,8 @@ pub async fn train_once(
 ) -> anyhow::Result<Option<TrainedModel>> {
     args.check()?;
     let Some(from) = From::open(args, &metrics.readiness, shutdown).await? else { return Ok(None) };
+    // Read before the training: a contract that is changed meanwhile must not cost the model its announcement.
+    let announcements = from.announcements.clone();
     let lake = args.lake.open()?;
     let Some(ranges) = wait_for_ranges(args, &from, metrics, shutdown).await? else { return Ok(None) };
     let started = Instant::now();
@@ -127,10 +129,7 @@ pub async fn train_once(
     if !args.no_announce {
         let announcement = Announcement::new(&args.name, &manifest.version, &path, &files.manifest);
         let (log, shutdown) = (args.log.open()?, shutdown.clone());
-        let contract = args.contract.load()?;
-        let place = contract.model(contract::MODEL).context("Args::check() has found the model")?;
-        let topic = place.announcements.clone();
-        spawn_blocking(move || announce(log, &topic, &announcement, &shutdown))
+        spawn_blocking(move || announce(log, &announcements, &announcement, &shutdown))
             .await
             .context("announcing panicked")??;
     }

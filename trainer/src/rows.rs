@@ -36,6 +36,8 @@ pub struct From {
     /// The topics with readings and findings, and the files of their schemas.
     readings: (Arc<str>, String),
     findings: (Arc<str>, String),
+    /// Where the model is announced.
+    pub(crate) announcements: Topic,
     schemas: SchemaSource,
 }
 
@@ -67,14 +69,15 @@ impl From {
         let place = contract.model(contract::MODEL).context("Args::check() has found the model")?;
         let topic = |topic: &Topic| (topic.name.clone(), ModelDefinition::schema(topic).to_owned());
         let (readings, findings) = (topic(&place.readings), topic(&place.findings));
+        let announcements = place.announcements.clone();
         if args.from == Source::Lake {
             let (store, schemas) = (Store::Lake(args.lake.open()?), SchemaSource::of(contract.schemas().clone()));
-            return Ok(Some(Self { store, readings, findings, schemas }));
+            return Ok(Some(Self { store, readings, findings, announcements, schemas }));
         }
         let store = Store::Log(args.log.open()?);
         let uses = [&readings, &findings].map(|(topic, schema)| (&**topic, schema.as_str()));
         let schemas = args.schema_registry.open(contract.schemas(), &uses, readiness, shutdown).await?;
-        Ok(schemas.map(|schemas| Self { store, readings, findings, schemas }))
+        Ok(schemas.map(|schemas| Self { store, readings, findings, announcements, schemas }))
     }
 
     /// What it is called in messages.
