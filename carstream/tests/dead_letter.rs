@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use carstream::dead_letter::{Filter, REPLAYED_FROM, list, replay};
 use contract::Contract;
 use event_log::{
-    Appender, Consumer, Error, Log, LogUrl, Membership, OnCompletion, Outputs, Position, ProcessorOptions, Range,
-    Reader, Record, TopicDescription, TopicPartition, TopicSpec, Transactor,
+    Appender, Consumer, Error, Log, LogUrl, Membership, OnCompletion, Outcome, Outputs, Position, ProcessorOptions,
+    Range, Reader, Record, TopicDescription, TopicPartition, TopicSpec, Transactor,
 };
 use prometheus_client::registry::Registry;
 use support::{BOOT, Site, Whole, carstream, commit, ends, payload, records, vin};
@@ -323,10 +323,11 @@ impl Transactor for MoodyTransactor {
         self.inner.committed(partitions)
     }
 
-    fn commit(&mut self, outputs: &Outputs, positions: &[Position], member: &Membership) -> Result<bool, Error> {
+    fn commit(&mut self, outputs: &Outputs, positions: &[Position], member: &Membership) -> Result<Outcome, Error> {
         let unknown = self.attempts.fetch_add(1, Ordering::Relaxed).is_multiple_of(2);
         let commits = self.commits || !unknown;
-        Ok((commits && self.inner.commit(outputs, positions, member)?) && !unknown)
+        let committed = commits && self.inner.commit(outputs, positions, member)? == Outcome::Committed;
+        Ok(if committed && !unknown { Outcome::Committed } else { Outcome::RolledBack })
     }
 }
 

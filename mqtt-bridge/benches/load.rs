@@ -14,7 +14,7 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -25,6 +25,7 @@ use event_log::{
     Reader, Record, TopicDescription, TopicSpec, Transactor,
 };
 use mqtt_bridge::{Args, Bridge, Metrics};
+use parking_lot::Mutex;
 use test_support::measurement;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -281,7 +282,7 @@ impl Log for Nowhere {
         let forgets = Arc::downgrade(&appender);
         std::thread::spawn(move || {
             while let Some(appender) = forgets.upgrade() {
-                let done = std::mem::take(&mut *appender.queue.lock().unwrap_or_else(PoisonError::into_inner));
+                let done = std::mem::take(&mut *appender.queue.lock());
                 on_completion(&done);
                 drop(appender);
                 std::thread::sleep(Duration::from_millis(1));
@@ -307,7 +308,7 @@ struct Forgets {
 
 impl Appender for Forgets {
     fn append(&self, _: &Arc<str>, _: &Record<'_>, token: u64) -> Result<(), AppendError> {
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queue = self.queue.lock();
         queue.push(Completion { token, durable: true });
         Ok(())
     }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use event_log::{Batch, Error, Log, Range, Read, Reader};
+use event_log::{Batch, Error, Log, Tail};
 use rmqtt_codec::types::QoS;
 use service::Waiting;
 use tokio_util::sync::CancellationToken;
@@ -98,12 +98,9 @@ impl AlertQueue {
 
 /// Follows the topic with alerts, and hands each alert to the car it is for.
 pub(crate) struct Follower {
-    log: Arc<dyn Log>,
-    topic: Arc<str>,
+    tail: Tail,
     directory: Arc<Directory>,
     metrics: Metrics,
-    /// The next offset of each partition.
-    positions: Vec<u64>,
 }
 
 impl Follower {
@@ -114,54 +111,33 @@ impl Follower {
         directory: Arc<Directory>,
         metrics: Metrics,
     ) -> Result<Self, Error> {
-        let positions = log.describe(topic)?.partitions.iter().map(|p| p.next).collect();
-        Ok(Self { log, topic: topic.clone(), directory, metrics, positions })
+        let mut tail = Tail::new(log, topic.clone());
+        tail.skip_to_end()?;
+        Ok(Self { tail, directory, metrics })
     }
 
     /// Follows until shutdown. Blocking.
     pub(crate) fn run(mut self, shutdown: &CancellationToken) {
-        let mut waiting = Waiting::new(format!("topic {} in {}", self.topic, self.log.url()));
+        let mut waiting = Waiting::new(format!("topic {} in {}", self.tail.topic(), self.tail.log().url()));
         while !shutdown.is_cancelled() {
-            let Err(error) = self.follow(shutdown, &mut waiting) else { return };
-            waiting.note(&error);
-            if matches!(error, Error::OutOfRange { .. }) {
-                self.skip_to_end();
-            }
-            std::thread::sleep(Duration::from_millis(RETRY_AFTER_MS));
-        }
-    }
-
-    fn follow(&mut self, shutdown: &CancellationToken, waiting: &mut Waiting) -> Result<(), Error> {
-        let mut reader = self.reader()?;
-        while !shutdown.is_cancelled() {
-            let read = reader.next(MAX_RECORDS, Duration::from_millis(POLL_MS))?;
-            waiting.over();
-            match read {
-                Read::Batch(batch) => self.deliver(&batch),
-                Read::Idle | Read::End => {}
+            match self.tail.next(MAX_RECORDS, Duration::from_millis(POLL_MS)) {
+                Ok(batch) => {
+                    waiting.resolved();
+                    batch.iter().for_each(|batch| self.deliver(batch));
+                }
+                Err(error) => {
+                    waiting.note(&error);
+                    if matches!(error, Error::OutOfRange { .. }) {
+                        // Older alerts are no news any more. If this fails, the next read says so.
+                        let _ = self.tail.skip_to_end();
+                    }
+                    std::thread::sleep(Duration::from_millis(RETRY_AFTER_MS));
+                }
             }
         }
-        Ok(())
     }
 
-    fn reader(&self) -> Result<Box<dyn Reader>, Error> {
-        let ranges = (0..).zip(&self.positions).map(|(partition, &start)| Range {
-            topic: self.topic.clone(),
-            partition,
-            start,
-            end: None,
-        });
-        self.log.clone().reader(ranges.collect())
-    }
-
-    /// Retention has passed the position: older alerts are no news any more.
-    fn skip_to_end(&mut self) {
-        if let Ok(topic) = self.log.describe(&self.topic) {
-            self.positions = topic.partitions.iter().map(|p| p.next).collect();
-        }
-    }
-
-    fn deliver(&mut self, batch: &Batch) {
+    fn deliver(&self, batch: &Batch) {
         for record in batch.iter() {
             let Some(value) = record.value else { continue };
             self.metrics.alerts_read.inc();
@@ -171,10 +147,6 @@ impl Follower {
             if !mailbox.put_alert(Bytes::copy_from_slice(value)) {
                 self.metrics.alerts_dropped.inc();
             }
-        }
-        if let (Some(next), Some(position)) = (batch.next_offset(), self.positions.get_mut(batch.partition() as usize))
-        {
-            *position = next;
         }
     }
 }

@@ -1,13 +1,14 @@
 //! The listeners: they accept connections, and at shutdown let them finish.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context;
 use contract::Topic;
 use event_log::{Appender, Error, Log};
+use parking_lot::Mutex;
 use service::{ConfigError, HostPort, Waiting, retry_until};
 use telemetry::pseudonym::PseudonymKey;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -75,8 +76,8 @@ impl Bridge {
         let stop_with_us = stop.clone().drop_guard();
         let (log_args, readiness) = (args.log.clone(), metrics.readiness.clone());
         let opened = tokio::task::spawn_blocking(move || {
-            let waiting = Waiting::new(format!("the log {}", log_args.log)).telling(&readiness);
-            retry_until(&stop, waiting, |error: &Error| !error.is_retriable(), || log_args.open())
+            let waiting = Waiting::new(format!("the log {}", log_args.log)).with_readiness(&readiness);
+            retry_until(&stop, waiting, Error::is_retriable, || log_args.open())
         });
         let log = opened.await??.context("stopped while waiting for the log")?;
         drop(stop_with_us);
@@ -278,13 +279,8 @@ fn prepare(
 ) -> Result<Option<(Arc<dyn Appender>, Option<Follower>)>, Error> {
     let alerts = follows.as_ref().map(|(topic, _)| topic);
     for topic in topics.levels().iter().map(|level| &level.topic).chain(alerts) {
-        let waiting = Waiting::new(format!("topic {} in {}", topic.name, log.url())).telling(&metrics.readiness);
-        let ensured = retry_until(
-            stop,
-            waiting,
-            |error: &Error| !error.is_retriable(),
-            || ::topics::ensure(log.as_ref(), topic),
-        )?;
+        let waiting = Waiting::new(format!("topic {} in {}", topic.name, log.url())).with_readiness(&metrics.readiness);
+        let ensured = retry_until(stop, waiting, Error::is_retriable, || ::topics::ensure(log.as_ref(), topic))?;
         if ensured.is_none() {
             return Ok(None);
         }
@@ -294,13 +290,10 @@ fn prepare(
         room.make(completions.len());
     }))?;
     let Some((topic, directory)) = follows else { return Ok(Some((appender, None))) };
-    let waiting = Waiting::new(format!("topic {} in {}", topic.name, log.url())).telling(&metrics.readiness);
-    let follower = retry_until(
-        stop,
-        waiting,
-        |error: &Error| !error.is_retriable(),
-        || Follower::new(log.clone(), &topic.name, directory.clone(), metrics.clone()),
-    )?;
+    let waiting = Waiting::new(format!("topic {} in {}", topic.name, log.url())).with_readiness(&metrics.readiness);
+    let follower = retry_until(stop, waiting, Error::is_retriable, || {
+        Follower::new(log.clone(), &topic.name, directory.clone(), metrics.clone())
+    })?;
     Ok(follower.map(|follower| (appender, Some(follower))))
 }
 

@@ -12,16 +12,12 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use event_log::Completion;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
-
-/// Every lock here guards plain data that is whole after each statement, so a panic elsewhere doesn't spoil it.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// What waits for a connection's task.
 #[derive(Debug, Default)]
@@ -56,12 +52,12 @@ impl Mailbox {
 
     /// Takes all mail, into `into`, which must have been emptied.
     pub(crate) fn fetch(&self, into: &mut Mail) {
-        std::mem::swap(&mut *lock(&self.mail), into);
+        std::mem::swap(&mut *self.mail.lock(), into);
     }
 
     /// Leaves an alert, unless too many lie there: then it is dropped, and the answer is `false`.
     pub(crate) fn put_alert(&self, alert: Bytes) -> bool {
-        let mut mail = lock(&self.mail);
+        let mut mail = self.mail.lock();
         let room = mail.alerts.len() < MAX_ALERTS_UNFETCHED;
         if room {
             mail.alerts.push(alert);
@@ -87,13 +83,13 @@ impl Mailbox {
     }
 
     fn put(&self, leave: impl FnOnce(&mut Mail)) {
-        leave(&mut lock(&self.mail));
+        leave(&mut self.mail.lock());
         self.arrived.notify_one();
     }
 
     /// Leaves a completion. Returns whether it is the first one since the last fetch.
     fn put_completion(&self, sequence: u32, durable: bool) -> bool {
-        let mut mail = lock(&self.mail);
+        let mut mail = self.mail.lock();
         mail.completions.push((sequence, durable));
         mail.completions.len() == 1
     }
@@ -123,7 +119,7 @@ impl Slots {
     /// A slot with a new mailbox.
     pub(crate) fn take(self: &Arc<Self>) -> Slot {
         let mailbox = Arc::new(Mailbox::default());
-        let mut table = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        let mut table = self.inner.write();
         let number = match table.free.pop() {
             Some(number) => {
                 table.mailboxes[number as usize] = Some(mailbox.clone());
@@ -139,7 +135,7 @@ impl Slots {
 
     /// Hands completions to their connections; wakes each of them once. Never blocks on anything slow.
     pub(crate) fn complete(&self, completions: &[Completion]) {
-        let table = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+        let table = self.inner.read();
         let mut last: Option<(u32, &Mailbox)> = None;
         for completion in completions {
             let (number, sequence) = split_token(completion.token);
@@ -159,7 +155,7 @@ impl Slots {
 
     /// All mailboxes.
     pub(crate) fn all(&self) -> Vec<Arc<Mailbox>> {
-        let table = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+        let table = self.inner.read();
         table.mailboxes.iter().flatten().cloned().collect()
     }
 }
@@ -182,7 +178,7 @@ fn split_token(token: u64) -> (u32, u32) {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        let mut table = self.slots.inner.write().unwrap_or_else(PoisonError::into_inner);
+        let mut table = self.slots.inner.write();
         table.mailboxes[self.number as usize] = None;
         // After a panic completions may still be under way: such a number is not used again.
         if !std::thread::panicking() {
@@ -201,7 +197,7 @@ pub(crate) struct Directory {
 impl Directory {
     /// Enters a client. Notifies the client that had the identifier until now; returns whether one existed.
     pub(crate) fn enter(&self, client_id: &str, mailbox: &Arc<Mailbox>) -> bool {
-        let mut clients = lock(&self.by_client_id);
+        let mut clients = self.by_client_id.lock();
         let earlier = clients.insert(client_id.into(), mailbox.clone());
         // Notified under the lock: a leaving client checks its mailbox afterwards, so that its successor never waits
         // forever.
@@ -210,22 +206,22 @@ impl Directory {
 
     /// Removes a client, unless another connection has its identifier by now.
     pub(crate) fn leave(&self, client_id: &str, mailbox: &Arc<Mailbox>) {
-        remove_own(&mut lock(&self.by_client_id), client_id.into(), mailbox);
+        remove_own(&mut self.by_client_id.lock(), client_id.into(), mailbox);
     }
 
     /// Enters a car that wants its alerts.
     pub(crate) fn subscribe(&self, car: u128, mailbox: &Arc<Mailbox>) {
-        lock(&self.by_pseudonym).insert(car, mailbox.clone());
+        self.by_pseudonym.lock().insert(car, mailbox.clone());
     }
 
     /// Removes a car, unless another connection is the car by now.
     pub(crate) fn unsubscribe(&self, car: u128, mailbox: &Arc<Mailbox>) {
-        remove_own(&mut lock(&self.by_pseudonym), car, mailbox);
+        remove_own(&mut self.by_pseudonym.lock(), car, mailbox);
     }
 
     /// Where a car's alerts go, if it wants them.
     pub(crate) fn subscribed(&self, car: u128) -> Option<Arc<Mailbox>> {
-        lock(&self.by_pseudonym).get(&car).cloned()
+        self.by_pseudonym.lock().get(&car).cloned()
     }
 }
 

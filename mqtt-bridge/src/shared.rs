@@ -1,10 +1,11 @@
 //! What the listeners and all connections share.
 
 use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 
 use event_log::{Appender, Error};
+use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 use service::Waiting;
 use telemetry::pseudonym::PseudonymKey;
@@ -58,9 +59,7 @@ impl Shared {
 
     /// Logs that the log refuses records, but not for each of them.
     pub(crate) fn note_log_trouble(&self, error: &Error) {
-        if let Ok(mut trouble) = self.log_trouble.lock() {
-            trouble.note(error);
-        }
+        self.log_trouble.lock().note(error);
     }
 }
 

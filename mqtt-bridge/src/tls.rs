@@ -18,9 +18,10 @@ mod handshake;
 mod refusal;
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Mutex, RwLock};
 use service::ConfigError;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
@@ -87,7 +88,7 @@ impl Tls {
 
     /// For a new connection.
     pub(crate) fn config(&self) -> Arc<ServerConfig> {
-        self.config.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.config.read().clone()
     }
 
     /// Looks at the files now and then, until shutdown. By what they hold rather than when they changed: times are
@@ -106,7 +107,7 @@ impl Tls {
 
     fn look(&self) {
         let found = self.files.read();
-        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut watched = self.watched.lock();
         if found.as_ref() == Ok(&watched.in_use) {
             watched.trouble = None;
             self.metrics.tls_files_unusable.set(0);
@@ -139,7 +140,7 @@ impl Tls {
         loaded.show(&self.metrics);
         self.metrics.tls_files_unusable.set(0);
         self.metrics.tls_reloads.inc();
-        *self.config.write().unwrap_or_else(PoisonError::into_inner) = loaded.config;
+        *self.config.write() = loaded.config;
         tracing::info!("loaded the changed TLS files for new connections; open connections are unaffected");
     }
 }

@@ -7,7 +7,7 @@ use clap::Parser;
 use event_log::{LogArgs, LogUrl};
 use pipeline::{LoopArgs, SnapshotArgs};
 use schema_registry::SchemaRegistryArgs;
-use service::{ContractArgs, ServiceArgs, settings};
+use service::{ContractArgs, DrainArgs, ServiceArgs, settings};
 use telemetry::pseudonym::PseudonymKey;
 
 /// Turns raw readings into clean ones: validated, deduplicated, joined, without personal data, as Avro.
@@ -65,6 +65,10 @@ pub struct Args {
     /// Snapshots of what each car has sent already, in topic preprocessor.state.
     #[command(flatten)]
     pub snapshots: SnapshotArgs,
+
+    /// What a stop waits for.
+    #[command(flatten)]
+    pub drain: DrainArgs,
 
     /// What every process has.
     #[command(flatten)]

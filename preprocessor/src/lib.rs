@@ -55,7 +55,7 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
     service::stage(args, shutdown, Metrics::new, |metrics| &metrics.pipeline.readiness, run_with).await
 }
 
-/// Runs all streams until `shutdown`, and returns once the open transactions are committed.
+/// Runs all streams until `shutdown`, and then processes what the log holds by then, within [`Args::drain`].
 pub async fn run_with(args: Args, metrics: Metrics, shutdown: CancellationToken) -> anyhow::Result<()> {
     let prepared = prepare(&args, &metrics)?;
     let log = args.log.open()?;
@@ -157,11 +157,10 @@ fn run_streams(
     metrics: &Metrics,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<()> {
-    let is_final = |e: &Error| !e.is_retriable();
     let readiness = &metrics.pipeline.readiness;
-    let waiting = Waiting::new(log.url().to_string()).telling(readiness);
-    let ensured =
-        service::retry_until(shutdown, waiting, is_final, || ensure_topics(log.as_ref(), contract, &streams))?;
+    let waiting = Waiting::new(log.url().to_string()).with_readiness(readiness);
+    let ensure = || ensure_topics(log.as_ref(), contract, &streams);
+    let ensured = service::retry_until(shutdown, waiting, Error::is_retriable, ensure)?;
     if ensured.is_none() {
         return Ok(());
     }
@@ -227,7 +226,7 @@ fn run_stream(
         max_records: args.pipeline.batch_records,
         max_wait: args.pipeline.batch_wait,
     };
-    pipeline::run(options, &mut transform, &metrics.pipeline, stop)
+    pipeline::run_and_drain(options, &mut transform, &metrics.pipeline, stop, args.drain.timeout)
 }
 
 /// Creates the topics that are missing.

@@ -9,15 +9,14 @@
 //! Between the copies there may be records of others: of another source, or of whoever else writes to the topic.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use event_log::{Error, Log, Range, Read, RecordRef};
+use event_log::{Error, Log, Range, RecordRef, batches};
 
 use crate::copy::{SOURCE_CLUSTER, SOURCE_OFFSET};
 
 /// How long one reading may go without anything: on Kafka a reader connects first, and a broker may be restarting.
 const READ_BUDGET: Duration = Duration::from_secs(30);
-const READ_POLL: Duration = Duration::from_millis(500);
 /// Records per read where all are wanted.
 pub(crate) const READ_RECORDS: usize = 1000;
 /// Records per read where the first copy is wanted, and as a rule the first record is one.
@@ -110,22 +109,10 @@ pub(crate) fn visit<T>(
     if range.end.is_some_and(|end| end <= range.start) {
         return Ok(None);
     }
-    let mut reader = log.clone().reader(vec![range])?;
-    let mut heard = Instant::now();
-    loop {
-        match reader.next(max_records, READ_POLL)? {
-            Read::Batch(batch) => {
-                if let Some(found) = batch.iter().find_map(|record| found(&record)) {
-                    return Ok(Some(found));
-                }
-                heard = Instant::now();
-            }
-            Read::End => return Ok(None),
-            Read::Idle if heard.elapsed() > READ_BUDGET => {
-                let source = format!("nothing came for {} s", READ_BUDGET.as_secs()).into();
-                return Err(Error::Unavailable { operation: "reading a range", log: log.url().to_string(), source });
-            }
-            Read::Idle => {}
+    for batch in batches(log, vec![range], max_records)?.patience(READ_BUDGET) {
+        if let Some(found) = batch?.iter().find_map(|record| found(&record)) {
+            return Ok(Some(found));
         }
     }
+    Ok(None)
 }

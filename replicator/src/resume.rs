@@ -51,7 +51,7 @@ pub(crate) fn run(
         .collect();
     match processor.commit(&decision.outputs, &positions)? {
         Outcome::Committed => Ok(decision.summary),
-        Outcome::RolledBack(_) => bail!("nothing was changed: the transaction was rolled back; try again"),
+        Outcome::RolledBack => bail!("nothing was changed: the transaction was rolled back; try again"),
     }
 }
 

@@ -12,9 +12,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use event_log::{AppendError, Error, Log, Outputs, Range, Record};
+use event_log::{Error, Log, Outputs, Range, Record, append_and_wait};
 use serde::{Deserialize, Serialize};
 
 use crate::copies::{READ_RECORDS, visit};
@@ -131,16 +131,8 @@ pub(crate) fn load(target: &Arc<dyn Log>, source_name: &str, topic: &str) -> Res
 pub(crate) fn append_empty(target: &Arc<dyn Log>, source_name: &str, topic: &str, partition: u32, empty: &Empty) {
     let key = format!("{}/empty/{partition}", key(source_name, topic));
     let value = to_json(empty);
-    let record = Record { key: key.as_bytes(), value: Some(&value), headers: &[], timestamp_ms: now_ms() };
-    let appended = target.clone().appender(Box::new(|_| {})).and_then(|appender| {
-        match appender.append(&STATE_TOPIC.into(), &record, 0) {
-            Err(AppendError::Refused(error)) => return Err(error),
-            Err(AppendError::Full) | Ok(()) => {}
-        }
-        appender.flush(APPEND_BUDGET);
-        Ok(())
-    });
-    if let Err(error) = appended {
+    let record = Record { key: key.as_bytes(), value: Some(&value), headers: &[], timestamp_ms: service::now_ms() };
+    if let Err(error) = append_and_wait(target, &STATE_TOPIC.into(), &record, APPEND_BUDGET) {
         tracing::debug!(%topic, partition, "cannot record that offsets hold no record: {error}");
     }
 }
@@ -150,12 +142,12 @@ pub(crate) fn put_origin(outputs: &mut Outputs, source_name: &str, topic: &str, 
 }
 
 pub(crate) fn put_accepted(outputs: &mut Outputs, source_name: &str, topic: &str, accepted: &Accepted) {
-    put(outputs, &format!("{}/accepted/{}", key(source_name, topic), now_ms()), accepted);
+    put(outputs, &format!("{}/accepted/{}", key(source_name, topic), service::now_ms()), accepted);
 }
 
 fn put(outputs: &mut Outputs, key: &str, value: &impl Serialize) {
     let value = to_json(value);
-    let record = Record { key: key.as_bytes(), value: Some(&value), headers: &[], timestamp_ms: now_ms() };
+    let record = Record { key: key.as_bytes(), value: Some(&value), headers: &[], timestamp_ms: service::now_ms() };
     outputs.push(&STATE_TOPIC.into(), 0, &record);
 }
 
@@ -165,10 +157,4 @@ fn to_json(value: &impl Serialize) -> Vec<u8> {
 
 fn key(source_name: &str, topic: &str) -> String {
     format!("{source_name}/{topic}")
-}
-
-/// Milliseconds since the epoch.
-pub(crate) fn now_ms() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use contract::Contract;
-use event_log::{Error, Event, Log, Outputs, Processor, ProcessorOptions, Range, Read, TopicSpec};
+use event_log::{Error, Event, Log, Outputs, Processor, ProcessorOptions, Range, TopicSpec, progress};
 use pipeline::Options;
 use service::{Readiness, Waiting, retry_until};
 use tokio_util::sync::CancellationToken;
@@ -34,8 +34,6 @@ const POLL: Duration = Duration::from_millis(50);
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How often the drain looks whether it is over: each look may open a consumer.
 const DRAIN_POLL: Duration = Duration::from_millis(100);
-/// How long one look at what is left may take: on Kafka a reader connects first.
-const DRAIN_LOOK: Duration = Duration::from_secs(2);
 /// How long to wait for partitions before looking whether another instance has begun with them.
 const BEGIN_WAIT: Duration = Duration::from_secs(5);
 
@@ -181,8 +179,8 @@ impl Replication {
             // At least once: a replicator that is stopped during its start still drains.
             let begun = match self.try_begin(args) {
                 Err(error) if error.is_retriable() => {
-                    let waiting = Waiting::new(&*what).telling(readiness);
-                    retry_until(shutdown, waiting, |e: &Error| !e.is_retriable(), || self.try_begin(args))?
+                    let waiting = Waiting::new(&*what).with_readiness(readiness);
+                    retry_until(shutdown, waiting, Error::is_retriable, || self.try_begin(args))?
                 }
                 begun => Some(begun?),
             };
@@ -301,7 +299,7 @@ impl Replication {
         while !ended.is_cancelled() {
             let mut look = || match &ends {
                 Some(ends) => self.is_drained(origin, ends),
-                None => self.is_drained(origin, ends.insert(self.ends()?)),
+                None => self.is_drained(origin, ends.insert(progress::ends(self.source.as_ref(), &self.topic)?)),
             };
             let why = match look() {
                 Ok(true) => return,
@@ -321,30 +319,11 @@ impl Replication {
         }
     }
 
-    fn ends(&self) -> Result<Vec<u64>, Error> {
-        Ok(self.source.describe(&self.topic)?.partitions.iter().map(|bounds| bounds.next).collect())
-    }
-
-    /// The records between the committed positions and `ends`.
-    fn left(&self, ends: &[u64]) -> Result<Vec<Range>, Error> {
-        let bounds = self.source.describe(&self.topic)?.partitions;
-        let committed = self.target.committed(&self.group, &self.topic)?;
-        let left = (0..).zip(ends).zip(&bounds).map(|((partition, end), bounds)| {
-            let start = committed.get(partition as usize).copied().flatten().unwrap_or(bounds.first);
-            Range { topic: self.topic.clone(), partition, start, end: Some(*end) }
-        });
-        Ok(left.filter(|range| range.end > Some(range.start)).collect())
-    }
-
     /// Whether no record is left before `ends`. Offsets alone do not tell: Kafka's transaction markers take some, too.
     /// Then this is noted, for the start after retention has removed the markers.
     fn is_drained(&self, origin: &Origin, ends: &[u64]) -> Result<bool, Error> {
-        let left = self.left(ends)?;
-        if left.is_empty() {
-            return Ok(true);
-        }
-        let mut reader = self.source.clone().reader(left.clone())?;
-        let is_drained = matches!(reader.next(1, DRAIN_LOOK)?, Read::End);
+        let left = progress::left(self.source.as_ref(), self.target.as_ref(), &self.group, &self.topic, ends)?;
+        let is_drained = progress::is_drained(&self.source, &left)?;
         for Range { partition, start: from, end, .. } in left.into_iter().filter(|_| is_drained) {
             let empty = Empty { topic_id: origin.topic_id.clone(), from, to: end.unwrap_or(from) };
             state::append_empty(&self.target, &self.source_name, &self.topic, partition, &empty);

@@ -79,7 +79,7 @@ impl Lag {
         let open = self.partitions.values().filter(|front| !front.is_empty());
         metrics.lag_records.set(open.clone().map(|front| front.end - front.position).sum::<u64>() as i64);
         let oldest_ms = open.filter_map(|front| front.first_ms).min();
-        let lag = oldest_ms.map(|ms| Duration::from_millis(u64::try_from(state::now_ms() - ms).unwrap_or_default()));
+        let lag = oldest_ms.map(|ms| Duration::from_millis(u64::try_from(service::now_ms() - ms).unwrap_or_default()));
         metrics.lag_seconds.set(lag.unwrap_or_default().as_secs_f64());
         // What may come now has all of the retention before it.
         let left = retention.map(|retention| retention.as_secs_f64() - lag.unwrap_or_default().as_secs_f64());
@@ -146,7 +146,7 @@ impl Lag {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use event_log::{LogUrl, Outputs, Processor, ProcessorOptions, Record, TopicSpec};
+    use event_log::{LogUrl, Outcome, Outputs, Processor, ProcessorOptions, Record, TopicSpec};
     use prometheus_client::registry::Registry;
 
     use super::*;
@@ -159,9 +159,9 @@ mod tests {
         let options = ProcessorOptions { group: "writer".into(), instance: "1".into(), topics: vec![topic.clone()] };
         let mut processor = Processor::new(log.clone(), log.clone(), &options).unwrap();
         let mut outputs = Outputs::default();
-        let timestamp_ms = state::now_ms() - age_ms;
+        let timestamp_ms = service::now_ms() - age_ms;
         outputs.push(topic, partition, &Record { key: b"k", value: Some(b"v"), headers: &[], timestamp_ms });
-        processor.commit(&outputs, &[]).unwrap();
+        assert_eq!(processor.commit(&outputs, &[]).unwrap(), Outcome::Committed);
     }
 
     #[test]

@@ -23,7 +23,6 @@
 pub mod alerts;
 mod args;
 pub mod cars;
-mod drain;
 mod metrics;
 mod models;
 mod transform;
@@ -186,7 +185,7 @@ async fn score(
         let manifest = model.manifest();
         tracing::info!("scoring with model {}, threshold {}", manifest.version, manifest.threshold);
         scorer.metrics.set_model(&model);
-        readiness.has(A_MODEL);
+        readiness.available(A_MODEL);
         match scorer.score_with(model, &mut models).await? {
             Next::NewerModel => {}
             Next::Stop => return Ok(()),
@@ -272,9 +271,8 @@ impl Scorer {
 
     /// Waits until what the log holds now is scored, at most for the time-out, or until the loop has ended.
     async fn drain(&self, ended: CancellationToken) -> anyhow::Result<()> {
-        let (log, group, timeout) = (self.options.source.clone(), self.options.group.clone(), self.drain_timeout);
-        let readings = self.flow.place.readings.name.clone();
-        let drained = spawn_blocking(move || drain::wait_for_end(&log, &group, &readings, timeout, &ended));
+        let (options, timeout) = (self.options.clone(), self.drain_timeout);
+        let drained = spawn_blocking(move || pipeline::drain(&options, timeout, &ended));
         drained.await.context("the drain panicked")
     }
 }
@@ -317,8 +315,8 @@ async fn ensure_topics(
     let ensured = spawn_blocking(move || {
         service::retry_until(
             &shutdown,
-            Waiting::new(format!("the log {}", log.url())).telling(&readiness),
-            |e: &event_log::Error| !e.is_retriable(),
+            Waiting::new(format!("the log {}", log.url())).with_readiness(&readiness),
+            event_log::Error::is_retriable,
             || topics.iter().try_for_each(|topic| ::topics::ensure(log.as_ref(), topic)),
         )
     });

@@ -5,7 +5,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -116,12 +115,7 @@ impl Metrics {
         self.in_force.send_replace(Some(ModelInForce {
             version: manifest.version.clone(),
             threshold: manifest.threshold,
-            since_ms: now_ms(),
+            since_ms: service::now_ms(),
         }));
     }
-}
-
-/// The wall clock, in milliseconds since the epoch.
-pub(crate) fn now_ms() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64)
 }

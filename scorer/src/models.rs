@@ -98,14 +98,14 @@ impl ModelFollower {
         while !shutdown.is_cancelled() {
             match self.announcements.newest() {
                 Ok(newest) => {
-                    topic.over();
+                    topic.resolved();
                     self.newest = newest.or(self.newest.take());
                 }
                 Err(error) if error.is_retriable() || matches!(error, Error::UnknownTopic { .. }) => topic.note(&error),
                 Err(error) => return Err(error),
             }
             match self.take_newest(shutdown) {
-                Ok(()) => artefact.over(),
+                Ok(()) => artefact.resolved(),
                 Err(error) => artefact.note(&error),
             }
             if self.latest.borrow().is_none() && self.newest.is_none() {

@@ -31,7 +31,7 @@ use telemetry::avro::{AvroDecoder, AvroEncoder};
 
 use crate::alerts::{Alert, AlertStatus, Announced};
 use crate::cars::{self, Cars};
-use crate::metrics::{Metrics, now_ms};
+use crate::metrics::Metrics;
 
 /// Scores readings with one model.
 pub(crate) struct Scoring {
@@ -135,7 +135,7 @@ impl Scoring {
     fn emit_scores(&mut self, advanced: &Advanced, emit: &mut Emit) -> anyhow::Result<()> {
         let rows = score_rows(&self.score_schema, advanced, &self.model.manifest().version)?;
         let encoded = self.encoder.encode(&rows)?;
-        let timestamp_ms = now_ms();
+        let timestamp_ms = service::now_ms();
         for (car, value) in advanced.readings.cars.iter().flatten().zip(encoded.iter()) {
             let record = Record { key: car.as_bytes(), value: Some(value), headers: &[], timestamp_ms };
             emit.send(&self.scores, &record);
@@ -159,7 +159,8 @@ impl Scoring {
                 AlertStatus::Closed => emit.count(&self.metrics.alerts_closed, 1),
             }
             let value = serde_json::to_vec(&alert).context("an alert has no JSON form")?;
-            let record = Record { key: car.as_bytes(), value: Some(&value), headers: &[], timestamp_ms: now_ms() };
+            let record =
+                Record { key: car.as_bytes(), value: Some(&value), headers: &[], timestamp_ms: service::now_ms() };
             emit.send(&self.alerts, &record);
             self.announced.write(partition, alert);
         }

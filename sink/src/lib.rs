@@ -104,11 +104,11 @@ pub async fn run_on(
 /// Waits until the lake can be written to. A directory either can or cannot, or has no room; a server may not be there
 /// yet. `false`: it cannot, and the shutdown is here.
 async fn check_lake(lake: &Lake, metrics: &Metrics, shutdown: &CancellationToken) -> anyhow::Result<bool> {
-    let mut waiting = Waiting::new(format!("the lake {}", lake.url())).telling(&metrics.readiness);
+    let mut waiting = Waiting::new(format!("the lake {}", lake.url())).with_readiness(&metrics.readiness);
     loop {
         match lake.check_writable().await {
             Ok(()) => {
-                waiting.over();
+                waiting.resolved();
                 return Ok(true);
             }
             Err(error @ Error::Overwrites { .. }) => return Err(error.into()),

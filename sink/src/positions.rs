@@ -31,7 +31,7 @@ impl Positions {
         topic: &str,
         cancel: &CancellationToken,
     ) -> anyhow::Result<Option<BTreeMap<u32, u64>>> {
-        let waiting = Waiting::new(format!("the lake {}", self.lake.url())).telling(&self.readiness);
+        let waiting = Waiting::new(format!("the lake {}", self.lake.url())).with_readiness(&self.readiness);
         let timed_out = || lake::Error::TimedOut {
             operation: "list",
             lake: self.lake.url().to_string(),
@@ -47,13 +47,14 @@ impl Positions {
             };
             self.runtime.block_on(listed).unwrap_or_else(|| Err(timed_out()))
         };
-        let next = at_least_once(cancel, waiting, |e: &lake::Error| !e.is_retriable(), ask);
+        let next = at_least_once(cancel, waiting, lake::Error::is_retriable, ask);
         next.with_context(|| format!("cannot determine where to resume {topic}"))
     }
 
     /// What the log holds of a topic, which is created if there is none. `None`: cancelled meanwhile.
     pub(crate) fn in_log(&self, topic: &Topic, cancel: &CancellationToken) -> Result<Option<TopicDescription>, Error> {
-        let waiting = Waiting::new(format!("topic {} in {}", topic.name, self.log.url())).telling(&self.readiness);
+        let waiting =
+            Waiting::new(format!("topic {} in {}", topic.name, self.log.url())).with_readiness(&self.readiness);
         let describe = || match self.log.describe(&topic.name) {
             Err(Error::UnknownTopic { .. }) => {
                 self.log.ensure_topic(&topics::spec(topic))?;
@@ -61,7 +62,7 @@ impl Positions {
             }
             described => described,
         };
-        at_least_once(cancel, waiting, |e: &Error| !e.is_retriable(), describe)
+        at_least_once(cancel, waiting, Error::is_retriable, describe)
     }
 
     /// Why a partition cannot resume at `offset`, which the log does not hold, and the remedy.
@@ -84,11 +85,11 @@ impl Positions {
 fn at_least_once<T, E: std::error::Error>(
     cancel: &CancellationToken,
     waiting: Waiting,
-    is_final: impl Fn(&E) -> bool,
+    is_retriable: impl Fn(&E) -> bool,
     mut attempt: impl FnMut() -> Result<T, E>,
 ) -> Result<Option<T>, E> {
     match attempt() {
-        Err(error) if !is_final(&error) => retry_until(cancel, waiting, is_final, attempt),
+        Err(error) if is_retriable(&error) => retry_until(cancel, waiting, is_retriable, attempt),
         result => result.map(Some),
     }
 }

@@ -1,10 +1,11 @@
 //! Uploads one segment, until it is stored.
 
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
+use std::time::Duration;
 
 use event_log::TopicPartition;
 use lake::{Error, Lake, Object};
+use parking_lot::{Mutex, MutexGuard};
 use service::Waiting;
 use telemetry::avro::AvroDecoder;
 use tokio::sync::Semaphore;
@@ -87,7 +88,7 @@ impl Uploader {
                 self.metrics.conflicts.inc();
                 return Ok(Uploaded::Elsewhere);
             }
-            let waited_ms = now_ms() - oldest_ms.unwrap_or_else(now_ms);
+            let waited_ms = service::now_ms() - oldest_ms.unwrap_or_else(service::now_ms);
             self.metrics.stored(&at.topic, &object, undecodable.len(), waited_ms);
             end = object.footer.end;
         }
@@ -120,7 +121,7 @@ impl Uploader {
         loop {
             match tokio::time::timeout(self.timeout, attempt()).await {
                 Ok(Ok(value)) => {
-                    self.waiting().over();
+                    self.waiting().resolved();
                     return Ok(value);
                 }
                 Ok(Err(error)) if !error.is_retriable() => return Err(error),
@@ -133,8 +134,8 @@ impl Uploader {
         }
     }
 
-    fn waiting(&self) -> std::sync::MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock()
     }
 }
 
@@ -154,11 +155,6 @@ async fn decoder(stream: &Stream, segment: &Arc<Segment>) -> anyhow::Result<Avro
             resolved => return Ok(resolved?),
         }
     }
-}
-
-/// The wall clock, in milliseconds since the epoch.
-fn now_ms() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64)
 }
 
 async fn exists_is_fine(create: impl Future<Output = Result<(), Error>>) -> Result<(), Error> {

@@ -11,13 +11,14 @@
 //! not answer, and reads dropped records again.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
-use event_log::{Error, Log, PartitionDescription, Range, Read, Reader, TopicPartition};
+use event_log::{Error, Log, PartitionDescription, Range, Read, Reader, TopicPartition, progress};
 use lake::Lake;
+use parking_lot::Mutex;
 use service::Waiting;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
@@ -97,7 +98,9 @@ impl Worker {
             timeout: args.store_timeout,
             give_up,
             encoders: Arc::new(Semaphore::new(cores)),
-            waiting: Arc::new(Mutex::new(Waiting::new(format!("the lake {}", lake.url())).telling(&metrics.readiness))),
+            waiting: Arc::new(Mutex::new(
+                Waiting::new(format!("the lake {}", lake.url())).with_readiness(&metrics.readiness),
+            )),
         };
         let positions = Positions {
             log: log.clone(),
@@ -110,7 +113,7 @@ impl Worker {
         let (report, ended) = channel();
         Self {
             streams,
-            waiting: Waiting::new(format!("the log {}", log.url())).telling(&metrics.readiness),
+            waiting: Waiting::new(format!("the log {}", log.url())).with_readiness(&metrics.readiness),
             limits: Limits { rows: args.max_rows, bytes: args.max_bytes, age: args.max_age },
             max_memory: args.max_memory,
             runtime: Handle::current(),
@@ -199,8 +202,8 @@ impl Worker {
         };
         match read {
             Ok(Read::Batch(batch)) => {
-                self.waiting.over();
-                let at = TopicPartition { topic: batch.topic().clone(), partition: batch.partition() };
+                self.waiting.resolved();
+                let at = batch.at();
                 let buffer = self.buffers.get_mut(&at).context("records of a partition that was not asked for")?;
                 let first = batch.iter().next().map(|record| record.offset);
                 if first.is_some_and(|first| first < buffer.next) {
@@ -208,7 +211,7 @@ impl Worker {
                 }
                 buffer.push(batch, &self.limits);
             }
-            Ok(Read::Idle) => self.waiting.over(),
+            Ok(Read::Idle) => self.waiting.resolved(),
             Ok(Read::End) => self.flush(),
             Err(error) => {
                 self.reader = None;
@@ -416,11 +419,10 @@ impl Worker {
         self.lag_at = Some(Instant::now());
         for topic in self.streams.keys() {
             let Ok(described) = self.log.describe(topic) else { continue };
-            let lag = described.partitions.iter().enumerate().map(|(partition, bounds)| {
-                let at = TopicPartition { topic: topic.clone(), partition: partition as u32 };
-                self.buffers.get(&at).map_or(0, |buffer| bounds.next.saturating_sub(buffer.stored))
-            });
-            self.metrics.lag_records.get_or_create(&Topic::new(topic)).set(lag.sum::<u64>() as i64);
+            let stored = |partition| self.buffers.get(&TopicPartition { topic: topic.clone(), partition });
+            let positions = (0..described.partitions.len() as u32).map(|p| stored(p).map(|buffer| buffer.stored));
+            let behind = progress::behind(topic, &described.partitions, &positions.collect::<Vec<_>>());
+            self.metrics.lag_records.get_or_create(&Topic::new(topic)).set(progress::offsets(&behind) as i64);
         }
     }
 }

@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use event_log::{
-    AppendError, Appender, Completion, Consumer, Error, Log, LogUrl, Membership, OnCompletion, Outputs, Position,
-    ProcessorOptions, Range, Reader, Record, TopicDescription, TopicPartition, TopicSpec, Transactor,
+    AppendError, Appender, Completion, Consumer, Error, Log, LogUrl, Membership, OnCompletion, Outcome, Outputs,
+    Position, ProcessorOptions, Range, Reader, Record, TopicDescription, TopicPartition, TopicSpec, Transactor,
 };
 use futures_util::stream::BoxStream;
 use lake::Lake;
@@ -177,9 +177,9 @@ impl Transactor for HastyTransactor {
         outputs: &Outputs,
         positions: &[Position],
         membership: &Membership,
-    ) -> std::result::Result<bool, Error> {
-        if !self.inner.commit(&Outputs::default(), positions, membership)? {
-            return Ok(false);
+    ) -> std::result::Result<Outcome, Error> {
+        if self.inner.commit(&Outputs::default(), positions, membership)? == Outcome::RolledBack {
+            return Ok(Outcome::RolledBack);
         }
         if !self.pause.is_zero() {
             std::thread::sleep(self.pause);

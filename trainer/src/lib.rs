@@ -157,17 +157,17 @@ async fn wait_for_ranges(
     shutdown: &CancellationToken,
 ) -> anyhow::Result<Option<Vec<lake::OffsetRange>>> {
     let mut waiting = service::Waiting::new(format!("{} readings in {}", args.min_rows.max(1), from.name()));
-    let mut source = service::Waiting::new(from.name()).telling(&metrics.readiness);
+    let mut source = service::Waiting::new(from.name()).with_readiness(&metrics.readiness);
     loop {
         match from.ranges(args).await {
             Ok(ranges) => {
-                source.over();
+                source.resolved();
                 metrics.readiness.started();
                 let found = from.count_readings(&ranges);
                 metrics.rows_available.set(found as i64);
                 // Named ranges are what they are: waiting would not make them longer.
                 if found >= args.min_rows.max(1) || !args.ranges.is_empty() {
-                    waiting.over();
+                    waiting.resolved();
                     return Ok(Some(ranges));
                 }
                 waiting.note(&TooFew { found });
@@ -219,16 +219,14 @@ fn announce(
     announcement: &Announcement,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<()> {
-    let ensured = service::retry_until(
-        shutdown,
-        format!("the log {}", log.url()),
-        |e: &event_log::Error| !e.is_retriable(),
-        || topics::ensure(log.as_ref(), topic),
-    )?;
+    let ensured =
+        service::retry_until(shutdown, format!("the log {}", log.url()), event_log::Error::is_retriable, || {
+            topics::ensure(log.as_ref(), topic)
+        })?;
     if ensured.is_none() {
         bail!("stopped before model {} was announced; it is in the lake", announcement.version);
     }
-    let timestamp_ms = chrono::Utc::now().timestamp_millis();
+    let timestamp_ms = service::now_ms();
     if !announcement.append(&log, &topic.name, timestamp_ms, Duration::from_secs(ANNOUNCE_TIMEOUT_S))? {
         bail!(
             "model {} is in the lake, but the log did not confirm its announcement: train again",

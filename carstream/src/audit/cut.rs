@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use event_log::{Error, Log, PartitionDescription, Range, Read};
+use event_log::{Error, Log, PartitionDescription, Range, batches, progress};
 use lake::{Footer, Lake, ObjectName};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -40,11 +40,7 @@ pub(crate) struct Cut {
 impl Cut {
     /// The topic as it is now; without partitions if there is no such topic.
     pub(crate) fn of(log: &Arc<dyn Log>, topic: &Arc<str>) -> anyhow::Result<Self> {
-        let partitions = match log.describe(topic) {
-            Ok(described) => described.partitions,
-            Err(Error::UnknownTopic { .. }) => Vec::new(),
-            Err(error) => return Err(error.into()),
-        };
+        let partitions = of_topic(log.describe(topic).map(|described| described.partitions))?;
         let mut kept_since_ms = None;
         for (partition, bounds) in (0..).zip(&partitions) {
             if bounds.first > 0 {
@@ -56,29 +52,16 @@ impl Cut {
 
     /// Ranges to read all of it.
     pub(crate) fn ranges(&self) -> Vec<Range> {
-        let range = |(partition, bounds): (u32, &PartitionDescription)| Range {
-            topic: self.topic.clone(),
-            partition,
-            start: bounds.first,
-            end: Some(bounds.next),
-        };
-        (0..).zip(&self.partitions).map(range).collect()
+        progress::held(&self.topic, &self.partitions)
     }
 }
 
 /// The time of the oldest record that is left in a partition; now if there is none.
 fn oldest_ms(log: &Arc<dyn Log>, topic: &str, partition: u32, bounds: PartitionDescription) -> anyhow::Result<i64> {
     let range = Range { topic: topic.into(), partition, start: bounds.first, end: Some(bounds.next) };
-    let mut reader = log.clone().reader(vec![range])?;
-    let deadline = Instant::now() + FIRST_RECORD;
-    while Instant::now() < deadline {
-        match reader.next(1, deadline.saturating_duration_since(Instant::now()))? {
-            Read::Batch(batch) => return Ok(batch.get(0).timestamp_ms),
-            Read::Idle => {}
-            Read::End => return Ok(chrono::Utc::now().timestamp_millis()),
-        }
-    }
-    bail!("no record of {topic}/{partition} arrived within {} s: is the log healthy?", FIRST_RECORD.as_secs())
+    let first = batches(log, vec![range], 1)?.patience(FIRST_RECORD).next().transpose();
+    let first = first.with_context(|| format!("cannot read the first record of {topic}/{partition}"))?;
+    Ok(first.map_or_else(service::now_ms, |batch| batch.get(0).timestamp_ms))
 }
 
 /// An object of the lake.
@@ -125,7 +108,7 @@ impl LakeCut {
                 Err(lake::Error::Unusable { .. }) => None,
                 Err(error) => return Err(error.into()),
             };
-            let oldest = oldest.unwrap_or_else(|| chrono::Utc::now().timestamp_millis());
+            let oldest = oldest.unwrap_or_else(service::now_ms);
             cut.kept_since_ms = cut.kept_since_ms.max(Some(oldest));
         }
         Ok(cut)
@@ -177,10 +160,15 @@ impl Cuts {
 
 /// The committed positions of a group on a topic, by partition; they are in the log that has the group's outputs.
 fn positions(log: &Arc<dyn Log>, group: &str, topic: &str) -> anyhow::Result<Vec<u64>> {
-    match log.committed(group, topic) {
-        Ok(committed) => Ok(committed.into_iter().map(|position| position.unwrap_or(0)).collect()),
+    let committed = of_topic(log.committed(group, topic))?;
+    Ok(committed.into_iter().map(Option::unwrap_or_default).collect())
+}
+
+/// Nothing of a topic that does not exist.
+fn of_topic<T>(asked: Result<Vec<T>, Error>) -> Result<Vec<T>, Error> {
+    match asked {
         Err(Error::UnknownTopic { .. }) => Ok(Vec::new()),
-        Err(error) => Err(error.into()),
+        asked => asked,
     }
 }
 
@@ -251,7 +239,7 @@ pub(crate) fn wait(
         let copied = ends(cloud, clean_topic)?;
         waited("the sink", &mut || {
             let covered = LakeCut::of(flow, lake, runtime)?.covered;
-            let reached: Vec<_> = (0..copied.len() as u32).map(|p| covered.get(&p).map_or(0, |c| c.1)).collect();
+            let reached: Vec<_> = (0..copied.len() as u32).map(|p| covered.get(&p).map(|c| c.1)).collect();
             records_between(cloud, clean_topic, &reached, &copied)
         })?;
     }
@@ -259,37 +247,25 @@ pub(crate) fn wait(
 }
 
 fn ends(log: &Arc<dyn Log>, topic: &str) -> anyhow::Result<Vec<u64>> {
-    match log.describe(topic) {
-        Ok(described) => Ok(described.partitions.iter().map(|bounds| bounds.next).collect()),
-        Err(Error::UnknownTopic { .. }) => Ok(Vec::new()),
-        Err(error) => Err(error.into()),
-    }
+    Ok(of_topic(progress::ends(log.as_ref(), topic))?)
 }
 
 fn lag(source: &Arc<dyn Log>, target: &Arc<dyn Log>, group: &str, topic: &str, until: &[u64]) -> anyhow::Result<u64> {
-    records_between(source, topic, &positions(target, group, topic)?, until)
+    let positions = of_topic(target.committed(group, topic))?;
+    records_between(source, topic, &positions, until)
 }
 
-/// About how many records there are between positions and ends: 0 only if there are none. Transaction markers take
-/// offsets too, and after the last record no position ever passes them.
-fn records_between(log: &Arc<dyn Log>, topic: &str, from: &[u64], until: &[u64]) -> anyhow::Result<u64> {
-    let first: Vec<_> = match log.describe(topic) {
-        Ok(described) => described.partitions.iter().map(|bounds| bounds.first).collect(),
-        Err(Error::UnknownTopic { .. }) => return Ok(0),
-        Err(error) => return Err(error.into()),
-    };
-    let mut records = 0;
-    for (partition, (end, first)) in (0..).zip(until.iter().zip(first)) {
-        let start = from.get(partition as usize).copied().unwrap_or(0).max(first);
-        if start >= *end {
-            continue;
+/// About how many records there are between positions and ends: 0 only if there are none.
+fn records_between(log: &Arc<dyn Log>, topic: &str, from: &[Option<u64>], until: &[u64]) -> anyhow::Result<u64> {
+    let mut left = of_topic(progress::between(log.as_ref(), topic, from, until))?;
+    let mut unknown = Ok(());
+    left.retain(|range| match progress::is_drained(log, std::slice::from_ref(range)) {
+        Ok(drained) => !drained,
+        Err(error) => {
+            unknown = Err(error);
+            true
         }
-        let range = Range { topic: topic.into(), partition, start, end: Some(*end) };
-        let mut reader = log.clone().reader(vec![range]).context("cannot check for remaining records")?;
-        let read = reader.next(1, FIRST_RECORD)?;
-        if !matches!(read, Read::End) {
-            records += end - start;
-        }
-    }
-    Ok(records)
+    });
+    unknown.context("cannot check for remaining records")?;
+    Ok(progress::offsets(&left))
 }

@@ -4,13 +4,12 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, bail};
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::Int64Type;
 use contract::ModelDefinition;
-use event_log::{Batch, Log, Read};
+use event_log::{Batch, Log, batches};
 use lake::Lake;
 use pipeline::DeadLetterHeader;
 use schema_registry::SchemaSource;
@@ -25,9 +24,6 @@ use crate::dead_letter::REPLAYED_FROM;
 
 /// Records a read.
 const READ_RECORDS: usize = 8192;
-
-/// How late a shutdown may be noticed.
-const POLL: Duration = Duration::from_millis(100);
 
 /// Something at a hop.
 #[derive(Debug, Clone)]
@@ -91,18 +87,15 @@ pub(crate) fn each_batch(
     mut then: impl FnMut(&Batch) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     let topic = &cut.topic;
-    let mut reader = log.clone().reader(cut.ranges())?;
-    loop {
-        if shutdown.is_cancelled() {
-            bail!("stopped while reading {topic}");
-        }
+    let stop = || shutdown.is_cancelled();
+    for batch in batches(log, cut.ranges(), READ_RECORDS)?.until(&stop) {
         // Retention may remove what was about to be read; the next run then begins later.
-        match reader.next(READ_RECORDS, POLL).with_context(|| format!("cannot read {topic} in {}", log.url()))? {
-            Read::Batch(batch) => then(&batch)?,
-            Read::Idle => {}
-            Read::End => return Ok(()),
-        }
+        then(&batch.with_context(|| format!("cannot read {topic} in {}", log.url()))?)?;
     }
+    if stop() {
+        bail!("stopped while reading {topic}");
+    }
+    Ok(())
 }
 
 /// Reads the raw topic: JSON as the cars sent it.

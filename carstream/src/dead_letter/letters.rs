@@ -1,18 +1,14 @@
 //! Reads dead letters and picks those that a filter lets through.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, bail};
 
-use event_log::{Error, Log, Range, Read, RecordRef, TopicDescription};
+use event_log::{Error, Log, Range, RecordRef, TopicDescription, batches};
 use pipeline::DeadLetterHeader;
 use tokio_util::sync::CancellationToken;
 
 use super::args::{Filter, Position};
-
-/// How late a shutdown may be noticed.
-const POLL: Duration = Duration::from_millis(100);
 
 /// A dead-letter topic, as far as it goes when the command begins.
 #[derive(Debug, Clone)]
@@ -101,18 +97,15 @@ pub(super) fn each(
         start: filter.from_offset.map_or(bounds.first, |from| from.clamp(bounds.first, bounds.next)),
         end: Some(filter.to_offset.map_or(bounds.next, |to| to.min(bounds.next))),
     });
-    let mut reader = log.clone().reader(ranges.filter(|range| Some(range.start) < range.end).collect())?;
-    loop {
-        if shutdown.is_cancelled() {
-            bail!("stopped while reading {}", topic.name);
-        }
-        match reader.next(records, POLL).with_context(|| format!("cannot read {} in {}", topic.name, log.url()))? {
-            Read::Batch(batch) => {
-                let letters = batch.iter().map(|record| Letter { topic, partition: batch.partition(), record });
-                then(&letters.filter(|letter| letter.passes(filter)).collect::<Vec<_>>())?;
-            }
-            Read::Idle => {}
-            Read::End => return Ok(()),
-        }
+    let ranges = ranges.filter(|range| Some(range.start) < range.end).collect();
+    let stop = || shutdown.is_cancelled();
+    for batch in batches(log, ranges, records)?.until(&stop) {
+        let batch = batch.with_context(|| format!("cannot read {} in {}", topic.name, log.url()))?;
+        let letters = batch.iter().map(|record| Letter { topic, partition: batch.partition(), record });
+        then(&letters.filter(|letter| letter.passes(filter)).collect::<Vec<_>>())?;
     }
+    if stop() {
+        bail!("stopped while reading {}", topic.name);
+    }
+    Ok(())
 }

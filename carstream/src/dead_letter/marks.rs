@@ -5,9 +5,8 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
-use event_log::{Error, Log, Range, Read};
+use event_log::{Error, Log, batches, progress};
 use serde::{Deserialize, Serialize};
 
 use super::MARKS;
@@ -15,7 +14,6 @@ use super::args::Position;
 use super::letters::{Letter, Topic};
 
 const READ_RECORDS: usize = 8192;
-const POLL: Duration = Duration::from_millis(100);
 
 /// What is known of one replayed dead letter.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,20 +36,9 @@ impl Marks {
             Err(Error::UnknownTopic { .. }) => return Ok(Self::default()),
             Err(error) => return Err(error.into()),
         };
-        let range = |(partition, bounds): (u32, &event_log::PartitionDescription)| Range {
-            topic: MARKS.into(),
-            partition,
-            start: bounds.first,
-            end: Some(bounds.next),
-        };
-        let mut reader = log.clone().reader((0..).zip(&bounds).map(range).collect())?;
         let mut marks = HashMap::new();
-        loop {
-            let batch = match reader.next(READ_RECORDS, POLL)? {
-                Read::Batch(batch) => batch,
-                Read::Idle => continue,
-                Read::End => return Ok(Self(marks)),
-            };
+        for batch in batches(log, progress::held(MARKS, &bounds), READ_RECORDS)? {
+            let batch = batch?;
             for record in batch.iter() {
                 let position = std::str::from_utf8(record.key).ok().and_then(|key| key.parse::<Position>().ok());
                 let mark = record.value.map(serde_json::from_slice);
@@ -63,6 +50,7 @@ impl Marks {
                 }
             }
         }
+        Ok(Self(marks))
     }
 
     /// When a dead letter was replayed, if it was.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use anyhow::bail;
 use contract::Contract;
-use event_log::{Error, Log, LogUrl, Outputs, ProcessorOptions, Record, Transactor, partition_for_key};
+use event_log::{Error, Log, LogUrl, Outcome, Outputs, ProcessorOptions, Record, Transactor, partition_for_key};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
@@ -151,7 +151,7 @@ impl Replay {
             let Some(writer) = self.writer.as_mut().filter(|_| !outputs.is_empty()) else { return Ok(()) };
             let outlived = self.marks.outlived(topic);
             writer.push_tombstones(&mut outputs, &outlived);
-            if writer.transactor.commit(&outputs, &[], &Default::default())? {
+            if writer.transactor.commit(&outputs, &[], &Default::default())? == Outcome::Committed {
                 self.marks.forget(&outlived);
                 return Ok(());
             }
@@ -166,7 +166,7 @@ impl Replay {
     }
 
     fn outputs(&mut self, topic: &Topic, letters: &[Letter<'_>]) -> anyhow::Result<Outputs> {
-        let now_ms = chrono::Utc::now().timestamp_millis();
+        let now_ms = service::now_ms();
         let mark = Mark { topic_id: topic.described.id.clone(), replayed_ms: now_ms };
         let mark = serde_json::to_vec(&mark)?;
         let mut outputs = Outputs::default();
@@ -211,7 +211,7 @@ impl Replay {
 
 impl Writer {
     fn push_tombstones(&self, outputs: &mut Outputs, positions: &[Position]) {
-        let now_ms = chrono::Utc::now().timestamp_millis();
+        let now_ms = service::now_ms();
         positions.iter().for_each(|position| self.push(outputs, &position.to_string(), None, now_ms));
     }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use contract::StreamDefinition;
-use event_log::{CloudLogArgs, Log};
+use event_log::{CloudLogArgs, Log, progress};
 use mqtt_bridge::Bridge;
 use prometheus_client::registry::Registry;
 use tokio::task::JoinHandle;
@@ -229,7 +229,7 @@ impl Stages {
         let Some(trained) = self.trained.as_mut().filter(|trained| trained.in_force_ms.is_none()) else { return };
         if in_force && lag.is_ok_and(|lag| lag <= CAUGHT_UP_RECORDS) {
             live.say("the scorer has the model and has caught up");
-            trained.in_force_ms = Some(chrono::Utc::now().timestamp_millis());
+            trained.in_force_ms = Some(service::now_ms());
         }
     }
 
@@ -303,30 +303,22 @@ impl Stages {
         }
     }
 
-    /// Records of a topic that a group has not committed. Positions are in the log that has the group's outputs.
-    fn lag_of(&self, source: &Arc<dyn Log>, group: &str, positions: &Arc<dyn Log>, topic: &str) -> anyhow::Result<u64> {
-        let bounds = source.describe(topic)?.partitions;
-        let committed = positions.committed(group, topic)?;
-        let lag = |(bounds, committed): (&event_log::PartitionDescription, Option<u64>)| {
-            bounds.next - committed.unwrap_or(bounds.first).max(bounds.first)
-        };
-        Ok(bounds.iter().zip(committed).map(lag).sum())
-    }
-
     fn replication_lag(&self) -> anyhow::Result<u64> {
         let mut lag = 0;
         for topic in self.directory.contract.leaving_the_edge() {
-            lag += self.lag_of(&self.edge, &replicator::group(&topic.name), &self.cloud, &topic.name)?;
+            let group = replicator::group(&topic.name);
+            lag += progress::lag(self.edge.as_ref(), self.cloud.as_ref(), &group, &topic.name)?;
         }
         Ok(lag)
     }
 
     fn preprocessor_lag(&self, stream: &StreamDefinition) -> anyhow::Result<u64> {
-        self.lag_of(&self.edge, &stream.group(), &self.edge, &stream.input.topic)
+        Ok(progress::lag(self.edge.as_ref(), self.edge.as_ref(), &stream.group(), &stream.input.topic)?)
     }
 
     fn scorer_lag(&self) -> anyhow::Result<u64> {
-        self.lag_of(&self.edge, scorer::DEFAULT_GROUP, &self.edge, self.directory.clean_topic())
+        let (edge, clean) = (self.edge.as_ref(), self.directory.clean_topic());
+        Ok(progress::lag(edge, edge, scorer::DEFAULT_GROUP, clean)?)
     }
 
     /// Rows of readings that are in the lake.

@@ -82,12 +82,10 @@ fn topics(
         if let Some(partitions) = args.partitions.filter(|_| spec.partitions > 1) {
             spec.partitions = partitions;
         }
-        let deployed = service::retry_until(
-            shutdown,
-            format!("the log {}", log.url()),
-            |e: &event_log::Error| !e.is_retriable(),
-            || topics::deploy(log.as_ref(), &spec, args.replication_factor, args.check),
-        )?;
+        let deployed =
+            service::retry_until(shutdown, format!("the log {}", log.url()), event_log::Error::is_retriable, || {
+                topics::deploy(log.as_ref(), &spec, args.replication_factor, args.check)
+            })?;
         let (is_new, problems) = deployed.context("stopped before all was deployed")?;
         made += usize::from(is_new);
         outcome.problems.extend(problems);
@@ -112,7 +110,7 @@ fn schemas(
     let deployed = service::retry_until(
         shutdown,
         format!("the schema registry {}", registry.url()),
-        |e: &schema_registry::Error| !e.is_retriable(),
+        schema_registry::Error::is_retriable,
         || schema_registry::deploy(registry, contract.schemas(), &uses, args.check),
     )?;
     let deployed = deployed.context("stopped before all was deployed")?;

@@ -109,6 +109,7 @@ impl Args {
     pub(super) fn preprocessor(&self) -> preprocessor::Args {
         let mut args = preprocessor::Args::new(self.log().log, self.pseudonym_key_file.clone());
         args.contract = self.contract.clone();
+        args.drain = self.limits.drain;
         args.schema_registry = self.schema_registry.clone();
         args
     }

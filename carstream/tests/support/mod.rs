@@ -10,7 +10,7 @@ use arrow::array::{ArrayRef, Float32Array, Float64Array, Int32Array, Int64Array,
 use arrow::array::{BooleanArray, TimestampMillisecondArray, new_null_array};
 use arrow::datatypes::{DataType, SchemaRef};
 use carstream::audit::{Evidence, Report, Sources, audit};
-use event_log::{Log, LogUrl, Outputs, Position, ProcessorOptions, Range, Read, Record, partition_for_key};
+use event_log::{Log, LogUrl, Outcome, Outputs, Position, ProcessorOptions, Range, Read, Record, partition_for_key};
 use lake::{Lake, LakeUrl, ObjectName, ObjectWriter};
 use pipeline::DeadLetterHeader;
 use serde_json::json;
@@ -287,7 +287,7 @@ impl Site {
 pub fn commit(log: &Arc<dyn Log>, group: &str, outputs: &Outputs, positions: &[Position]) {
     let options = ProcessorOptions { group: group.into(), instance: "1".into(), topics: Vec::new() };
     let mut transactor = log.clone().transactor(&options).unwrap();
-    assert!(transactor.commit(outputs, positions, &Default::default()).unwrap());
+    assert_eq!(transactor.commit(outputs, positions, &Default::default()).unwrap(), Outcome::Committed);
 }
 
 /// Where each partition ends.

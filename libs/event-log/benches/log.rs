@@ -109,7 +109,7 @@ fn transform(log: &Arc<dyn Log>, input: &Arc<str>, output: &Arc<str>, count: u64
             positions.retain(|p: &Position| p.partition != batch.partition());
             positions.push(Position { topic: input.clone(), partition: batch.partition(), offset });
             if outputs.len() >= BATCH || done == count {
-                processor.commit(&outputs, &positions)?;
+                assert_eq!(processor.commit(&outputs, &positions)?, Outcome::Committed);
                 outputs = Outputs::default();
             }
         }

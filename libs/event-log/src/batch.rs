@@ -75,6 +75,11 @@ impl Batch {
         self.partition
     }
 
+    /// Topic and partition.
+    pub fn at(&self) -> TopicPartition {
+        TopicPartition { topic: self.topic.clone(), partition: self.partition }
+    }
+
     /// How many records.
     pub fn len(&self) -> usize {
         self.entries.len()

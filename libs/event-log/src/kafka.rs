@@ -27,9 +27,10 @@ mod transactor;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use parking_lot::{Mutex, RwLock};
 use rdkafka::admin::AdminClient;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -180,12 +181,12 @@ impl KafkaLog {
 
     fn know(&self, topic: &str) {
         if !self.knows(topic) {
-            self.known.write().unwrap_or_else(PoisonError::into_inner).insert(topic.into());
+            self.known.write().insert(topic.into());
         }
     }
 
     fn knows(&self, topic: &str) -> bool {
-        self.known.read().unwrap_or_else(PoisonError::into_inner).contains(topic)
+        self.known.read().contains(topic)
     }
 
     /// The first offset of a partition and the one after its last committed record.
@@ -202,7 +203,7 @@ impl KafkaLog {
 
     /// A client that can ask for the positions of `group`.
     fn group_client(&self, group: &str) -> Result<Arc<BaseConsumer<Diagnostics>>, Error> {
-        let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut groups = self.groups.lock();
         if let Some(client) = groups.get(group) {
             return Ok(client.clone());
         }

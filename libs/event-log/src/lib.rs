@@ -60,7 +60,7 @@ pub use append::append_and_wait;
 pub use args::{CloudLogArgs, EdgeLogArgs, KafkaOption, LogArgs, LogUrl};
 pub use batch::{Batch, Headers, Outputs, Record, RecordRef};
 pub use error::{BoxError, Error};
-pub use processor::{Event, Outcome, Processor, ProcessorOptions};
+pub use processor::{Event, Processor, ProcessorOptions};
 pub use tail::{Batches, Tail, batches};
 
 /// Opens the log at `url`.
@@ -202,9 +202,8 @@ pub trait Transactor: Send {
     fn committed(&mut self, partitions: &[TopicPartition]) -> Result<Vec<Option<u64>>, Error>;
     /// Makes `outputs` and `positions` durable and visible together.
     ///
-    /// `Ok(true)`: committed. `Ok(false)`: not committed, or unknown; the transactor has recovered, and
-    /// [`Transactor::committed`] tells what holds.
-    fn commit(&mut self, outputs: &Outputs, positions: &[Position], membership: &Membership) -> Result<bool, Error>;
+    /// After [`Outcome::RolledBack`] the transactor has recovered, and [`Transactor::committed`] says what holds.
+    fn commit(&mut self, outputs: &Outputs, positions: &[Position], membership: &Membership) -> Result<Outcome, Error>;
 }
 
 /// A consumer's place in its group, as its backend knows it: only that backend's transactor looks into it. The default
@@ -222,6 +221,16 @@ impl Membership {
     pub fn place<T: Any>(&self) -> Option<&T> {
         self.0.as_ref()?.downcast_ref()
     }
+}
+
+/// What became of a commit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Outcome {
+    /// Outputs and positions are durable and visible.
+    Committed,
+    /// Neither is, or an earlier, unknown outcome turned out to be a commit: what holds is in the committed positions.
+    RolledBack,
 }
 
 /// One partition of one topic.
@@ -242,6 +251,13 @@ pub struct Position {
     pub partition: u32,
     /// The next offset.
     pub offset: u64,
+}
+
+impl Position {
+    /// The partition that it is a position of.
+    pub fn at(&self) -> TopicPartition {
+        TopicPartition { topic: self.topic.clone(), partition: self.partition }
+    }
 }
 
 /// A part of a partition to be read.

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{Batch, Consumer, Error, Log, Outputs, Position, TopicPartition, Transactor};
+use crate::{Batch, Consumer, Error, Log, Outcome, Outputs, Position, TopicPartition, Transactor};
 
 /// Which instance processes which partitions.
 #[derive(Debug, Clone)]
@@ -23,7 +23,8 @@ pub struct ProcessorOptions {
 /// What happened to a processor.
 #[derive(Debug)]
 pub enum Event {
-    /// This instance now holds these partitions, and resumes from these positions.
+    /// This instance holds these partitions, and resumes from these positions: they were assigned to it, or its last
+    /// commit was rolled back. The caller rebuilds the state that it derived from later records.
     Assigned(Vec<Position>),
     /// This instance no longer holds these partitions. What was not committed will be processed by another.
     Revoked(Vec<TopicPartition>),
@@ -33,16 +34,6 @@ pub enum Event {
     Idle,
 }
 
-/// What became of a commit.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// Outputs and positions are durable and visible.
-    Committed,
-    /// Neither is, or an earlier, unknown outcome turned out to be a commit: the processor resumes from these
-    /// positions, and the caller rebuilds the state that it derived from later records.
-    RolledBack(Vec<Position>),
-}
-
 /// Reads from one log, and commits outputs and positions to the same or another log.
 pub struct Processor {
     consumer: Box<dyn Consumer>,
@@ -50,6 +41,8 @@ pub struct Processor {
     source: Arc<dyn Log>,
     /// Assigned, and not revoked since.
     held: BTreeSet<TopicPartition>,
+    /// The last commit was rolled back, and the caller has not heard yet from where it resumes.
+    rolled_back: bool,
 }
 
 impl Processor {
@@ -59,20 +52,22 @@ impl Processor {
         // The transactor first: it fences an earlier instance of this name before partitions come.
         let transactor = target.clone().transactor(options)?;
         let consumer = target.consumer_of(source.clone(), options)?;
-        Ok(Self { consumer, transactor, source, held: BTreeSet::new() })
+        Ok(Self { consumer, transactor, source, held: BTreeSet::new(), rolled_back: false })
     }
 
     /// The next event, at most `timeout` later. Batches have at most `max_records` records.
     pub fn next(&mut self, max_records: usize, timeout: Duration) -> Result<Event, Error> {
+        if self.rolled_back {
+            let held: Vec<_> = self.held.iter().cloned().collect();
+            let positions = self.resume(&held)?;
+            self.rolled_back = false;
+            return Ok(Event::Assigned(positions));
+        }
         let event = self.consumer.poll(max_records, timeout)?;
         match &event {
             Event::Assigned(assigned) => {
-                let partitions: Vec<_> = assigned
-                    .iter()
-                    .map(|p| TopicPartition { topic: p.topic.clone(), partition: p.partition })
-                    .collect();
-                let positions = self.resume(&partitions)?;
-                return Ok(Event::Assigned(positions));
+                let partitions: Vec<_> = assigned.iter().map(Position::at).collect();
+                return Ok(Event::Assigned(self.resume(&partitions)?));
             }
             Event::Revoked(revoked) => {
                 for partition in revoked {
@@ -84,14 +79,12 @@ impl Processor {
         Ok(event)
     }
 
-    /// Commits `outputs`, and `positions` as processed.
+    /// Commits `outputs`, and `positions` as processed. After [`Outcome::RolledBack`] the next event says from where
+    /// all held partitions resume.
     pub fn commit(&mut self, outputs: &Outputs, positions: &[Position]) -> Result<Outcome, Error> {
-        let membership = self.consumer.membership();
-        if self.transactor.commit(outputs, positions, &membership)? {
-            return Ok(Outcome::Committed);
-        }
-        let held: Vec<_> = self.held.iter().cloned().collect();
-        Ok(Outcome::RolledBack(self.resume(&held)?))
+        let outcome = self.transactor.commit(outputs, positions, &self.consumer.membership())?;
+        self.rolled_back = outcome == Outcome::RolledBack;
+        Ok(outcome)
     }
 
     /// Goes on from the committed positions, or from the first offset where nothing was committed.

@@ -111,6 +111,11 @@ impl Tail {
         &self.log
     }
 
+    /// The topic.
+    pub fn topic(&self) -> &Arc<str> {
+        &self.topic
+    }
+
     /// Leaves out everything that the topic holds now.
     pub fn skip_to_end(&mut self) -> Result<(), Error> {
         self.positions = progress::ends(self.log.as_ref(), &self.topic)?;

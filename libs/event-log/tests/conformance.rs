@@ -494,7 +494,7 @@ fn groups_do_not_know_of_each_other(backend: &Backend) {
     let (one, two) = (unique("one"), unique("two"));
     let (mut first, _) = processor(&log, &log, &one, &[&input]);
     let batch = next_batch(&mut first, 10);
-    first.commit(&Outputs::default(), &[behind(&batch)]).unwrap();
+    assert_eq!(first.commit(&Outputs::default(), &[behind(&batch)]).unwrap(), Outcome::Committed);
     let (mut second, positions) = processor(&log, &log, &two, &[&input]);
     assert_eq!(positions[0].offset, 0);
     assert_eq!(next_batch(&mut second, 10).get(0).offset, 0);

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use event_log::{Batch, Error, Log, Outputs, Record, RecordRef, partition_for_key};
 use prometheus_client::metrics::counter::Counter;
@@ -96,7 +95,7 @@ impl Emit {
         let (origin_topic, origin_partition) = self.origin.clone();
         let partition = origin_partition.to_string();
         let offset = record.offset.to_string();
-        let time_ms = now_ms().to_string();
+        let time_ms = service::now_ms().to_string();
         let mut headers: Vec<(&str, &[u8])> = record.headers.collect();
         headers.extend([
             (DeadLetterHeader::REASON, reason.as_bytes()),
@@ -111,9 +110,4 @@ impl Emit {
         self.send(&topic, &letter);
         *self.emitted.dead_letters.entry(reason).or_default() += 1;
     }
-}
-
-/// The wall clock, in milliseconds since the epoch.
-pub(crate) fn now_ms() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64)
 }

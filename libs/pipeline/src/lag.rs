@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
-use event_log::{Error, Log};
+use event_log::{Log, progress};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
@@ -41,7 +41,7 @@ impl Lag {
         let watch = move || {
             while let Some(log) = log.upgrade() {
                 // What a log does not say now it says at the next look; the loop says what is wrong with it.
-                if let Ok(lag) = look(log.as_ref(), &group, &topic) {
+                if let Ok(lag) = progress::lag(log.as_ref(), log.as_ref(), &group, &topic) {
                     gauge.set(i64::try_from(lag).unwrap_or(i64::MAX));
                 }
                 drop(log);
@@ -60,14 +60,4 @@ impl Lag {
 pub struct LagWatch {
     /// Dropping the sender stops the watch.
     _ends: mpsc::Sender<()>,
-}
-
-fn look(log: &dyn Log, group: &str, topic: &str) -> Result<u64, Error> {
-    let committed = log.committed(group, topic)?;
-    let bounds = log.describe(topic)?.partitions;
-    let of_partition = bounds.iter().enumerate().map(|(partition, bounds)| {
-        let position = committed.get(partition).copied().flatten().unwrap_or(bounds.first);
-        bounds.next.saturating_sub(position.max(bounds.first))
-    });
-    Ok(of_partition.sum())
 }

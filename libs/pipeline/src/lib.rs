@@ -14,28 +14,30 @@
 //! recovery; a [`Transform`] is a pure synchronous function from batch to batch and does none of these.
 
 mod args;
+mod drain;
 mod emit;
 mod lag;
 mod metrics;
 mod snapshot;
 mod state;
-mod table;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use event_log::{Batch, Error, Event, Log, Outcome, Outputs, Position, Processor, ProcessorOptions, TopicPartition};
+use event_log::{
+    Batch, Error, Event, Log, Outcome, Outputs, Position, Processor, ProcessorOptions, Tail, TopicPartition,
+};
 use service::{Waiting, retry_until};
 use tokio_util::sync::CancellationToken;
 
 pub use args::{LoopArgs, SnapshotArgs};
+pub use drain::{drain, run_and_drain};
 pub use emit::{DeadLetterHeader, Emit};
 pub use lag::{Lag, LagWatch};
 pub use metrics::{Metrics, Topic};
 use state::State;
-use table::Table;
 
 /// How long one wait for records lasts, and so how late a shutdown may be noticed.
 const POLL_MS: u64 = 50;
@@ -172,11 +174,11 @@ pub fn run(
     options.topics.iter().for_each(|topic| metrics.begin(topic));
     let what = awaited(&options.topics, options.source.as_ref());
     while !shutdown.is_cancelled() {
-        let waiting = Waiting::new(&what).telling(&metrics.readiness);
-        let opened = retry_until(shutdown, waiting, |e| !is_waitable(e), || Stage::open(&options))
+        let waiting = Waiting::new(&what).with_readiness(&metrics.readiness);
+        let opened = retry_until(shutdown, waiting, is_waitable, || Stage::open(&options))
             .with_context(|| format!("cannot read {what}"))?;
         let Some(mut stage) = opened else { break };
-        metrics.readiness.has(&what);
+        metrics.readiness.available(&what);
         let ended = stage.run(transform, metrics, shutdown);
         stage.state.reset_all(transform);
         match ended {
@@ -205,7 +207,8 @@ fn is_waitable(error: &Error) -> bool {
 struct Stage<'o> {
     options: &'o Options,
     processor: Processor,
-    tables: Vec<Table>,
+    /// Reference tables: compacted topics, read up to their ends before each transaction.
+    tables: Vec<Tail>,
     emit: Emit,
     state: State,
     pending: BTreeMap<TopicPartition, Pending>,
@@ -233,7 +236,7 @@ impl<'o> Stage<'o> {
         let emit = Emit::new(options.target.as_ref(), &options.outputs, options.dead_letter.as_ref())?;
         let state = State::open(options)?;
         let processor = Processor::new(options.source.clone(), options.target.clone(), &processor_options)?;
-        let tables = options.tables.iter().map(|topic| Table::new(options.source.clone(), topic.clone())).collect();
+        let tables = options.tables.iter().map(|topic| Tail::new(options.source.clone(), topic.clone())).collect();
         let (pending, since) = (BTreeMap::new(), Instant::now());
         Ok(Self { options, processor, tables, emit, state, pending, records: 0, since })
     }
@@ -259,9 +262,9 @@ impl<'o> Stage<'o> {
             match self.processor.next(room, timeout)? {
                 Event::Batch(batch) => self.apply(&batch, transform, metrics)?,
                 Event::Assigned(positions) => {
-                    // What is pending belongs to other partitions; after this their state may be rebuilt too.
+                    // What is pending belongs to other partitions.
                     self.commit(transform, metrics)?;
-                    self.rebuild(&positions, transform, metrics)?;
+                    self.rebuild(&positions, transform, metrics, shutdown)?;
                 }
                 Event::Revoked(partitions) => {
                     // What is pending may belong to them: the commit is refused if it does, and rolled back.
@@ -281,7 +284,7 @@ impl<'o> Stage<'o> {
         if self.pending.is_empty() {
             self.since = Instant::now();
             for table in &mut self.tables {
-                table.read_to_end(transform)?;
+                table.catch_up(REPLAY_RECORDS, |rows| transform.table(rows))?;
             }
         }
         transform.prepare(batch)?;
@@ -292,7 +295,7 @@ impl<'o> Stage<'o> {
             format!("cannot process {topic}/{partition} before offset {next}")
         })?;
         metrics.transform_seconds.observe(began.elapsed().as_secs_f64());
-        let partition = TopicPartition { topic: batch.topic().clone(), partition: batch.partition() };
+        let partition = batch.at();
         self.state.applied(&partition);
         let oldest_ms = batch.iter().map(|record| record.timestamp_ms).min().unwrap_or(i64::MAX);
         let pending = self.pending.entry(partition).or_insert(Pending { next_offset: next, oldest_ms });
@@ -301,30 +304,26 @@ impl<'o> Stage<'o> {
         Ok(())
     }
 
-    /// Commits what is pending, and then the snapshots that are due.
+    /// Commits what is pending, and then the snapshots that are due. What is rolled back is assigned again, at the
+    /// positions that hold.
     fn commit(&mut self, transform: &mut dyn Transform, metrics: &Metrics) -> anyhow::Result<()> {
-        let mut rolled_back = self.commit_pending(metrics)?;
-        if rolled_back.is_none() {
-            rolled_back = self.commit_snapshots(false, transform, metrics)?;
-        }
-        match rolled_back {
-            Some(positions) => self.rebuild(&positions, transform, metrics),
-            None => Ok(()),
+        match self.commit_pending(transform, metrics)? {
+            Outcome::Committed => self.commit_snapshots(false, transform, metrics),
+            Outcome::RolledBack => Ok(()),
         }
     }
 
     /// Commits what is pending and snapshots of all state. What is rolled back is left to the next start.
     fn stop(&mut self, transform: &mut dyn Transform, metrics: &Metrics) -> anyhow::Result<()> {
-        if self.commit_pending(metrics)?.is_none() {
-            self.commit_snapshots(true, transform, metrics)?;
+        match self.commit_pending(transform, metrics)? {
+            Outcome::Committed => self.commit_snapshots(true, transform, metrics),
+            Outcome::RolledBack => Ok(()),
         }
-        Ok(())
     }
 
-    /// Returns the positions to resume from, if it was rolled back.
-    fn commit_pending(&mut self, metrics: &Metrics) -> anyhow::Result<Option<Vec<Position>>> {
+    fn commit_pending(&mut self, transform: &mut dyn Transform, metrics: &Metrics) -> anyhow::Result<Outcome> {
         if self.pending.is_empty() {
-            return Ok(None);
+            return Ok(Outcome::Committed);
         }
         let pending = std::mem::take(&mut self.pending);
         let position = |(p, of): (&TopicPartition, &Pending)| Position {
@@ -336,53 +335,54 @@ impl<'o> Stage<'o> {
         let records = std::mem::take(&mut self.records);
         let emitted = self.emit.take();
         let began = Instant::now();
-        let rolled_back = self.commit_to_log(&emitted.outputs, &positions, metrics)?;
-        if rolled_back.is_none() {
+        let outcome = self.commit_to_log(&emitted.outputs, &positions, transform, metrics)?;
+        if outcome == Outcome::Committed {
             metrics.committed(records, &emitted, began.elapsed());
-            let now_ms = emit::now_ms();
+            let now_ms = service::now_ms();
             for (partition, of) in &pending {
                 metrics.waited(&partition.topic, now_ms - of.oldest_ms);
             }
         }
-        Ok(rolled_back)
+        Ok(outcome)
     }
 
     /// Snapshots, each a transaction of its own; nothing is pending, so the state is that of the committed positions.
     fn commit_snapshots(
         &mut self,
         at_stop: bool,
-        transform: &dyn Transform,
+        transform: &mut dyn Transform,
         metrics: &Metrics,
-    ) -> anyhow::Result<Option<Vec<Position>>> {
+    ) -> anyhow::Result<()> {
         for of in self.state.due(at_stop) {
             let began = Instant::now();
-            let Some(due) = self.state.take(&of, transform) else { continue };
-            let rolled_back = self.commit_to_log(&due.outputs, std::slice::from_ref(&due.position), metrics)?;
-            if rolled_back.is_some() {
-                return Ok(rolled_back);
+            let Some(due) = self.state.take(&of, &*transform) else { continue };
+            let position = std::slice::from_ref(&due.position);
+            if self.commit_to_log(&due.outputs, position, transform, metrics)? == Outcome::RolledBack {
+                return Ok(());
             }
             self.state.taken(&of, &due);
             metrics.snapshot(due.bytes, began.elapsed());
         }
-        Ok(None)
+        Ok(())
     }
 
     fn commit_to_log(
         &mut self,
         outputs: &Outputs,
         positions: &[Position],
+        transform: &mut dyn Transform,
         metrics: &Metrics,
-    ) -> anyhow::Result<Option<Vec<Position>>> {
-        match self.processor.commit(outputs, positions)? {
-            Outcome::Committed => {
-                self.state.committed(positions);
-                Ok(None)
-            }
-            Outcome::RolledBack(positions) => {
+    ) -> anyhow::Result<Outcome> {
+        let outcome = self.processor.commit(outputs, positions)?;
+        match outcome {
+            Outcome::Committed => self.state.committed(positions),
+            Outcome::RolledBack => {
+                // It came from records that are read again.
+                self.state.reset_all(transform);
                 metrics.rollbacks.inc();
-                Ok(Some(positions))
             }
         }
+        Ok(outcome)
     }
 
     /// Brings the transform's state to these positions.
@@ -391,8 +391,9 @@ impl<'o> Stage<'o> {
         positions: &[Position],
         transform: &mut dyn Transform,
         metrics: &Metrics,
+        shutdown: &CancellationToken,
     ) -> anyhow::Result<()> {
         assert!(self.pending.is_empty(), "pending outputs must not outlive the state they came from");
-        self.state.rebuild(positions, transform, metrics)
+        self.state.rebuild(positions, transform, metrics, shutdown)
     }
 }

@@ -16,8 +16,6 @@ use std::sync::Arc;
 use event_log::{Headers, Outputs, Position, Record, RecordRef};
 use sha2::{Digest, Sha256};
 
-use crate::emit::now_ms;
-
 /// Bytes of state per record: with key and headers well below the 1,000,000 bytes that every Kafka broker takes.
 const CHUNK_BYTES: usize = 512 * 1024;
 
@@ -74,7 +72,7 @@ pub(crate) fn write(
         (BYTES, bytes.as_bytes()),
         (SHA256, sha256.as_bytes()),
     ];
-    let timestamp_ms = now_ms();
+    let timestamp_ms = service::now_ms();
     let prefix = key_prefix(id);
     for chunk in 0..chunks.max(chunks_before) {
         let start = chunk as usize * CHUNK_BYTES;

@@ -14,10 +14,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use event_log::{Error, Log, Outputs, Position, Range, Read, TopicDescription, TopicPartition};
+use event_log::{Error, Log, Outputs, Position, Range, TopicDescription, TopicPartition, batches, progress};
+use tokio_util::sync::CancellationToken;
 
 use crate::snapshot::{self, Finder, Found, MAX_SNAPSHOT_BYTES, SnapshotId, Unusable};
-use crate::{Metrics, Options, POLL_MS, REPLAY_RECORDS, Transform};
+use crate::{Metrics, Options, REPLAY_RECORDS, Transform};
 
 /// The longest time between a record and its first snapshot, however few records there are: well before any sensible
 /// retention removes it.
@@ -97,8 +98,7 @@ impl State {
     /// Notes positions that have been committed.
     pub(crate) fn committed(&mut self, positions: &[Position]) {
         for p in positions {
-            let partition = TopicPartition { topic: p.topic.clone(), partition: p.partition };
-            if let Some(held) = self.held.get_mut(&partition) {
+            if let Some(held) = self.held.get_mut(&p.at()) {
                 held.position = p.offset;
             }
         }
@@ -157,15 +157,17 @@ impl State {
         }
     }
 
-    /// Brings the transform's state to these positions.
+    /// Brings the transform's state to these positions. At a shutdown it leaves off, and holds nothing of a partition
+    /// that is not rebuilt.
     pub(crate) fn rebuild(
         &mut self,
         positions: &[Position],
         transform: &mut dyn Transform,
         metrics: &Metrics,
+        shutdown: &CancellationToken,
     ) -> anyhow::Result<()> {
         for p in positions {
-            self.reset(&TopicPartition { topic: p.topic.clone(), partition: p.partition }, transform);
+            self.reset(&p.at(), transform);
         }
         if !transform.is_stateful() {
             return Ok(());
@@ -177,9 +179,10 @@ impl State {
                 sources.insert(p.topic.clone(), self.source.describe(&p.topic)?);
             }
         }
-        let found = self.find(positions, &sources, &transform.state_version())?;
+        let stop = || shutdown.is_cancelled();
+        let found = self.find(positions, &sources, &transform.state_version(), &stop)?;
         for (until, found) in positions.iter().zip(found) {
-            self.rebuild_one(until, found, &sources[&until.topic], transform, metrics)?;
+            self.rebuild_one(until, found, &sources[&until.topic], transform, metrics, &stop)?;
         }
         metrics.rebuild_seconds.observe(began.elapsed().as_secs_f64());
         Ok(())
@@ -191,6 +194,7 @@ impl State {
         positions: &[Position],
         sources: &HashMap<Arc<str>, TopicDescription>,
         state_version: &str,
+        stop: &dyn Fn() -> bool,
     ) -> anyhow::Result<Vec<Found>> {
         let Some((topic, partitions)) = &self.topic else {
             return Ok(positions.iter().map(|_| Found::default()).collect());
@@ -199,24 +203,15 @@ impl State {
         let mut finders: Vec<_> =
             positions.iter().map(|at| (at.partition % partitions, Finder::new(id_of(at)))).collect();
         let wanted: BTreeSet<u32> = finders.iter().map(|(partition, _)| *partition).collect();
-        let bounds = self.target.describe(topic)?.partitions;
-        let ranges = wanted.into_iter().map(|partition| {
-            let bounds = bounds[partition as usize];
-            Range { topic: topic.clone(), partition, start: bounds.first, end: Some(bounds.next) }
-        });
-        let ranges: Vec<_> = ranges.filter(|range| range.end > Some(range.start)).collect();
-        let mut reader = self.target.clone().reader(ranges)?;
-        loop {
-            match reader.next(STATE_RECORDS, Duration::from_millis(POLL_MS))? {
-                Read::Batch(batch) => {
-                    for (_, finder) in finders.iter_mut().filter(|(partition, _)| *partition == batch.partition()) {
-                        batch.iter().for_each(|record| finder.take(&record));
-                    }
-                }
-                Read::Idle => {}
-                Read::End => return Ok(finders.into_iter().map(|(_, finder)| finder.finish()).collect()),
+        let mut ranges = progress::held(topic, &self.target.describe(topic)?.partitions);
+        ranges.retain(|range| wanted.contains(&range.partition));
+        for batch in batches(&self.target, ranges, STATE_RECORDS)?.until(stop) {
+            let batch = batch?;
+            for (_, finder) in finders.iter_mut().filter(|(partition, _)| *partition == batch.partition()) {
+                batch.iter().for_each(|record| finder.take(&record));
             }
         }
+        Ok(finders.into_iter().map(|(_, finder)| finder.finish()).collect())
     }
 
     fn rebuild_one(
@@ -226,12 +221,13 @@ impl State {
         source: &TopicDescription,
         transform: &mut dyn Transform,
         metrics: &Metrics,
+        stop: &dyn Fn() -> bool,
     ) -> anyhow::Result<()> {
         let mut first = source.partitions[until.partition as usize].first;
         let (restored, replayed) = loop {
             let restored = restore(until, &mut found, transform);
             let start = restored.unwrap_or(0).max(first);
-            match self.replay(until, start, transform) {
+            match self.replay(until, start, transform, stop) {
                 Ok(records) => break (restored, records),
                 Err(error) if matches!(error.downcast_ref(), Some(Error::OutOfRange { .. })) => {
                     // Retention has overtaken the replay: once more from what is left.
@@ -244,6 +240,10 @@ impl State {
                 Err(error) => return Err(error),
             }
         };
+        if stop() {
+            transform.reset(&until.topic, until.partition);
+            return Ok(());
+        }
         let missing = self.missing(until, restored, found.unusable.as_ref(), first)?;
         report(until, restored, &found, replayed, missing.as_ref());
         metrics.replayed.inc_by(replayed);
@@ -257,30 +257,31 @@ impl State {
             irreplaceable: restored.unwrap_or(0) < first && (replayed > 0 || missing.is_some()),
             chunks: found.chunks,
         };
-        self.held.insert(TopicPartition { topic: until.topic.clone(), partition: until.partition }, held);
+        self.held.insert(until.at(), held);
         Ok(())
     }
 
     /// Feeds the records from `start` to the transform. Returns how many those were.
-    fn replay(&self, until: &Position, start: u64, transform: &mut dyn Transform) -> anyhow::Result<u64> {
+    fn replay(
+        &self,
+        until: &Position,
+        start: u64,
+        transform: &mut dyn Transform,
+        stop: &dyn Fn() -> bool,
+    ) -> anyhow::Result<u64> {
         if start >= until.offset {
             return Ok(0);
         }
         let (topic, partition) = (until.topic.clone(), until.partition);
         let range = Range { topic, partition, start, end: Some(until.offset) };
-        let mut reader = self.source.clone().reader(vec![range])?;
         let mut records = 0;
-        loop {
-            match reader.next(REPLAY_RECORDS, Duration::from_millis(POLL_MS))? {
-                Read::Batch(batch) => {
-                    records += batch.len() as u64;
-                    transform.prepare(&batch)?;
-                    transform.replay(&batch)?;
-                }
-                Read::Idle => {}
-                Read::End => return Ok(records),
-            }
+        for batch in batches(&self.source, vec![range], REPLAY_RECORDS)?.until(stop) {
+            let batch = batch?;
+            records += batch.len() as u64;
+            transform.prepare(&batch)?;
+            transform.replay(&batch)?;
         }
+        Ok(records)
     }
 
     /// The records that the state should come from and that retention has removed.

@@ -53,9 +53,8 @@ impl SchemaRegistryArgs {
         let uses: Vec<_> = uses.iter().map(|(topic, file)| ((*topic).to_owned(), (*file).to_owned())).collect();
         let (own, readiness, shutdown) = (own.clone(), readiness.clone(), shutdown.clone());
         let opened = tokio::task::spawn_blocking(move || {
-            let waiting = Waiting::new(format!("the schema registry {}", registry.url())).telling(&readiness);
-            let is_final = |e: &Error| !e.is_retriable();
-            let asked = service::retry_until(&shutdown, waiting, is_final, || registry.check(&own, &uses))?;
+            let waiting = Waiting::new(format!("the schema registry {}", registry.url())).with_readiness(&readiness);
+            let asked = service::retry_until(&shutdown, waiting, Error::is_retriable, || registry.check(&own, &uses))?;
             Ok(asked.map(|found| SchemaSource::of_registry(own.with_ids_of(found), registry, readiness, shutdown)))
         });
         // A thread that cannot be joined has panicked: it has no answer to continue with.

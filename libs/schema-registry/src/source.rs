@@ -1,9 +1,10 @@
 //! The schemas of a stage: ours with their ids on the wire, and those of other writers, as they are met.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::{Mutex, MutexGuard};
 use service::{Readiness, Waiting};
 use telemetry::avro::{AvroDecoder, AvroEncoder, schema_id};
 use telemetry::schema::{Schema, Schemas};
@@ -131,13 +132,13 @@ impl Others {
     fn ask(&self, id: u32) -> Result<Writer, Error> {
         let began = Instant::now();
         let what = format!("the schema registry {}, for schema id {id}", self.registry.url());
-        let mut waiting = Waiting::new(what.as_str()).telling(&self.readiness);
+        let mut waiting = Waiting::new(what.as_str()).with_readiness(&self.readiness);
         loop {
             let answer = self.registry.schema(id);
             if answer.is_ok() {
-                waiting.over();
+                waiting.resolved();
                 // An earlier attempt may have waited for it.
-                self.readiness.has(&what);
+                self.readiness.available(&what);
             }
             match answer {
                 Ok(Some(text)) => return Ok(self.taken_in(id, &text)),
@@ -173,6 +174,6 @@ impl Others {
     }
 
     fn found(&self) -> MutexGuard<'_, BTreeMap<u32, Writer>> {
-        self.found.lock().unwrap_or_else(PoisonError::into_inner)
+        self.found.lock()
     }
 }

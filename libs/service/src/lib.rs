@@ -9,6 +9,7 @@
 //! Nothing here knows a topic or a reading. The contract, which does, is only read here and handed on.
 
 mod admin;
+mod clock;
 mod contract;
 mod process;
 mod readiness;
@@ -29,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use crate::contract::{ContractArgs, read_contract};
 pub use admin::{AdminError, stage, with_admin};
+pub use clock::now_ms;
 pub use readiness::Readiness;
 pub use registrar::{Histograms, Registrar};
 pub use values::HostPort;

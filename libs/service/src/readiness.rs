@@ -5,7 +5,9 @@
 //! holds what the stage has noticed.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::{Mutex, MutexGuard};
 
 /// What stands on the list of a stage that has only just begun.
 const START: &str = "the start";
@@ -32,13 +34,13 @@ impl Readiness {
     }
 
     /// `what` is available.
-    pub fn has(&self, what: &str) {
+    pub fn available(&self, what: &str) {
         self.awaited().remove(what);
     }
 
     /// The stage has started: what it waits for from now on, it has named.
     pub fn started(&self) {
-        self.has(START);
+        self.available(START);
     }
 
     /// Whether it waits for nothing.
@@ -56,7 +58,7 @@ impl Readiness {
 
     fn awaited(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
         // Each change is one insertion or one removal: there is nothing that a panic could leave half done.
-        self.awaited.lock().unwrap_or_else(PoisonError::into_inner)
+        self.awaited.lock()
     }
 }
 
@@ -75,7 +77,7 @@ mod tests {
         assert!(!readiness.is_ready());
         of_the_loop.waits_for("a model", "it cannot be read");
         assert_eq!(readiness.reasons(), ["a model: it cannot be read"]);
-        of_the_loop.has("a model");
+        of_the_loop.available("a model");
         assert!(readiness.is_ready());
         of_the_loop.waits_for("the log", "it went away");
         assert!(!readiness.is_ready(), "it may wait again at any time");

@@ -29,7 +29,7 @@ impl Waiting {
 
     /// While it waits, the stage is not ready.
     #[must_use]
-    pub fn telling(self, readiness: &Readiness) -> Self {
+    pub fn with_readiness(self, readiness: &Readiness) -> Self {
         Self { readiness: Some(readiness.clone()), ..self }
     }
 
@@ -46,11 +46,11 @@ impl Waiting {
     }
 
     /// Says that the waiting is over, if it was ever said that it began.
-    pub fn over(&mut self) {
+    pub fn resolved(&mut self) {
         if self.said.take().is_some() {
             tracing::info!("{} is available", self.what);
             if let Some(readiness) = &self.readiness {
-                readiness.has(&self.what);
+                readiness.available(&self.what);
             }
         }
     }
@@ -62,23 +62,23 @@ impl<T: Into<String>> From<T> for Waiting {
     }
 }
 
-/// Calls `attempt` until it succeeds, its error `is_final`, or shutdown; says meanwhile what it is `waiting` for.
-/// Blocking. `Ok(None)`: shut down.
+/// Calls `attempt` until it succeeds, fails with an error that is not retriable, or shutdown; says meanwhile what it is
+/// `waiting` for. Blocking. `Ok(None)`: shut down.
 pub fn retry_until<T, E: Error>(
     shutdown: &CancellationToken,
     waiting: impl Into<Waiting>,
-    is_final: impl Fn(&E) -> bool,
+    is_retriable: impl Fn(&E) -> bool,
     mut attempt: impl FnMut() -> Result<T, E>,
 ) -> Result<Option<T>, E> {
     let mut waiting = waiting.into();
     while !shutdown.is_cancelled() {
         match attempt() {
             Ok(value) => {
-                waiting.over();
+                waiting.resolved();
                 return Ok(Some(value));
             }
-            Err(error) if is_final(&error) => return Err(error),
-            Err(error) => waiting.note(&error),
+            Err(error) if is_retriable(&error) => waiting.note(&error),
+            Err(error) => return Err(error),
         }
         std::thread::sleep(Duration::from_millis(RETRY_AFTER_MS));
     }
@@ -122,23 +122,23 @@ mod tests {
     fn a_stage_that_waits_is_not_ready() {
         let readiness = Readiness::default();
         readiness.started();
-        let mut waiting = Waiting::new("the log").telling(&readiness);
+        let mut waiting = Waiting::new("the log").with_readiness(&readiness);
         assert!(readiness.is_ready(), "it has not had to wait yet");
         waiting.note(&Layer("no answer", None));
         waiting.note(&Layer("connection refused", None));
         assert_eq!(readiness.reasons(), ["the log: connection refused"], "the last cause, however seldom it is logged");
-        waiting.over();
+        waiting.resolved();
         assert!(readiness.is_ready());
     }
 
     #[test]
-    fn retries_until_it_succeeds_or_is_final() {
+    fn retries_until_it_succeeds_or_cannot() {
         let shutdown = CancellationToken::new();
         let mut attempts = 0;
         let got = retry_until(
             &shutdown,
             "the third attempt",
-            |e: &std::io::Error| e.raw_os_error().is_some(),
+            |e: &std::io::Error| e.raw_os_error().is_none(),
             || {
                 attempts += 1;
                 if attempts < 3 { Err(std::io::Error::other("not yet")) } else { Ok(attempts) }
@@ -148,12 +148,12 @@ mod tests {
         let refused = retry_until(
             &shutdown,
             "nothing",
-            |_: &std::io::Error| true,
+            |_: &std::io::Error| false,
             || Err::<(), _>(std::io::Error::other("never")),
         );
         assert_eq!(refused.map_err(|e| e.to_string()), Err("never".to_owned()));
         shutdown.cancel();
-        let stopped = retry_until(&shutdown, "nothing", |_: &std::io::Error| false, || Ok(()));
+        let stopped = retry_until(&shutdown, "nothing", |_: &std::io::Error| true, || Ok(()));
         assert_eq!(stopped.ok(), Some(None));
     }
 }

@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio_rustls::rustls::{CertificateError, Error};
 
 /// One line a reason in this time: a fleet with a wrong certificate must not fill the disk.
@@ -99,7 +99,7 @@ impl Complaints {
 
     /// How many were not told of, if it is time to tell.
     fn count(&self, reason: &'static str, now: Instant) -> Option<u64> {
-        let mut by_reason = self.by_reason.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut by_reason = self.by_reason.lock();
         match by_reason.get_mut(reason) {
             Some(told) if now.duration_since(told.at) < QUIET => {
                 told.untold += 1;

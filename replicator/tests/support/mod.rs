@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use event_log::{Log, LogArgs, LogUrl, Outputs, Processor, ProcessorOptions, Range, Read, Record};
+use event_log::{Log, LogArgs, LogUrl, Outcome, Outputs, Processor, ProcessorOptions, Range, Read, Record};
 use prometheus_client::registry::Registry;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -75,7 +75,7 @@ pub fn write(log: &Arc<dyn Log>, topic: &str, records: &[(u32, Whole)]) {
             let record = Record { key, value, headers: &headers, timestamp_ms: record.timestamp_ms };
             outputs.push(&topic, *partition, &record);
         }
-        processor.commit(&outputs, &[]).unwrap();
+        assert_eq!(processor.commit(&outputs, &[]).unwrap(), Outcome::Committed);
     }
 }
 

@@ -2,9 +2,9 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Mutex;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use service::Waiting;
 use tokio::net::{TcpSocket, lookup_host};
 use tokio::time::{Instant, timeout};
@@ -84,7 +84,7 @@ impl Shared {
             finished: earlier.is_some_and(|earlier| earlier.finished),
             breaker: Breaker::new(&args.fleet),
             samples,
-            waiting: Mutex::new(Waiting::new(format!("MQTT at {}", args.mqtt)).telling(&metrics.readiness)),
+            waiting: Mutex::new(Waiting::new(format!("MQTT at {}", args.mqtt)).with_readiness(&metrics.readiness)),
             args,
             tls,
             metrics,
@@ -130,25 +130,19 @@ impl Shared {
 
     /// There is no server: says so, now and then, for all cars together.
     pub(crate) fn no_server(&self, cause: &io::Error) {
-        if let Ok(mut waiting) = self.waiting.lock() {
-            waiting.note(cause);
-        }
-        if let Ok(mut address) = self.address.lock() {
-            address.take_if(|(_, at)| at.elapsed() > RESOLVE_AGAIN_AFTER);
-        }
+        self.waiting.lock().note(cause);
+        self.address.lock().take_if(|(_, at)| at.elapsed() > RESOLVE_AGAIN_AFTER);
     }
 
     /// There is one.
     pub(crate) fn server_is_there(&self) {
-        if let Ok(mut waiting) = self.waiting.lock() {
-            waiting.over();
-        }
+        self.waiting.lock().resolved();
         self.metrics.readiness.started();
     }
 
     /// A car has ended.
     pub(crate) fn add(&self, car: Totals) {
-        let mut totals = self.totals.lock().expect("no car panics while it adds up");
+        let mut totals = self.totals.lock();
         totals.cars += car.cars;
         totals.caught_up += car.caught_up;
         totals.covered += car.covered;
@@ -167,11 +161,11 @@ impl Shared {
 
     /// The sums over all cars, once they have ended.
     pub(crate) fn totals(&self) -> Totals {
-        self.totals.lock().expect("no car panics while it adds up").clone()
+        self.totals.lock().clone()
     }
 
     async fn resolve(&self) -> io::Result<SocketAddr> {
-        let known = self.address.lock().ok().and_then(|address| *address);
+        let known = *self.address.lock();
         if let Some((address, _)) = known {
             return Ok(address);
         }
@@ -180,9 +174,7 @@ impl Shared {
             .await?
             .min_by_key(|address| address.is_ipv6())
             .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("{} has no address", self.args.mqtt)))?;
-        if let Ok(mut known) = self.address.lock() {
-            *known = Some((address, Instant::now()));
-        }
+        *self.address.lock() = Some((address, Instant::now()));
         Ok(address)
     }
 }

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use event_log::{
-    Error, Log, Membership, Outputs, Position, ProcessorOptions, TopicDescription, TopicPartition, TopicSpec,
+    Error, Log, Membership, Outcome, Outputs, Position, ProcessorOptions, TopicDescription, TopicPartition, TopicSpec,
     Transactor,
 };
 use test_support::random::Random;
@@ -127,7 +127,7 @@ impl Cluster {
         let committer = self.committer(&transaction.group, &inside)?;
         let committed = committer.commit(&transaction.outputs, &positions, &Membership::default());
         let committed = committed.map_err(|e| self.names.outside(e))?;
-        assert!(committed, "the inner log commits, or fails");
+        assert_eq!(committed, Outcome::Committed, "the inner log commits, or fails");
         Ok(())
     }
 

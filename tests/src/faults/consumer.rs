@@ -137,7 +137,7 @@ impl FaultyConsumer {
             }
         };
         let Read::Batch(batch) = reader.next(max_records, Duration::ZERO)? else { return Ok(None) };
-        let partition = TopicPartition { topic: batch.topic().clone(), partition: batch.partition() };
+        let partition = batch.at();
         if let Some(held) = self.held.get_mut(&partition) {
             *held = batch.next_offset().or(*held);
         }

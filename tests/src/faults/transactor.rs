@@ -7,7 +7,7 @@
 //! Fenced   Ok(false) ◄───────────────────── new epoch; or an error, and the next call takes the new epoch
 //! ```
 
-use event_log::{Error, Membership, Outputs, Position, ProcessorOptions, TopicPartition, Transactor};
+use event_log::{Error, Membership, Outcome, Outputs, Position, ProcessorOptions, TopicPartition, Transactor};
 
 use super::cluster::Transaction;
 use super::log::FaultyLog;
@@ -157,27 +157,27 @@ impl Transactor for FaultyTransactor {
         Err(unavailable("read positions"))
     }
 
-    fn commit(&mut self, outputs: &Outputs, positions: &[Position], membership: &Membership) -> Result<bool, Error> {
+    fn commit(&mut self, outputs: &Outputs, positions: &[Position], membership: &Membership) -> Result<Outcome, Error> {
         let log = self.log.clone();
         let mut turn = log.step(format_args!("commits {} records, {}", outputs.len(), Shown(positions)))?;
         if self.broken {
             // An earlier outcome is unknown. These outputs may have been committed with it.
-            return self.recover(&mut turn).map(|()| false);
+            return self.recover(&mut turn).map(|()| Outcome::RolledBack);
         }
         if outputs.is_empty() && positions.is_empty() {
-            return Ok(true);
+            return Ok(Outcome::Committed);
         }
         if !self.begin(&mut turn, outputs, positions, membership)? {
-            return Ok(false);
+            return Ok(Outcome::RolledBack);
         }
         drop(turn);
         let mut turn = log.step(format_args!("ends its transaction"))?;
         if !self.end(&mut turn)? {
-            return Ok(false);
+            return Ok(Outcome::RolledBack);
         }
         drop(turn);
         log.step(format_args!("hears that it has committed"))?;
-        Ok(true)
+        Ok(Outcome::Committed)
     }
 }
 

@@ -7,7 +7,7 @@ use super::appender::MAX_RECORD_BYTES;
 use super::block::pack_new;
 use super::commit::Request;
 use super::positions::key_of;
-use crate::{Batch, Error, Membership, Outputs, Position, ProcessorOptions, TopicPartition, Transactor};
+use crate::{Batch, Error, Membership, Outcome, Outputs, Position, ProcessorOptions, TopicPartition, Transactor};
 
 pub(super) struct EmbeddedTransactor {
     group: Arc<str>,
@@ -46,7 +46,7 @@ impl Transactor for EmbeddedTransactor {
     }
 
     /// A write is whole or it is not, and a failed one ends the log: there is no unknown outcome, so never `Ok(false)`.
-    fn commit(&mut self, outputs: &Outputs, positions: &[Position], _: &Membership) -> Result<bool, Error> {
+    fn commit(&mut self, outputs: &Outputs, positions: &[Position], _: &Membership) -> Result<Outcome, Error> {
         let store = &self.log.store;
         let mut packed = Vec::new();
         for batch in outputs.batches() {
@@ -59,6 +59,6 @@ impl Transactor for EmbeddedTransactor {
         }
         let positions = positions.iter().map(|p| key_of(&self.group, p)).collect();
         store.commit(Request { outputs: packed, positions })?;
-        Ok(true)
+        Ok(Outcome::Committed)
     }
 }

@@ -15,11 +15,12 @@
 //! [`crate::partition_for_key`] is; so no append waits for metadata. Only a topic that was never ensured, described or
 //! appended to through this log is looked up once, so that an unknown one is refused at once.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, TryLockError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -122,11 +123,8 @@ impl Appender for KafkaAppender {
             headers: headers(record.headers.iter().copied()),
             delivery_opaque: token as usize,
         };
-        let producer = match shared.producer.try_read() {
-            Ok(producer) => producer,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => return Err(AppendError::Full), // until there is another
-        };
+        // Locked for writing: it is being replaced.
+        let Some(producer) = shared.producer.try_read() else { return Err(AppendError::Full) };
         shared.outstanding.fetch_add(1, Ordering::AcqRel);
         if let Err((error, _)) = producer.send(message) {
             shared.outstanding.fetch_sub(1, Ordering::AcqRel);
@@ -187,7 +185,7 @@ impl Shared {
         while self.outstanding() > 0 && Instant::now() < deadline {
             self.collect(COLLECT, &mut batch, on_completion);
         }
-        let producer = self.producer.read().unwrap_or_else(PoisonError::into_inner);
+        let producer = self.producer.read();
         self.give_up(&producer, &mut batch, on_completion);
     }
 
@@ -197,7 +195,7 @@ impl Shared {
 
     fn collect(&self, time: Duration, batch: &mut Vec<Completion>, on_completion: &OnCompletion) {
         thread::sleep(time); // see `clients::serve`
-        let producer = self.producer.read().unwrap_or_else(PoisonError::into_inner);
+        let producer = self.producer.read();
         clients::serve(&producer, |deliveries| deliveries.reported().completions.len());
         self.hand_on(producer.context(), batch, on_completion);
         let fatal = producer.client().fatal_error();
@@ -210,7 +208,7 @@ impl Shared {
 
     /// Completes what was queued as not durable, and starts over.
     fn replace(&self, batch: &mut Vec<Completion>, on_completion: &OnCompletion) {
-        let mut producer = self.producer.write().unwrap_or_else(PoisonError::into_inner);
+        let mut producer = self.producer.write();
         self.give_up(&producer, batch, on_completion);
         match self.config.create_with_context(Deliveries::default()) {
             Ok(new) => *producer = new,
@@ -286,7 +284,7 @@ struct Reported {
 
 impl Deliveries {
     fn reported(&self) -> MutexGuard<'_, Reported> {
-        self.reported.lock().unwrap_or_else(PoisonError::into_inner)
+        self.reported.lock()
     }
 }
 

@@ -1,9 +1,9 @@
 //! How librdkafka clients are set up, and what becomes of what they have to say.
 
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rdkafka::admin::AdminClient;
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
@@ -121,7 +121,7 @@ impl Diagnostics {
     /// could be its consequence.
     pub(super) fn explain(&self, error: &KafkaError) -> BoxError {
         if could_be_the_connection(error) {
-            let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+            let last = self.last.lock();
             if let Some((when, report)) = &*last
                 && when.elapsed() < REPORT_IS_FRESH
             {
@@ -157,7 +157,7 @@ impl ClientContext for Diagnostics {
         // "… (after 12ms in state CONNECT, 3 identical error(s) suppressed)"
         let report = reason.split_once(" (after ").map_or(reason, |(report, _)| report);
         let report = (Instant::now(), report.to_owned());
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(report);
+        *self.last.lock() = Some(report);
     }
 
     fn stats(&self, _: Statistics) {}

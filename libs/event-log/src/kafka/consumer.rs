@@ -235,7 +235,7 @@ impl KafkaConsumer {
             self.check_fatal()?;
             return Ok(Event::Idle);
         };
-        let partition = TopicPartition { topic: batch.topic().clone(), partition: batch.partition() };
+        let partition = batch.at();
         if let (Some(held), Some(next)) = (self.held.get_mut(&partition), batch.next_offset()) {
             *held = next;
         }

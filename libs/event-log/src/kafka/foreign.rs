@@ -52,7 +52,7 @@ impl ForeignConsumer {
             }
         };
         let Read::Batch(batch) = reader.next(max_records, timeout)? else { return Ok(Event::Idle) };
-        let partition = TopicPartition { topic: batch.topic().clone(), partition: batch.partition() };
+        let partition = batch.at();
         if let (Some(held), Some(next)) = (self.held.get_mut(&partition), batch.next_offset()) {
             *held = next;
         }

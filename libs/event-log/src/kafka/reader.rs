@@ -11,9 +11,10 @@
 //! partition was known to reach so far.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::{Condvar, Mutex};
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -308,14 +309,14 @@ impl Arrived {
     fn callback(self: &Arc<Self>) -> impl Fn() + Send + Sync + 'static {
         let arrived = self.clone();
         move || {
-            *arrived.flag.lock().unwrap_or_else(PoisonError::into_inner) = true;
+            *arrived.flag.lock() = true;
             arrived.changed.notify_one();
         }
     }
 
     fn wait(&self, timeout: Duration) {
-        let flag = self.flag.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = self.changed.wait_timeout_while(flag, timeout, |arrived| !*arrived);
-        *waited.unwrap_or_else(PoisonError::into_inner).0 = false;
+        let mut flag = self.flag.lock();
+        self.changed.wait_while_for(&mut flag, |arrived| !*arrived, timeout);
+        *flag = false;
     }
 }

@@ -36,10 +36,11 @@
 //! `Ok(true)` means that the commit is certain. The partitions hear of it some milliseconds later, all of it or
 //! nothing: a reader may find the records a moment after the committer knows.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use parking_lot::{Mutex, MutexGuard};
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
@@ -51,7 +52,7 @@ use super::KafkaLog;
 use super::appender::headers;
 use super::clients::{self, Diagnostics, Plain};
 use super::member::GroupMember;
-use crate::{BoxError, Error, Membership, Outputs, Position, ProcessorOptions, TopicPartition, Transactor};
+use crate::{BoxError, Error, Membership, Outcome, Outputs, Position, ProcessorOptions, TopicPartition, Transactor};
 
 /// The broker aborts a transaction that is older. For this long, plus up to 10 s until the broker checks, readers may
 /// have to wait behind the open transaction of an instance that died and does not come back. A commit may take two
@@ -316,28 +317,28 @@ impl Transactor for KafkaTransactor {
         self.log.positions(&self.group, partitions)
     }
 
-    fn commit(&mut self, outputs: &Outputs, positions: &[Position], membership: &Membership) -> Result<bool, Error> {
+    fn commit(&mut self, outputs: &Outputs, positions: &[Position], membership: &Membership) -> Result<Outcome, Error> {
         let Some(producer) = &self.producer else {
             // An earlier outcome is unknown. These outputs may have been committed with it.
-            return self.recover().map(|()| false);
+            return self.recover().map(|()| Outcome::RolledBack);
         };
         if outputs.is_empty() && positions.is_empty() {
-            return Ok(true);
+            return Ok(Outcome::Committed);
         }
         let (group, log) = (&self.group, &self.log.url);
         let age = Age::default();
         match self.transaction(producer, outputs, positions, membership) {
-            Ok(()) => Ok(true),
+            Ok(()) => Ok(Outcome::Committed),
             Err(Failure::Abort(cause)) => {
                 tracing::warn!(group, %log, cause, "transaction rolled back");
-                self.abort(age, membership).map(|()| false)
+                self.abort(age, membership).map(|()| Outcome::RolledBack)
             }
             Err(Failure::Unknown(cause)) => {
                 tracing::warn!(group, %log, cause, "the outcome of a transaction is unknown: looking it up");
                 self.producer = None;
-                self.recover().map(|()| false)
+                self.recover().map(|()| Outcome::RolledBack)
             }
-            Err(Failure::ShutOut) => self.shut_out(age, membership).map(|()| false),
+            Err(Failure::ShutOut) => self.shut_out(age, membership).map(|()| Outcome::RolledBack),
             Err(Failure::Final(error)) => {
                 self.abort(age, membership)?;
                 Err(error)
@@ -410,8 +411,8 @@ struct Deliveries {
 }
 
 impl Deliveries {
-    fn failure(&self) -> std::sync::MutexGuard<'_, Option<(String, KafkaError)>> {
-        self.first_failure.lock().unwrap_or_else(PoisonError::into_inner)
+    fn failure(&self) -> MutexGuard<'_, Option<(String, KafkaError)>> {
+        self.first_failure.lock()
     }
 }
 

@@ -149,7 +149,7 @@ fn copy(log: &Arc<dyn Log>, input: &Arc<str>, output: &Arc<str>, group: String) 
         if let Event::Batch(batch) = processor.next(300, Duration::from_millis(100)).expect("it goes on") {
             let mut outputs = Outputs::default();
             copied(&batch, output, &mut outputs);
-            processor.commit(&outputs, &[behind(&batch)]).expect("a commit");
+            assert_eq!(processor.commit(&outputs, &[behind(&batch)]).expect("a commit"), Outcome::Committed);
             commits += 1;
             say(&format!("committed {commits}.\n"));
         }

@@ -196,7 +196,7 @@ fn work(
                     pending.since = Some(Instant::now());
                 }
                 copied(&batch, output, &mut pending.outputs);
-                let partition = TopicPartition { topic: batch.topic().clone(), partition: batch.partition() };
+                let partition = batch.at();
                 pending.positions.insert(partition, batch.next_offset().expect("a batch is not empty"));
             }
             Event::Assigned(_) | Event::Revoked(_) => pending.commit(&mut processor)?,
@@ -229,7 +229,7 @@ impl Pending {
             .collect();
         match processor.commit(&outputs, &positions)? {
             Outcome::Committed => say("committed\n"),
-            Outcome::RolledBack(_) => say("rolled-back\n"),
+            Outcome::RolledBack => say("rolled-back\n"),
         }
         Ok(())
     }

@@ -4,5 +4,6 @@
 mod kafka;
 mod restarts;
 mod state;
+mod stops;
 mod support;
 mod troubled;

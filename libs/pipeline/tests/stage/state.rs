@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use event_log::{AppendError, Log, LogUrl, Outputs, Position, ProcessorOptions, Record, TopicSpec};
+use event_log::{AppendError, Log, LogUrl, Outcome, Outputs, Position, ProcessorOptions, Record, TopicSpec};
 use pipeline::{Metrics, Options};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
@@ -171,7 +171,7 @@ impl Damaged {
         }
         let by = ProcessorOptions { group: "damage".into(), instance: "0".into(), topics: vec![] };
         let mut transactor = self.0.clone().transactor(&by).unwrap();
-        assert!(transactor.commit(&outputs, &[], &Default::default()).unwrap());
+        assert_eq!(transactor.commit(&outputs, &[], &Default::default()).unwrap(), Outcome::Committed);
     }
 }
 
@@ -186,7 +186,7 @@ fn snapshots_of_another_past_are_not_used() {
     let by = ProcessorOptions { group: "g".into(), instance: "0".into(), topics: vec!["in".into()] };
     let back: Vec<_> = (0..3).map(|partition| Position { topic: "in".into(), partition, offset: 0 }).collect();
     let mut transactor = log.clone().transactor(&by).unwrap();
-    assert!(transactor.commit(&Outputs::default(), &back, &Default::default()).unwrap());
+    assert_eq!(transactor.commit(&Outputs::default(), &back, &Default::default()).unwrap(), Outcome::Committed);
     drop(transactor);
     let metrics = run_to_end(snapshots_every(10, &log), "");
     assert_eq!(metrics.restored.get(), 0);
@@ -259,7 +259,7 @@ fn a_large_state_is_cut_into_records_that_every_log_takes() {
     let by = ProcessorOptions { group: "g".into(), instance: "0".into(), topics: vec!["in".into()] };
     let back: Vec<_> = (0..3).map(|partition| Position { topic: "in".into(), partition, offset: 1 }).collect();
     let mut transactor = log.clone().transactor(&by).unwrap();
-    assert!(transactor.commit(&Outputs::default(), &back, &Default::default()).unwrap());
+    assert_eq!(transactor.commit(&Outputs::default(), &back, &Default::default()).unwrap(), Outcome::Committed);
     drop(transactor);
     let stage = Options { snapshot_records: 1, max_records: 1, ..snapshots_every(1, &log) };
     run_with(stage, Number::default(), |applied| applied >= 10).unwrap();

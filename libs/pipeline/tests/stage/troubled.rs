@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use event_log::{
-    Appender, Consumer, Error, Event, Log, LogUrl, Membership, OnCompletion, Outputs, Position, ProcessorOptions,
-    Range, Reader, TopicDescription, TopicPartition, TopicSpec, Transactor,
+    Appender, Consumer, Error, Event, Log, LogUrl, Membership, OnCompletion, Outcome, Outputs, Position,
+    ProcessorOptions, Range, Reader, TopicDescription, TopicPartition, TopicSpec, Transactor,
 };
 use test_support::random::Random;
 
@@ -146,7 +146,7 @@ impl Transactor for TroubledTransactor {
         self.transactor.committed(partitions)
     }
 
-    fn commit(&mut self, outputs: &Outputs, positions: &[Position], membership: &Membership) -> Result<bool, Error> {
+    fn commit(&mut self, outputs: &Outputs, positions: &[Position], membership: &Membership) -> Result<Outcome, Error> {
         let fate = {
             let mut shared = self.shared.lock().unwrap();
             let fate = shared.0.below(24);
@@ -160,15 +160,15 @@ impl Transactor for TroubledTransactor {
             fate
         };
         match fate {
-            0 => return Ok(false),
+            0 => return Ok(Outcome::RolledBack),
             2 => return Err(self.gone()),
             _ => {}
         }
-        assert!(self.transactor.commit(outputs, positions, membership)?);
+        assert_eq!(self.transactor.commit(outputs, positions, membership)?, Outcome::Committed);
         match fate {
-            1 => Ok(false),
+            1 => Ok(Outcome::RolledBack),
             3 => Err(self.gone()),
-            _ => Ok(true),
+            _ => Ok(Outcome::Committed),
         }
     }
 }

@@ -1,7 +1,6 @@
 //! What a car and its server say to each other, and what becomes of each item.
 
 use std::io;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::{DriverRecord, Link};
 use crate::client::connection::Event;
@@ -46,7 +45,7 @@ impl Link {
             return;
         }
         let (sent_before, repeated_before) = (totals.sent, totals.repeated);
-        let sent_ms = unix_ms();
+        let sent_ms = service::now_ms();
         let telemetry = telemetry_topic(car.vin());
         let mut payload = Vec::with_capacity(1_024);
         let written = connection.write(|writer| {
@@ -142,7 +141,7 @@ impl Link {
             outcome,
             event_time_ms: reading.event_time_ms,
             first_sent_ms: (pending.attempts > 0).then_some(pending.first_sent_ms),
-            acknowledged_ms: (outcome == Outcome::Acknowledged).then(unix_ms),
+            acknowledged_ms: (outcome == Outcome::Acknowledged).then(service::now_ms),
             attempts: pending.attempts,
         });
     }
@@ -163,8 +162,4 @@ impl Link {
         self.shared.metrics.buffered.inc_by(shown.1 - self.shown.1);
         self.shown = shown;
     }
-}
-
-fn unix_ms() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
 }
