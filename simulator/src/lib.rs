@@ -106,6 +106,7 @@ pub async fn run_with(args: RunArgs, metrics: Metrics, shutdown: CancellationTok
     };
     let fleet_args = args.fleet.clone();
     let cars = args.fleet.cars;
+    tracing::info!("{cars} cars send to {}", args.mqtt);
     let shared = Arc::new(Shared::new(args, samples, tls, metrics, rows, earlier.as_ref(), stop));
     let tasks = TaskTracker::new();
     for (car, number) in fleet(&fleet_args).zip(0..) {

@@ -48,7 +48,7 @@ impl Waiting {
     /// Says that the waiting is over, if it was ever said that it began.
     pub fn resolved(&mut self) {
         if self.said.take().is_some() {
-            tracing::info!("{} is available", self.what);
+            tracing::info!("{}: available now", self.what);
             if let Some(readiness) = &self.readiness {
                 readiness.available(&self.what);
             }

@@ -170,16 +170,18 @@ impl ClientContext for Diagnostics {
 impl ConsumerContext for Diagnostics {}
 
 /// Connections come and go, and the operation that suffers says so: librdkafka's own words about them, and about
-/// properties that are meant for another kind of client, are for debugging.
+/// properties that are meant for another kind of client, are for debugging. So is a coordinator that a broker which has
+/// just started lacks for a moment.
 pub(super) fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
-    match (level, facility) {
-        (_, "FAIL" | "ERROR" | "CONFWARN" | "MAXPOLL" | "TERMINATE") => {
-            tracing::debug!(target: "librdkafka", facility, "{message}");
-        }
-        (RDKafkaLogLevel::Info | RDKafkaLogLevel::Debug | RDKafkaLogLevel::Notice, _) => {
-            tracing::debug!(target: "librdkafka", facility, "{message}");
-        }
-        _ => tracing::warn!(target: "librdkafka", facility, "{message}"),
+    let detail = match facility {
+        "FAIL" | "ERROR" | "CONFWARN" | "MAXPOLL" | "TERMINATE" => true,
+        "GETPID" => message.ends_with(": retrying"),
+        _ => matches!(level, RDKafkaLogLevel::Info | RDKafkaLogLevel::Debug | RDKafkaLogLevel::Notice),
+    };
+    if detail {
+        tracing::debug!(target: "librdkafka", facility, "{message}");
+    } else {
+        tracing::warn!(target: "librdkafka", facility, "{message}");
     }
 }
 
