@@ -69,7 +69,7 @@ pub struct Args {
     /// The site's streams.
     #[command(flatten)]
     pub contract: ContractArgs,
-    /// Audit this stream of the contract. Ledgers of the simulator are about the default one.
+    /// Audit this stream of the contract. Ledgers of the simulator are about the default one, and left out with others.
     #[arg(long, value_name = "NAME", default_value = contract::READINGS)]
     pub stream: String,
     /// Where the schema ids in the logs come from.
@@ -93,6 +93,11 @@ pub enum Scores {
 }
 
 impl Args {
+    /// The ledgers that are about the stream. A site may name them in CARSTREAM_LEDGER, for audits of all its streams.
+    pub(super) fn ledgers(&self) -> &[PathBuf] {
+        if self.stream == contract::READINGS { &self.ledger } else { &[] }
+    }
+
     /// Opens the named places. Reports all problems together, before it opens anything.
     pub(super) fn open(&self) -> anyhow::Result<(Sources, Option<PseudonymKey>)> {
         let mut problems = self.schema_registry.problems();
@@ -114,13 +119,13 @@ impl Args {
         }
         let lake = self.lake.clone().map(|lake| LakeArgs { lake, s3: self.s3.clone() });
         problems.extend(lake.iter().flat_map(LakeArgs::problems));
-        for ledger in self.ledger.iter().filter(|ledger| !ledger.is_file()) {
+        for ledger in self.ledgers().iter().filter(|ledger| !ledger.is_file()) {
             problems.push(format!("--ledger {}: the file does not exist", ledger.display()));
         }
         let key = match &self.pseudonym_key_file {
             Some(path) => read_key(path).map_err(|problem| problems.push(problem)).ok(),
             None => {
-                if self.edge.log.is_some() || !self.ledger.is_empty() {
+                if self.edge.log.is_some() || !self.ledgers().is_empty() {
                     problems.push("--pseudonym-key-file is missing: the key that the site's preprocessor uses".into());
                 }
                 None

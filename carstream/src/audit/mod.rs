@@ -148,7 +148,7 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
     let own = sources.schemas.schemas().clone();
     let schemas = args.schema_registry.open(&own, &uses, &Readiness::default(), &shutdown).await?;
     sources.schemas = schemas.context("stopped while waiting for the schema registry")?;
-    let evidence = Evidence { ledgers: args.ledger.clone(), key };
+    let evidence = Evidence { ledgers: args.ledgers().to_vec(), key };
     let report = audit(sources, evidence, args.wait, shutdown).await?;
     if args.json {
         println!("{}", report.to_json());
