@@ -194,6 +194,7 @@ async fn what_retention_has_removed_is_not_held_against_a_hop() {
     let new: Vec<_> = (0..CARS).flat_map(|car| (40..80).map(move |seq| (car, BOOT, seq))).collect();
     let all = [&old[..], &new].concat();
     site.raw(&old, old_ms);
+    site.clock.pass(Duration::from_secs(48 * 3600));
     site.raw(&new, new_ms);
     for hop in [At::Clean, At::Cloud, At::Scores] {
         site.avro(hop, &old, old_ms);

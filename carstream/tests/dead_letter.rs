@@ -89,6 +89,7 @@ async fn a_replayed_reading_gets_its_chance_once_and_the_audit_stays_clean() {
     assert_eq!((done.replayed, done.dry_run), (10, true));
     assert_eq!(records(&site.edge, "telemetry.raw"), before, "a dry run writes nothing");
 
+    site.clock.pass(Duration::from_secs(48 * 3600));
     site.edge.maintain().unwrap();
     assert!(records(&site.edge, "telemetry.raw").is_empty(), "retention");
     let report = site.audit_with(only_edge(), true).await.unwrap();
@@ -206,11 +207,14 @@ fn two_at_once_on_the_embedded_log_is_refused() {
 #[test]
 fn marks_of_letters_that_are_gone_are_removed_and_mean_nothing_for_another_topic() {
     let site = Site::new();
-    let old_ms = now_ms() - 200 * 3_600_000;
-    // Each in a block of its own, so that retention removes the first two.
-    for (number, time_ms) in [old_ms, old_ms, now_ms(), now_ms(), now_ms()].into_iter().enumerate() {
-        let place = site.raw_bytes(&[(0, payload(0, BOOT, number as i64))], time_ms)[0];
+    for number in 0..5 {
+        let time_ms = now_ms();
+        let place = site.raw_bytes(&[(0, payload(0, BOOT, number))], time_ms)[0];
         site.dead_letter(0, b"x", place, "malformed-json", time_ms);
+        if number == 1 {
+            // Retention removes the first two.
+            site.clock.pass(Duration::from_secs(200 * 3600));
+        }
     }
     let lines = list(&site.edge, Contract::builtin(), &Filter::default(), 9, true).unwrap().lines;
     let topic_id = site.edge.describe("telemetry.dead-letter").unwrap().id;

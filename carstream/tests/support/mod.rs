@@ -10,7 +10,9 @@ use arrow::array::{ArrayRef, Float32Array, Float64Array, Int32Array, Int64Array,
 use arrow::array::{BooleanArray, TimestampMillisecondArray, new_null_array};
 use arrow::datatypes::{DataType, SchemaRef};
 use carstream::audit::{Evidence, Report, Sources, audit};
-use event_log::{Log, LogUrl, Outcome, Outputs, Position, ProcessorOptions, Range, Read, Record, partition_for_key};
+use event_log::{
+    Clock, Log, LogUrl, Outcome, Outputs, Position, ProcessorOptions, Range, Read, Record, partition_for_key,
+};
 use lake::{Lake, LakeUrl, ObjectName, ObjectWriter};
 use pipeline::DeadLetterHeader;
 use serde_json::json;
@@ -60,6 +62,8 @@ pub const HOPS: [(At, &str); 5] =
 pub struct Site {
     directory: tempfile::TempDir,
     pub edge: Arc<dyn Log>,
+    /// The clock of the edge's log.
+    pub clock: Clock,
     pub cloud: Arc<dyn Log>,
     pub lake: Lake,
     pub key: PseudonymKey,
@@ -71,7 +75,8 @@ impl Site {
         let directory = tempfile::tempdir().unwrap();
         let path = |name: &str| directory.path().join(name);
         std::fs::write(path("site.key"), "a key of one test site, and no other").unwrap();
-        let edge = event_log::open(&LogUrl::Directory(path("edge")), &[]).unwrap();
+        let clock = Clock::default();
+        let edge = event_log::open_with_clock(&path("edge"), clock.clone()).unwrap();
         let cloud = event_log::open(&LogUrl::Directory(path("cloud")), &[]).unwrap();
         for topic in ["telemetry.raw", "telemetry.dead-letter", "telemetry", "scores", "drivers"] {
             edge.ensure_topic(&topics::builtin(topic)).unwrap();
@@ -79,7 +84,7 @@ impl Site {
         cloud.ensure_topic(&topics::builtin("telemetry")).unwrap();
         let lake = Lake::open(&LakeUrl::Directory(path("lake"))).unwrap();
         let key = PseudonymKey::from_bytes(b"a key of one test site, and no other").unwrap();
-        Self { directory, edge, cloud, lake, key }
+        Self { directory, edge, clock, cloud, lake, key }
     }
 
     /// [`CARS`] cars with [`SEQS`] acknowledged readings each, and as many copies of each at each hop as `copies` says.

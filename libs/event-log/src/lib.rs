@@ -44,6 +44,7 @@
 mod append;
 mod args;
 mod batch;
+mod clock;
 mod embedded;
 mod error;
 mod kafka;
@@ -53,12 +54,14 @@ mod tail;
 
 use std::any::Any;
 use std::fmt::Debug;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 pub use append::append_and_wait;
 pub use args::{CloudLogArgs, EdgeLogArgs, KafkaOption, LogArgs, LogUrl};
 pub use batch::{Batch, Headers, Outputs, Record, RecordRef};
+pub use clock::Clock;
 pub use error::{BoxError, Error};
 pub use processor::{Event, Processor, ProcessorOptions};
 pub use tail::{Batches, Tail, batches};
@@ -71,8 +74,15 @@ pub use tail::{Batches, Tail, batches};
 pub fn open(url: &LogUrl, kafka_options: &[KafkaOption]) -> Result<Arc<dyn Log>, Error> {
     match url {
         LogUrl::Kafka { .. } => kafka::open(url, kafka_options),
-        LogUrl::Directory(path) => embedded::open(path),
+        LogUrl::Directory(path) => embedded::open(path, Clock::default()),
     }
+}
+
+/// Opens the embedded log in `path`, which goes by `clock`: for tests that let days pass.
+///
+/// If this process has it open already, the clock stays the one that it was opened with.
+pub fn open_with_clock(path: &Path, clock: Clock) -> Result<Arc<dyn Log>, Error> {
+    embedded::open(path, clock)
 }
 
 /// A log: topics of partitions of records.
@@ -126,6 +136,32 @@ pub trait Log: Send + Sync + Debug {
 
     /// The committing half of a [`Processor`]; use [`Processor::new`].
     fn transactor(self: Arc<Self>, options: &ProcessorOptions) -> Result<Box<dyn Transactor>, Error>;
+
+    /// Makes `group` known as a reader of `topic`, with these positions, one per partition as
+    /// [`committed`](Self::committed) gives them: for a group that has not joined yet, or that keeps its positions in
+    /// another log. The embedded log's retention keeps what a known group has not read; positions may be behind, never
+    /// ahead. Kafka's retention knows no groups: there it does nothing.
+    fn keep_for(&self, _group: &str, _topic: &str, _positions: &[Option<u64>]) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// The groups that retention waits for, by name and topic. None on Kafka, whose retention waits for nobody.
+    fn groups(&self) -> Result<Vec<Group>, Error> {
+        Ok(Vec::new())
+    }
+
+    /// Forgets `group` and its positions; retention no longer waits for it. If it joins again, it begins anew. Returns
+    /// whether it was known.
+    ///
+    /// Kafka has its own tool for its groups: there it does nothing.
+    fn forget_group(&self, _group: &str) -> Result<bool, Error> {
+        Ok(false)
+    }
+
+    /// What an operator should know of an embedded log.
+    fn health(&self) -> Health {
+        Health::default()
+    }
 
     /// Applies retention and compaction now where the log does that itself, as the embedded one does every few
     /// seconds. Kafka's brokers do it in their own time: there it does nothing.
@@ -299,6 +335,28 @@ pub struct TopicDescription {
     pub retention: Option<Duration>,
     /// How many replicas each partition has, at least; `None` where there is no such thing.
     pub replicas: Option<u16>,
+}
+
+/// A group that reads a topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Group {
+    /// Its name.
+    pub name: Arc<str>,
+    /// The topic.
+    pub topic: Arc<str>,
+    /// Its positions, one per partition; `None` where it has committed nothing.
+    pub positions: Vec<Option<u64>>,
+}
+
+/// What has happened to an embedded log since it was opened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Health {
+    /// How often the wall clock was found to have been set.
+    pub clock_steps: u64,
+    /// Records that retention removed though a group had not read them, because the disk was almost full.
+    pub records_given_up: u64,
+    /// Records past their retention that are kept for a group that has not read them.
+    pub records_held: u64,
 }
 
 /// The bounds of a partition.

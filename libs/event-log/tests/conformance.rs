@@ -48,6 +48,7 @@ on_every_backend! {
     a_processor_reads_all_its_topics
     source_and_target_may_be_two_logs
     retention_removes_old_records_only
+    retention_keeps_what_a_group_has_not_committed
     compaction_keeps_the_last_record_of_each_key
     a_killed_writer_leaves_all_that_it_acknowledged_and_nothing_half
 }
@@ -550,6 +551,7 @@ fn retention_removes_old_records_only(backend: &Backend) {
     log.ensure_topic(&TopicSpec { retention: Some(hour), ..plain(&name, 1) }).unwrap();
     let old = Record { timestamp_ms: now_ms() - 2 * 3600 * 1000, ..record("k", "old") };
     append_all(&log, &name, (0..500).map(|_| old));
+    backend.clock.pass(2 * hour);
     append_all(&log, &name, (0..500).map(|_| record("k", "young")));
     log.maintain().unwrap();
 
@@ -570,11 +572,51 @@ fn retention_removes_old_records_only(backend: &Backend) {
     }
 }
 
+fn retention_keeps_what_a_group_has_not_committed(backend: &Backend) {
+    let log = backend.open();
+    let name = unique("unread");
+    let week = Duration::from_secs(168 * 3600);
+    log.ensure_topic(&TopicSpec { retention: Some(week), ..plain(&name, 1) }).unwrap();
+    let (slow, fast) = (unique("slow"), unique("fast"));
+    let (mut slow_reader, _) = processor(&log, &log, &slow, &[&name]);
+    let (mut fast_reader, _) = processor(&log, &log, &fast, &[&name]);
+    let first = |log: &Arc<dyn Log>| {
+        log.maintain().unwrap();
+        log.describe(&name).unwrap().partitions[0].first
+    };
+    // Stamped long ago. On Kafka the broker goes by these stamps, in its own time.
+    let old = Record { timestamp_ms: now_ms() - 9 * 24 * 3600 * 1000, ..record("k", "old") };
+    for _ in 0..2 {
+        append_all(&log, &name, (0..10).map(|_| old));
+        assert_eq!(first(&log), 0, "it has only just been appended");
+    }
+    backend.clock.pass(9 * 24 * Duration::from_secs(3600));
+    assert_eq!(first(&log), 0, "nobody has read it");
+    for expected in [0, 10] {
+        for processor in [&mut fast_reader, &mut slow_reader].into_iter().take(if expected == 0 { 1 } else { 2 }) {
+            let batch = next_batch(processor, 10);
+            assert_eq!(processor.commit(&Outputs::default(), &[behind(&batch)]).unwrap(), Outcome::Committed);
+        }
+        assert_eq!(first(&log), if backend.maintains_at_once { expected } else { 0 }, "what both have read is removed");
+    }
+    drop((slow_reader, fast_reader));
+    if backend.maintains_at_once {
+        drop(log);
+        let log = backend.open();
+        assert_eq!(first(&log), 10, "groups are known after a restart");
+        assert!(log.groups().unwrap().iter().any(|group| *group.name == *slow && group.positions == [Some(10)]));
+        assert!(log.forget_group(&slow).unwrap() && !log.forget_group(&slow).unwrap());
+        assert_eq!(first(&log), 20, "nobody waits for a group that is forgotten");
+        assert_eq!(log.committed(&slow, &name).unwrap(), [None]);
+    }
+}
+
 fn compaction_keeps_the_last_record_of_each_key(backend: &Backend) {
     let log = backend.open();
     let name = unique("table");
     log.ensure_topic(&TopicSpec { compacted: true, ..plain(&name, 1) }).unwrap();
     let two_days_ago = now_ms() - 48 * 3600 * 1000;
+    let two_days = Duration::from_secs(48 * 3600);
     let keys: Vec<String> = (0..50).map(|i| format!("driver {i}")).collect();
     let versions: Vec<String> = (0..20).map(|i| format!("version {i}")).collect();
     for version in &versions {
@@ -586,13 +628,14 @@ fn compaction_keeps_the_last_record_of_each_key(backend: &Backend) {
     append_all(
         &log,
         &name,
-        [gone("driver 7", two_days_ago), gone("driver 8", now_ms()), gone("driver 9", two_days_ago)],
+        [gone("driver 7", two_days_ago), gone("driver 9", two_days_ago), gone("driver 10", two_days_ago)],
     );
-    append_all(&log, &name, [record("driver 9", "back"), gone("driver 10", two_days_ago)]);
+    backend.clock.pass(two_days);
+    append_all(&log, &name, [record("driver 9", "back"), gone("driver 8", two_days_ago)]);
     let next = log.describe(&name).unwrap().partitions[0].next;
     log.maintain().unwrap();
 
-    let check = |log: &Arc<dyn Log>| {
+    let check = |log: &Arc<dyn Log>, tombstones: usize| {
         let records = read_partition(log, &name, 0);
         let mut table = std::collections::BTreeMap::new();
         for r in &records {
@@ -604,18 +647,21 @@ fn compaction_keeps_the_last_record_of_each_key(backend: &Backend) {
         assert!(table.values().all(|v| v.as_deref() == Some("version 19")));
         assert!(records.is_sorted_by(|a, b| a.offset < b.offset));
         if backend.maintains_at_once {
-            assert_eq!(records.len(), 48, "one for each key, and the young tombstone");
-            // The last offset was that of a tombstone, which is gone: it is not given again.
+            assert_eq!(records.len(), 47 + tombstones, "one for each key, and the young tombstone");
             assert_eq!(log.describe(&name).unwrap().partitions[0], PartitionDescription { first: 0, next });
             assert_eq!(read(log, &name, 0, 3, next).unwrap(), records, "gaps are no obstacle");
         }
     };
-    check(&log);
+    check(&log, 1);
     log.maintain().unwrap();
-    check(&log);
+    check(&log, 1);
+    // The last offset is that of a tombstone: when it is gone, it is not given again.
+    backend.clock.pass(two_days);
+    log.maintain().unwrap();
+    check(&log, 0);
     drop(log);
     let log = backend.open();
-    check(&log);
+    check(&log, 0);
     append_all(&log, &name, [record("new", "one")]);
     assert!(read_partition(&log, &name, 0).last().unwrap().offset >= next);
 }

@@ -15,6 +15,8 @@ use support::*;
 use test_support::clock::now_ms;
 use test_support::random::Random;
 
+const HOUR: Duration = Duration::from_secs(3600);
+
 /// Not a check: where the process that holds a log begins.
 #[test]
 fn crash_writer() {
@@ -158,11 +160,11 @@ fn a_reader_that_retention_overtakes_is_told() {
     let log = backend.open();
     let name = unique("overtaken");
     log.ensure_topic(&TopicSpec { retention: Some(Duration::from_secs(3600)), ..plain(&name, 1) }).unwrap();
-    let old = Record { timestamp_ms: now_ms() - 2 * 3600 * 1000, ..record("k", "old") };
-    append_all(&log, &name, (0..100).map(|_| old));
+    append_all(&log, &name, (0..100).map(|_| record("k", "old")));
     let range = Range { topic: name.clone(), partition: 0, start: 0, end: None };
     let mut reader = log.clone().reader(vec![range]).unwrap();
     assert!(matches!(reader.next(10, PATIENCE).unwrap(), Read::Batch(b) if b.len() == 10));
+    backend.clock.pass(2 * HOUR);
     log.maintain().unwrap();
     match reader.next(10, PATIENCE) {
         Err(Error::OutOfRange { offset: 10, first: 100, next: 100, .. }) => {}
@@ -176,7 +178,7 @@ fn a_tail_that_retention_overtakes_catches_up_or_is_told() {
     let log = backend.open();
     let name = unique("overtaken");
     log.ensure_topic(&TopicSpec { retention: Some(Duration::from_secs(3600)), ..plain(&name, 1) }).unwrap();
-    let old = Record { timestamp_ms: now_ms() - 2 * 3600 * 1000, ..record("k", "old") };
+    let old = record("k", "old");
     let (mut tail, mut news) = (Tail::new(log.clone(), name.clone()), Tail::new(log.clone(), name.clone()));
     append_all(&log, &name, (0..10).map(|_| old));
     assert!(news.next(5, PATIENCE).unwrap().is_some_and(|batch| batch.len() == 5));
@@ -191,6 +193,7 @@ fn a_tail_that_retention_overtakes_catches_up_or_is_told() {
     };
     assert_eq!(caught_up(&mut tail), (0..10).collect::<Vec<_>>());
     append_all(&log, &name, (0..10).map(|_| old));
+    backend.clock.pass(2 * HOUR);
     log.maintain().unwrap();
     append_all(&log, &name, [record("k", "new")]);
     assert_eq!(caught_up(&mut tail), [20], "it goes on with what is left");
@@ -226,10 +229,12 @@ fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
 #[test]
 fn retention_gives_the_disk_back() {
     let folder = tempfile::tempdir().unwrap();
-    let log = directory(folder.path()).unwrap();
+    let clock = Clock::default();
+    let log = event_log::open_with_clock(folder.path(), clock.clone()).unwrap();
     let name = unique("old");
     log.ensure_topic(&TopicSpec { retention: Some(Duration::from_secs(3600)), ..plain(&name, 1) }).unwrap();
     append_noise(&log, &name, 300, 0);
+    clock.pass(2 * HOUR);
     let tables = || {
         let tables = files(&folder.path().join("store/keyspaces"), "");
         tables.iter().map(|f| f.metadata().map_or(0, |m| m.len())).sum::<u64>()

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use event_log::{Log, LogArgs, LogUrl, Outcome, Outputs, Processor, ProcessorOptions, Range, Read, Record};
+use event_log::{Clock, Log, LogUrl, Membership, Outcome, Outputs, ProcessorOptions, Range, Read, Record};
 use prometheus_client::registry::Registry;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -19,11 +19,13 @@ pub const PATIENCE: Duration = Duration::from_secs(180);
 
 pub struct Place {
     pub folder: tempfile::TempDir,
+    /// Of logs that are opened through [`Place::log`] first.
+    pub clock: Clock,
 }
 
 impl Place {
     pub fn new() -> Self {
-        Self { folder: tempfile::tempdir().unwrap() }
+        Self { folder: tempfile::tempdir().unwrap(), clock: Clock::default() }
     }
 
     pub fn url(&self, name: &str) -> LogUrl {
@@ -31,7 +33,7 @@ impl Place {
     }
 
     pub fn log(&self, name: &str) -> Arc<dyn Log> {
-        LogArgs::new(self.url(name)).open().unwrap()
+        event_log::open_with_clock(&self.folder.path().join(name), self.clock.clone()).unwrap()
     }
 
     pub fn args(&self, topics: &[&str]) -> Args {
@@ -64,9 +66,9 @@ pub fn any_record(rng: &mut ChaCha8Rng, i: u64) -> Whole {
 pub fn write(log: &Arc<dyn Log>, topic: &str, records: &[(u32, Whole)]) {
     log.ensure_topic(&topics::builtin(topic)).unwrap();
     let topic: Arc<str> = topic.into();
-    let options =
-        ProcessorOptions { group: format!("writer-{topic}"), instance: "1".into(), topics: vec![topic.clone()] };
-    let mut processor = Processor::new(log.clone(), log.clone(), &options).unwrap();
+    // The writing half alone: a group that reads the topic would be one that retention waits for.
+    let options = ProcessorOptions { group: format!("writer-{topic}"), instance: "1".into(), topics: Vec::new() };
+    let mut transactor = log.clone().transactor(&options).unwrap();
     for chunk in records.chunks(100) {
         let mut outputs = Outputs::default();
         for (partition, record) in chunk {
@@ -75,7 +77,8 @@ pub fn write(log: &Arc<dyn Log>, topic: &str, records: &[(u32, Whole)]) {
             let record = Record { key, value, headers: &headers, timestamp_ms: record.timestamp_ms };
             outputs.push(&topic, *partition, &record);
         }
-        assert_eq!(processor.commit(&outputs, &[]).unwrap(), Outcome::Committed);
+        let outcome = transactor.commit(&outputs, &[], &Membership::default()).unwrap();
+        assert_eq!(outcome, Outcome::Committed);
     }
 }
 

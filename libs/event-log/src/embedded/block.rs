@@ -28,8 +28,6 @@ const LZ4: u8 = 2;
 pub(super) struct Block {
     /// How many offsets it takes.
     pub(super) span: u64,
-    /// The largest timestamp in it.
-    pub(super) max_timestamp_ms: i64,
     /// What is stored.
     pub(super) bytes: Vec<u8>,
 }
@@ -78,7 +76,7 @@ fn pack(batch: &Batch, range: Range<usize>, numbering: Numbering) -> Block {
         Numbering::From(first) => entries[i].offset - first,
     };
     let mut body = Vec::with_capacity(buffer.len() + 12 * entries.len());
-    let (mut offset_before, mut timestamp_before, mut max_timestamp_ms) = (0, 0i64, i64::MIN);
+    let (mut offset_before, mut timestamp_before) = (0, 0i64);
     for (i, e) in entries.iter().enumerate() {
         let offset = relative(i);
         put(&mut body, offset - offset_before);
@@ -87,7 +85,6 @@ fn pack(batch: &Batch, range: Range<usize>, numbering: Numbering) -> Block {
         put(&mut body, if e.tombstone { 0 } else { u64::from(e.value_end - e.key_end) + 1 });
         put(&mut body, u64::from(e.headers_end - e.value_end));
         (offset_before, timestamp_before) = (offset, e.timestamp_ms);
-        max_timestamp_ms = max_timestamp_ms.max(e.timestamp_ms);
     }
     body.extend_from_slice(buffer);
 
@@ -114,7 +111,7 @@ fn pack(batch: &Batch, range: Range<usize>, numbering: Numbering) -> Block {
             bytes.extend_from_slice(&body);
         }
     }
-    Block { span: last + 1, max_timestamp_ms, bytes }
+    Block { span: last + 1, bytes }
 }
 
 /// Replaces the records of `batch` by those of the block that begins at offset `first`. The error says what is wrong;
@@ -279,7 +276,6 @@ mod tests {
             unpack(first, &block.bytes, &mut back).unwrap();
             prop_assert_eq!(owned(&back), records.clone());
             prop_assert_eq!(first + block.span - 1, records[records.len() - 1].0);
-            prop_assert_eq!(block.max_timestamp_ms, records.iter().map(|r| r.1).max().unwrap());
         }
 
         #[test]

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::Embedded;
 use super::cursor::{Cursor, read_in_turn};
+use super::groups::Role;
 use super::store::deadline;
 use crate::{Consumer, Error, Event, Log, Membership, Position, ProcessorOptions};
 
@@ -25,7 +26,9 @@ struct Held {
 
 impl EmbeddedConsumer {
     pub(super) fn new(log: Arc<Embedded>, options: &ProcessorOptions) -> Result<Self, Error> {
+        let store = log.store.clone();
         let membership = GroupMembership::join(log, &options.group)?;
+        store.readers.add(&store.disk, &options.group, &options.topics, Role::Reader)?;
         Ok(Self { topics: options.topics.clone(), held: Vec::new(), assigned: false, turn: 0, membership })
     }
 

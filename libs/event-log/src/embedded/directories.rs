@@ -13,7 +13,7 @@ use super::Embedded;
 use super::disk::{self, database};
 use super::maintenance::Maintenance;
 use super::store::Store;
-use crate::{Error, LogUrl};
+use crate::{Clock, Error, LogUrl};
 
 const LOCK_FILE: &str = "lock";
 const STORE_FOLDER: &str = "store";
@@ -63,8 +63,8 @@ impl Drop for Claim {
     }
 }
 
-/// Opens the log in `path`, or gives the one that is open.
-pub(super) fn open(path: &Path) -> Result<Arc<Embedded>, Error> {
+/// Opens the log in `path`, or gives the one that is open, whose clock stays.
+pub(super) fn open(path: &Path, clock: Clock) -> Result<Arc<Embedded>, Error> {
     let cannot = |what: &str, cause: io::Error| {
         let remedy = match cause.kind() {
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
@@ -100,7 +100,7 @@ pub(super) fn open(path: &Path) -> Result<Arc<Embedded>, Error> {
 
     let url = LogUrl::Directory(path.to_owned());
     create_store(&canonical).map_err(|e| disk::open_error(&url, e))?;
-    let store = Arc::new(Store::open(url.clone(), &canonical.join(STORE_FOLDER))?);
+    let store = Arc::new(Store::open(url.clone(), &canonical.join(STORE_FOLDER), clock)?);
     let maintenance = Maintenance::start(store.clone()).map_err(|e| {
         open_error(path, format!("its maintenance thread cannot start: {e}: lower the number of threads"))
     })?;

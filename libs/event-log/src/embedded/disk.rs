@@ -4,7 +4,7 @@
 //! topic (see `index`); then they go to a table. If the disk does not keep up, writers wait at 32 MiB. The cache of
 //! tables is 16 MiB. On top come what appenders hold, and batches in the hands of readers.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -23,9 +23,15 @@ const TABLE_BLOCK_BYTES: u32 = 16 << 10;
 /// Four tables in waiting; fjall itself would only stop one kind of topic at a time.
 const MAX_UNWRITTEN_BYTES: u64 = 32 << 20;
 
+/// Below this much free space, or this share of the disk if that is less, retention gives up records that a group has
+/// not read. Room for the journal and tables being written, and for an operator to act.
+const MAX_RESERVE_BYTES: u64 = 1 << 30;
+const RESERVE_SHARE: u64 = 20;
+
 /// An open database.
 pub(super) struct Disk {
     pub(super) url: LogUrl,
+    path: PathBuf,
     pub(super) db: Database,
     /// Topics and bounds, see `topics`.
     pub(super) meta: Keyspace,
@@ -59,7 +65,16 @@ impl Disk {
         let meta = db.keyspace("meta", small_options).map_err(failed)?;
         let index = db.keyspace("index", small_options).map_err(failed)?;
         let positions = db.keyspace("positions", small_options).map_err(failed)?;
-        Ok(Self { db, meta, index, positions, next_block: AtomicU64::new(0), failure: OnceLock::new(), url })
+        Ok(Self {
+            db,
+            meta,
+            index,
+            positions,
+            next_block: AtomicU64::new(0),
+            failure: OnceLock::new(),
+            url,
+            path: path.to_owned(),
+        })
     }
 
     /// Opens or creates a keyspace of blocks: large values, keys that only grow and exist when they are looked up.
@@ -73,6 +88,20 @@ impl Disk {
                 .manual_journal_persist(true)
         };
         self.db.keyspace(name, options)
+    }
+
+    /// Whether the disk has so little room left that records are given up.
+    pub(super) fn is_short(&self) -> bool {
+        match rustix::fs::statvfs(&self.path) {
+            Ok(found) => {
+                let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
+                bytes(found.f_bavail) < MAX_RESERVE_BYTES.min(bytes(found.f_blocks) / RESERVE_SHARE)
+            }
+            Err(cause) => {
+                tracing::debug!(log = %self.url, "cannot tell how full the disk is: {cause}");
+                false
+            }
+        }
     }
 
     /// Whether the log can still be written to.

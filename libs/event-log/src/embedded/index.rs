@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! keyspace index        topic number (u32 BE) │ partition (u32 BE) │ first offset (u64 BE)
-//!                         → block number (u64 LE) │ last - first offset (u32 LE) │ largest timestamp (i64 LE)
+//!                         → block number (u64 LE) │ last - first offset (u32 LE) │ appended (i64 LE, ms of log time)
 //! keyspace blocks/KIND  block number (u64 BE) → block
 //! ```
 //!
@@ -28,8 +28,8 @@ pub(super) struct Place {
     pub(super) last: u64,
     /// The block's number.
     pub(super) number: u64,
-    /// The largest timestamp.
-    pub(super) max_timestamp_ms: i64,
+    /// When it was appended, in log time: see `time`.
+    pub(super) appended_ms: i64,
 }
 
 impl Place {
@@ -37,7 +37,7 @@ impl Place {
         let mut bytes = [0; 20];
         bytes[..8].copy_from_slice(&self.number.to_le_bytes());
         bytes[8..12].copy_from_slice(&((self.last - self.first) as u32).to_le_bytes());
-        bytes[12..].copy_from_slice(&self.max_timestamp_ms.to_le_bytes());
+        bytes[12..].copy_from_slice(&self.appended_ms.to_le_bytes());
         bytes
     }
 
@@ -46,8 +46,8 @@ impl Place {
         let (number, rest) = value.split_first_chunk::<8>()?;
         let (span, rest) = rest.split_first_chunk::<4>()?;
         let last = first.checked_add(u64::from(u32::from_le_bytes(*span)))?;
-        let max_timestamp_ms = i64::from_le_bytes(rest.try_into().ok()?);
-        Some(Self { first, last, number: u64::from_le_bytes(*number), max_timestamp_ms })
+        let appended_ms = i64::from_le_bytes(rest.try_into().ok()?);
+        Some(Self { first, last, number: u64::from_le_bytes(*number), appended_ms })
     }
 }
 
@@ -59,9 +59,10 @@ impl Disk {
         partition: &Partition,
         first: u64,
         number: u64,
+        appended_ms: i64,
         block: Block,
     ) {
-        let place = Place { first, last: first + block.span - 1, number, max_timestamp_ms: block.max_timestamp_ms };
+        let place = Place { first, last: first + block.span - 1, number, appended_ms };
         // The block before its place, so that whoever finds the place finds the block.
         batch.insert(&partition.blocks, number.to_be_bytes(), block.bytes);
         batch.insert(&self.index, partition.index_key(first), place.encode());

@@ -1,7 +1,8 @@
-//! What keeps the log from growing for ever: retention by age, compaction by key.
+//! What keeps the log from growing for ever: retention by age (see `retention`), compaction by key.
 //!
 //! ```text
-//! retention   first ──► behind the blocks that are older; stored, then shown, then tables without live blocks dropped
+//! retention   first ──► behind the blocks that are old and read; stored, then shown, then tables without live blocks
+//!             dropped
 //! compaction  each block again without the records that a later one of the same key supersedes
 //! ```
 //!
@@ -13,7 +14,7 @@ use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use fjall::{AbstractTree, Keyspace};
 
@@ -21,6 +22,7 @@ use super::block;
 use super::disk::Disk;
 use super::index::Place;
 use super::partition::Partition;
+use super::retention::Retention;
 use super::store::Store;
 use super::topics::encode_bounds;
 use crate::{Batch, Error};
@@ -60,19 +62,20 @@ pub(super) struct Maintenance {
 #[derive(Debug)]
 struct Upkeep {
     store: Arc<Store>,
+    retention: Retention,
     /// What compaction found last, by topic and partition; held during a run, so that one runs at a time.
     compacted: Mutex<HashMap<(Arc<str>, u32), Compacted>>,
 }
 
 impl Maintenance {
     pub(super) fn start(store: Arc<Store>) -> io::Result<Self> {
-        let upkeep = Arc::new(Upkeep { store, compacted: Mutex::default() });
+        let upkeep = Arc::new(Upkeep { store, retention: Retention::default(), compacted: Mutex::default() });
         let stop = Arc::new((Mutex::new(false), Condvar::new()));
         let of_thread = (upkeep.clone(), stop.clone());
         let run_until_stopped = move || {
             let (upkeep, stop) = of_thread;
             loop {
-                if let Err(e) = upkeep.run(now_ms(), Effort::Due) {
+                if let Err(e) = upkeep.run(Effort::Due) {
                     let cause = std::error::Error::source(&e).map(ToString::to_string).unwrap_or_default();
                     let log = &upkeep.store.disk.url;
                     tracing::warn!(%log, "cannot apply retention and compaction, trying again later: {e}: {cause}");
@@ -91,7 +94,12 @@ impl Maintenance {
 
     /// Does now all that can be done.
     pub(super) fn run(&self) -> Result<(), Error> {
-        self.upkeep.run(now_ms(), Effort::Everything)
+        self.upkeep.run(Effort::Everything)
+    }
+
+    /// What it has done, and what it keeps.
+    pub(super) fn retention(&self) -> &Retention {
+        &self.upkeep.retention
     }
 }
 
@@ -104,20 +112,19 @@ impl Drop for Maintenance {
             // A panic in there was printed.
             let _ = thread.join();
         }
+        if let Err(e) = self.upkeep.store.store_time() {
+            tracing::debug!("cannot store the time of the log, which resumes from its last commit: {e}");
+        }
     }
 }
 
-/// Milliseconds since the epoch.
-fn now_ms() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
-}
-
 impl Upkeep {
-    /// One run over all topics, as if it were `now_ms`.
-    fn run(&self, now_ms: i64, effort: Effort) -> Result<(), Error> {
-        let disk = &self.store.disk;
+    /// One run over all topics.
+    fn run(&self, effort: Effort) -> Result<(), Error> {
+        let (disk, now_ms) = (&self.store.disk, self.store.time.now_ms());
         let mut compacted = self.compacted.lock().unwrap_or_else(PoisonError::into_inner);
+        self.store.time.watch(&disk.url);
+        self.retention.run(&self.store, Disk::is_short)?;
         let topics = self.store.topics.all();
         // By retention: those share a keyspace.
         let mut aging: HashMap<Duration, Vec<Arc<Partition>>> = HashMap::new();
@@ -129,8 +136,6 @@ impl Upkeep {
                     *last = compact(disk, partition, now_ms)?;
                 }
             } else if let Some(retention) = topic.stored.retention() {
-                let retention_ms = i64::try_from(retention.as_millis()).unwrap_or(i64::MAX);
-                expire(disk, partition, now_ms.saturating_sub(retention_ms))?;
                 aging.entry(retention).or_default().push(partition.clone());
             }
         }
@@ -147,28 +152,6 @@ impl Upkeep {
         }
         Ok(())
     }
-}
-
-/// Forgets the blocks at the beginning whose records are all older than `before_ms`.
-fn expire(disk: &Disk, partition: &Partition, before_ms: i64) -> Result<(), Error> {
-    let mut first = partition.first();
-    let mut batch = disk.durable_batch();
-    for place in disk.places(partition, first..partition.next()) {
-        let place = place?;
-        if place.max_timestamp_ms >= before_ms {
-            break;
-        }
-        disk.remove_place(&mut batch, partition, &place);
-        first = place.last + 1;
-    }
-    if first > partition.first() {
-        disk.check_writable()?;
-        batch.insert(&disk.meta, partition.bounds_key(), encode_bounds(first, first));
-        batch.commit().map_err(|e| disk.failed("apply retention", e))?;
-        partition.set_first(first);
-        tracing::debug!(topic = %partition.topic, partition = partition.index, first, "retention removed records");
-    }
-    Ok(())
 }
 
 /// Drops the tables of a keyspace that hold no live block. Returns whether there were any.
@@ -214,7 +197,7 @@ fn compact(disk: &Disk, partition: &Partition, now_ms: i64) -> Result<Compacted,
         kept.reset_columns();
         for (index, record) in records.iter().enumerate() {
             let is_last = last_of_key.get(record.key) == Some(&record.offset);
-            let is_over = record.value.is_none() && record.timestamp_ms < now_ms.saturating_sub(TOMBSTONE_MS);
+            let is_over = record.value.is_none() && place.appended_ms < now_ms.saturating_sub(TOMBSTONE_MS);
             if is_last && !is_over {
                 kept.extend_from(&records, index..index + 1);
             }
@@ -244,7 +227,7 @@ fn replace(disk: &Disk, partition: &Partition, place: &Place, next: u64, kept: &
         batch.insert(&disk.meta, partition.bounds_key(), encode_bounds(partition.first(), next));
     } else {
         let block = block::pack_sparse(kept, place.first);
-        disk.put_block(&mut batch, partition, place.first, place.number, block);
+        disk.put_block(&mut batch, partition, place.first, place.number, place.appended_ms, block);
     }
     batch.commit().map_err(|e| disk.failed("compact a topic", e))
 }

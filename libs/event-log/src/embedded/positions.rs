@@ -4,7 +4,7 @@
 //! keyspace positions   group NUL topic NUL partition (u32 BE)  → next offset (u64 LE)
 //! ```
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 
 use fjall::OwnedWriteBatch;
@@ -42,6 +42,23 @@ impl Positions {
         let (group, topic): (Arc<str>, Arc<str>) = (group.into(), topic.into());
         let positions = self.0.read().unwrap_or_else(PoisonError::into_inner);
         partitions.into_iter().map(|p| positions.get(&(group.clone(), topic.clone(), p)).copied()).collect()
+    }
+
+    /// The groups with a position in `topic`.
+    pub(super) fn groups(&self, topic: &str) -> BTreeSet<Arc<str>> {
+        let positions = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        positions.keys().filter(|(_, of, _)| &**of == topic).map(|(group, ..)| group.clone()).collect()
+    }
+
+    /// Adds the removal of all positions of `group` to what is about to be written. Returns whether there are any.
+    pub(super) fn remove(&self, disk: &Disk, batch: &mut OwnedWriteBatch, group: &str) -> bool {
+        let positions = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let mut found = false;
+        for key in positions.keys().filter(|(of, ..)| &**of == group) {
+            batch.remove(&disk.positions, stored_key(key));
+            found = true;
+        }
+        found
     }
 
     /// To show others what is durable.

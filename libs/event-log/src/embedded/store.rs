@@ -13,29 +13,40 @@ use std::time::{Duration, Instant};
 
 use super::commit::{Commits, Request};
 use super::disk::Disk;
+use super::groups::Groups;
 use super::partition::Partition;
 use super::positions::{self, PositionKey, Positions};
+use super::time::{LogTime, Moment};
 use super::topics::{Topic, Topics};
-use crate::{Error, LogUrl};
+use crate::{Clock, Error, LogUrl};
+
+/// Where log time is stored: see `topics`.
+const MOMENT: &str = "time";
 
 /// The state of an open log that all its parts share.
 pub(super) struct Store {
     pub(super) disk: Disk,
     pub(super) topics: Topics,
     pub(super) positions: Positions,
+    pub(super) readers: Groups,
+    pub(super) time: LogTime,
     commits: Commits,
     /// Counts publications.
     published: Mutex<u64>,
     wake: Condvar,
+    /// Groups with an open consumer.
     pub(super) groups: Mutex<HashSet<String>>,
 }
 
 impl Store {
-    pub(super) fn open(url: LogUrl, path: &Path) -> Result<Self, Error> {
+    pub(super) fn open(url: LogUrl, path: &Path, clock: Clock) -> Result<Self, Error> {
         let disk = Disk::open(url, path)?;
+        let topics = Topics::load(&disk)?;
         Ok(Self {
-            topics: Topics::load(&disk)?,
             positions: Positions::load(&disk)?,
+            readers: Groups::load(&disk)?,
+            time: LogTime::resume(&disk.url, clock, load_moment(&disk)?, newest_ms(&disk, &topics)?),
+            topics,
             disk,
             commits: Commits::default(),
             published: Mutex::default(),
@@ -63,6 +74,7 @@ impl Store {
         let mut next_offsets: HashMap<*const Partition, (Arc<Partition>, u64)> = HashMap::new();
         let mut positions = Vec::new();
         let mut number = disk.next_block.load(Ordering::Relaxed); // nobody else writes
+        let appended_ms = self.time.now_ms();
         for request in requests {
             for (partition, blocks) in request.outputs {
                 let next = next_offsets.entry(Arc::as_ptr(&partition)).or_insert_with(|| {
@@ -71,7 +83,7 @@ impl Store {
                 });
                 for block in blocks {
                     let span = block.span;
-                    disk.put_block(&mut batch, &partition, next.1, number, block);
+                    disk.put_block(&mut batch, &partition, next.1, number, appended_ms, block);
                     (next.1, number) = (next.1 + span, number + 1);
                 }
             }
@@ -80,11 +92,23 @@ impl Store {
         for (key, offset) in &positions {
             positions::put(disk, &mut batch, key, *offset);
         }
+        if let Some(moment) = self.time.due() {
+            batch.insert(&disk.meta, MOMENT, moment.encode());
+        }
         batch.commit().map_err(|e| disk.failed("commit", e))?;
         self.publish(next_offsets.into_values(), positions);
         // After publishing, so that maintenance takes no block for dead that is about to be seen.
         disk.next_block.store(number, Ordering::Release);
         Ok(())
+    }
+
+    /// Stores log time. For the end: it is stored with commits otherwise.
+    pub(super) fn store_time(&self) -> Result<(), Error> {
+        let disk = &self.disk;
+        disk.check_writable()?;
+        let mut batch = disk.durable_batch();
+        batch.insert(&disk.meta, MOMENT, self.time.moment().encode());
+        batch.commit().map_err(|e| disk.failed("store the time", e))
     }
 
     /// Shows readers what has become durable: positions never without their outputs.
@@ -120,6 +144,20 @@ impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Store").field("url", &self.disk.url).finish_non_exhaustive()
     }
+}
+
+fn load_moment(disk: &Disk) -> Result<Option<Moment>, Error> {
+    let Some(bytes) = disk.meta.get(MOMENT).map_err(|e| disk.unopened(e))? else { return Ok(None) };
+    Moment::decode(&bytes).map(Some).ok_or_else(|| disk.corrupt("its time".into(), "it cannot be read"))
+}
+
+/// When the last block was appended.
+fn newest_ms(disk: &Disk, topics: &Topics) -> Result<Option<i64>, Error> {
+    let mut newest = None;
+    for partition in topics.all().iter().flat_map(|topic| &topic.partitions) {
+        newest = newest.max(disk.place_before(partition, u64::MAX)?.map(|place| place.appended_ms));
+    }
+    Ok(newest)
 }
 
 /// The end of a time-out, which a caller may mean to be without end.

@@ -3,7 +3,9 @@
 //! ```text
 //! keyspace meta   topic/NAME              → JSON: id, number, partitions, retention, compacted
 //!                 bounds/NAME/PARTITION   → first (u64 LE) │ next at least (u64 LE)
-//!                 reclaimed               → when retention last gave disk space back (i64 LE, ms since the epoch)
+//!                 reclaimed               → when retention last gave disk space back (i64 LE, log time)
+//!                 time                    → log time and wall clock, now and then: see `time` (i64 LE │ i64 LE)
+//!                 group/GROUP NUL TOPIC   → see `groups`
 //! ```
 //!
 //! Bounds are stored only when retention or compaction move them: otherwise the first offset is 0 and the next one

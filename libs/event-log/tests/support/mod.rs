@@ -21,6 +21,8 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Backend {
     pub url: LogUrl,
     pub kafka_options: Vec<KafkaOption>,
+    /// What an embedded log goes by.
+    pub clock: Clock,
     /// Whether `Log::maintain` has removed what is to be removed when it returns. If not, the log does it in its own
     /// time, and checks can only tell that nothing else is removed.
     pub maintains_at_once: bool,
@@ -32,7 +34,8 @@ pub struct Backend {
 pub fn embedded() -> Backend {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let url = LogUrl::Directory(directory.path().join("log"));
-    Backend { url, kafka_options: Vec::new(), maintains_at_once: true, directory: Some(directory) }
+    let clock = Clock::default();
+    Backend { url, kafka_options: Vec::new(), clock, maintains_at_once: true, directory: Some(directory) }
 }
 
 /// The Kafka cluster that `CARSTREAM_TEST_KAFKA` names. Without it the check is skipped, but not in CI.
@@ -48,13 +51,18 @@ pub fn kafka() -> Option<Backend> {
         }
     };
     let url = format!("kafka://{bootstrap}").parse().expect("CARSTREAM_TEST_KAFKA is HOST:PORT");
-    Some(Backend { url, kafka_options: Vec::new(), maintains_at_once: false, directory: None })
+    let clock = Clock::default();
+    Some(Backend { url, kafka_options: Vec::new(), clock, maintains_at_once: false, directory: None })
 }
 
 impl Backend {
     /// Opens the log; after everyone dropped it, again from what is stored.
     pub fn open(&self) -> Arc<dyn Log> {
-        event_log::open(&self.url, &self.kafka_options).expect("the log opens")
+        let opened = match &self.url {
+            LogUrl::Directory(path) => event_log::open_with_clock(path, self.clock.clone()),
+            LogUrl::Kafka { .. } => event_log::open(&self.url, &self.kafka_options),
+        };
+        opened.expect("the log opens")
     }
 
     /// Another log of the same kind: another directory, or other topics of the same cluster.
@@ -64,6 +72,7 @@ impl Backend {
             None => Backend {
                 url: self.url.clone(),
                 kafka_options: self.kafka_options.clone(),
+                clock: Clock::default(),
                 maintains_at_once: false,
                 directory: None,
             },
