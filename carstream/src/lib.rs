@@ -9,6 +9,7 @@
 //!  carstream contract what a site has: check, list, explain; the folder of a new stream
 //!  carstream deploy   the topics of both logs and the schemas of the registry, made or compared
 //!  carstream dead-letter   what could not be used: list, show, replay
+//!  carstream groups   whom retention of an embedded log waits for; forgets a group that is gone
 //!  carstream health   one stage's admin port: is it ready?
 //!  carstream secrets  keys and certificates of a site, made where they are missing
 //!  carstream settings docs/settings.md: the settings of all of these
@@ -22,6 +23,7 @@ pub mod dead_letter;
 pub mod demo;
 pub mod deploy;
 pub mod edge;
+pub mod groups;
 pub mod health;
 pub mod secrets;
 pub mod settings;
@@ -68,6 +70,7 @@ enum Command {
     Deploy(Box<deploy::Args>),
     DeadLetter(dead_letter::Args),
     Edge(Box<edge::Args>),
+    Groups(groups::Args),
     Health(health::Args),
     Secrets(secrets::Args),
     /// Print docs/settings.md: the settings of all stages and commands.
@@ -91,6 +94,7 @@ impl AsRef<ServiceArgs> for Cli {
                 | Command::Audit(_)
                 | Command::Contract(_)
                 | Command::DeadLetter(_)
+                | Command::Groups(_)
                 | Command::Health(_)
                 | Command::Secrets(_)
                 | Command::Settings,
@@ -116,6 +120,11 @@ pub async fn run(cli: Cli, shutdown: CancellationToken) -> anyhow::Result<()> {
         Some(Command::Deploy(args)) => return deploy::run(*args, shutdown).await,
         Some(Command::Contract(args)) => return contracts::run(&args),
         Some(Command::DeadLetter(args)) => return dead_letter::run(args, shutdown).await,
+        Some(Command::Groups(args)) => {
+            let said = tokio::task::spawn_blocking(move || groups::run(&args)).await??;
+            print!("{said}");
+            return Ok(());
+        }
         Some(Command::Health(args)) => return health::run(&args),
         Some(Command::Secrets(args)) => return secrets::run(args).await,
         Some(Command::Settings) => {

@@ -81,6 +81,10 @@ async fn run_prepared(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let Prepared { contract, mut streams } = prepared;
+    // Before it waits for a registry: retention is to keep what will be processed.
+    for (definition, _) in &streams {
+        log.keep_for(&definition.group(), &definition.input.topic, &[])?;
+    }
     let uses: Vec<_> = streams.iter().map(|(d, _)| (&*d.output_topic, &*d.output.file)).collect();
     let Some(schemas) =
         args.schema_registry.open(contract.schemas(), &uses, &metrics.pipeline.readiness, &shutdown).await?

@@ -110,6 +110,8 @@ pub async fn run_on(
     let replications: Vec<_> =
         names.iter().map(|topic| Replication::new(args, &contract, topic, source.clone(), target.clone())).collect();
     for replication in &replications {
+        // Before it waits for the target: until then the source must keep what is to be copied.
+        replication.source.keep_for(&replication.group, &replication.topic, &[])?;
         readiness.waits_for(replication.awaited(), "copying has not started");
     }
     readiness.started();

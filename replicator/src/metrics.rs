@@ -23,7 +23,8 @@ pub struct Metrics {
     pub lag_records: Family<Topic, Gauge>,
     /// The age of the oldest of them, by its timestamp; 0 if there is none.
     pub lag_seconds: Family<Topic, Seconds>,
-    /// Until the source's retention removes the oldest of them, or what may come now; infinite without retention.
+    /// Until the source's retention removes the oldest of them, or what may come now; infinite without retention,
+    /// and for an embedded source, whose retention waits for the replicator.
     pub expires_in_seconds: Family<Topic, Seconds>,
     /// Topics that stopped with an error.
     pub stopped_topics: Gauge,

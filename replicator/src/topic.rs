@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use contract::Contract;
-use event_log::{Error, Event, Log, Outputs, Processor, ProcessorOptions, Range, TopicSpec, progress};
+use event_log::{Error, Event, Log, LogUrl, Outputs, Processor, ProcessorOptions, Range, TopicSpec, progress};
 use pipeline::Options;
 use service::{Readiness, Waiting, retry_until};
 use tokio_util::sync::CancellationToken;
@@ -287,7 +287,11 @@ impl Replication {
         if let Some(problem @ (Problem::Recreated { .. } | Problem::Partitions { .. })) = view.problem() {
             return Ok(Some(problem));
         }
-        lag.look(&view.positions, &source.partitions, source.retention, metrics)?;
+        // Committed in the target, so the source's retention may remove what is before them.
+        self.source.keep_for(&self.group, &self.topic, &view.positions)?;
+        // The embedded log's retention waits for this group.
+        let retention = source.retention.filter(|_| matches!(self.source.url(), LogUrl::Kafka { .. }));
+        lag.look(&view.positions, &source.partitions, retention, metrics)?;
         lag.note_empty(&source.id);
         Ok(None)
     }

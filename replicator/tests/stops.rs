@@ -4,6 +4,7 @@
 mod support;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use event_log::{Log, TopicSpec};
 use replicator::{Accept, Accepted, Args, Gap, SOURCE_OFFSET};
@@ -24,14 +25,9 @@ fn count(log: &Arc<dyn Log>, topic: &str) -> usize {
     (0..partitions).map(|p| read(log, topic, p).len()).sum()
 }
 
-/// Records of long ago, into one partition: retention removes them at once.
-fn old_records(partition: u32, number: u64) -> Vec<(u32, Whole)> {
-    let mut old = records(number, number);
-    for (p, record) in &mut old {
-        *p = partition;
-        record.timestamp_ms -= 30 * 24 * 3600 * 1000;
-    }
-    old
+/// Records for one partition.
+fn records_in(partition: u32, number: u64) -> Vec<(u32, Whole)> {
+    records(number, number).into_iter().map(|(_, record)| (partition, record)).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -40,7 +36,10 @@ async fn a_retention_gap_stops_its_topic_until_it_is_accepted() {
     let (edge, args) = (place.log("edge"), place.args(&["telemetry", "alerts"]));
     // The start of copying is known before the first record exists.
     start(args.clone()).stop().await.unwrap();
-    write(&edge, "telemetry", &old_records(2, 50));
+    // Retention would wait for the replicator, if an operator had not made the log forget it.
+    assert!(edge.forget_group(&replicator::group_of(replicator::DEFAULT_SITE, "telemetry")).unwrap());
+    write(&edge, "telemetry", &records_in(2, 50));
+    place.clock.pass(Duration::from_secs(30 * 24 * 3600));
     write(&edge, "telemetry", &records(1, 40));
     write(&edge, "alerts", &records(2, 40));
     edge.maintain().unwrap();
@@ -72,6 +71,36 @@ async fn a_retention_gap_stops_its_topic_until_it_is_accepted() {
     let gap = Gap { partition: 2, from: 0, to: 50 };
     assert_eq!(accepted(&cloud), [Accepted::Gap { partitions: vec![gap] }], "whoever counts finds out why");
     assert_says(&resume(&args, "telemetry", GAP).unwrap_err(), &["it is not stopped"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_source_keeps_what_is_not_copied_yet_and_no_more() {
+    let place = Place::new();
+    let (edge, mut args) = (place.log("edge"), place.args(&["telemetry"]));
+    edge.ensure_topic(&topics::builtin("telemetry")).unwrap();
+    let firsts = || {
+        edge.maintain().unwrap();
+        edge.describe("telemetry").unwrap().partitions.iter().map(|p| p.first).sum::<u64>()
+    };
+    write(&edge, "telemetry", &records(1, 100));
+    // No uplink yet: nothing answers there.
+    let uplink = std::mem::replace(&mut args.cloud.log, Some("kafka://127.0.0.1:1".parse().unwrap()));
+    args.drain.timeout = Duration::from_millis(100);
+    let waiting = start(args.clone());
+    wait_until("the source knows the replicator", || !edge.groups().unwrap().is_empty()).await;
+    waiting.stop().await.unwrap();
+    place.clock.pass(Duration::from_secs(30 * 24 * 3600));
+    assert_eq!(firsts(), 0, "nothing is copied");
+
+    args = place.args(&["telemetry"]);
+    args.cloud.log = uplink;
+    let running = start(args.clone());
+    wait_until("the source hears what is copied", || firsts() == 100).await;
+    running.stop().await.unwrap();
+    assert_eq!(count(&place.log("cloud"), "telemetry"), 100);
+    write(&edge, "telemetry", &records(2, 100));
+    place.clock.pass(Duration::from_secs(30 * 24 * 3600));
+    assert_eq!(firsts(), 100, "the replicator is stopped");
 }
 
 #[tokio::test(flavor = "multi_thread")]

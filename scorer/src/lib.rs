@@ -101,6 +101,8 @@ pub async fn run_on(
     args.check()?;
     let contract = args.contract.load()?;
     let place = place_of_model(&contract)?;
+    // Before it waits for a model or a registry: retention is to keep what will be scored.
+    log.keep_for(&args.scorer_group, &place.readings.name, &[])?;
     let uses = [&place.readings, &place.scores].map(|topic| (&*topic.name, ModelDefinition::schema(topic)));
     let Some(schemas) =
         args.schema_registry.open(contract.schemas(), &uses, &metrics.pipeline.readiness, &shutdown).await?

@@ -12,8 +12,7 @@ use service::{ConfigError, ContractArgs, ServiceArgs, values};
 /// copied to the cloud if an uplink exists.
 ///
 /// With a --cloud-log, the uplink, records that may leave the site are copied there. While it is unreachable, they stay
-/// in the site's log, as long as the retention of their topics allows (a week). Everything else has the stages' own
-/// defaults.
+/// in the site's log, as long as its disk has room. Everything else has the stages' own defaults.
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "Examples:
   carstream edge --log site-log --pseudonym-key-file site.key --model model

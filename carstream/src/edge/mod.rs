@@ -10,10 +10,11 @@
 //! others have drained; a supervisor starts it again, and everything resumes from the log. There is no state outside
 //! the log, so kill -9 at any moment costs only the repeats of unacknowledged readings.
 //!
-//! Without an uplink only the replicator stalls. It resumes when the cloud is back; the retention of its topics bounds
-//! how long that may take.
+//! Without an uplink only the replicator stalls. It resumes when the cloud is back: the log keeps what is not copied,
+//! as long as its disk has room.
 
 mod args;
+mod log_metrics;
 
 use mqtt_bridge::Bridge;
 use prometheus_client::registry::Registry;
@@ -21,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use args::Args;
 
+use self::log_metrics::LogMetrics;
 use crate::stage::RunningStage;
 
 /// Runs the site until shutdown, with the metrics of all stages at one admin port; then drains stage by stage in the
@@ -38,6 +40,7 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
 
 /// Metrics of all stages, on one registry.
 struct Metrics {
+    log: LogMetrics,
     bridge: mqtt_bridge::Metrics,
     preprocessor: preprocessor::Metrics,
     scorer: scorer::Metrics,
@@ -47,6 +50,7 @@ struct Metrics {
 impl Metrics {
     fn new(registry: &mut Registry) -> Self {
         Self {
+            log: LogMetrics::new(registry),
             bridge: mqtt_bridge::Metrics::new(registry),
             preprocessor: preprocessor::Metrics::new(registry),
             scorer: scorer::Metrics::new(registry),
@@ -58,7 +62,8 @@ impl Metrics {
 async fn run_with(args: &Args, metrics: Metrics, shutdown: CancellationToken) -> anyhow::Result<()> {
     args.check()?;
     // Held to the end, so that no stage closes the log that the next one drains.
-    let _log = args.log().open()?;
+    let log = args.log().open()?;
+    metrics.log.watch(&log);
     let ended = CancellationToken::new();
     let bridge = Bridge::bind(args.bridge(), metrics.bridge).await?;
     let (preprocessor, scorer) = (args.preprocessor(), args.scorer());
@@ -79,7 +84,9 @@ async fn run_with(args: &Args, metrics: Metrics, shutdown: CancellationToken) ->
         () = shutdown.cancelled() => {}
         () = ended.cancelled() => {}
     }
-    drain(stages).await
+    let drained = drain(stages).await;
+    drop(log);
+    drained
 }
 
 /// Drains all stages, whatever becomes of each. The error: that of the stage that had failed before.
