@@ -25,13 +25,23 @@ pub struct Process {
 impl Process {
     /// Starts a binary. Its settings are its arguments alone.
     pub fn start(name: &str, args: &[&str]) -> Self {
+        Self::start_with(name, args, &[])
+    }
+
+    /// Like [`start`](Self::start), with these variables of its environment.
+    pub fn start_with(name: &str, args: &[&str], variables: &[(String, String)]) -> Self {
         let mut command = Command::new(binary(name));
         for (variable, _) in std::env::vars_os() {
             if variable.to_string_lossy().starts_with("CARSTREAM_") {
                 command.env_remove(variable);
             }
         }
-        command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+            .args(args)
+            .envs(variables.iter().cloned())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
         let mut child = OwnedChild::spawn(&mut command).unwrap_or_else(|error| panic!("cannot start {name}: {error}"));
         let said = Arc::new(Mutex::new(Vec::new()));
         let stderr = BufReader::new(child.stderr.take().unwrap());

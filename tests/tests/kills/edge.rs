@@ -14,14 +14,14 @@ const KEY: &str = "a key of one test site, and no other";
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../libs/model/tests/independent");
 
 /// Until all readings have gone all the way, on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(180);
+pub(super) const PATIENCE: Duration = Duration::from_secs(180);
 
 /// How long the edge lives before it is killed, in ms.
 const LIFE_MS: (u64, u64) = (300, 2_500);
 
-struct Site {
+pub(super) struct Site {
     log: String,
-    cloud: String,
+    pub(super) cloud: String,
     key: String,
     ledger: String,
     /// The same for every start, so that cars find it again.
@@ -29,7 +29,7 @@ struct Site {
 }
 
 impl Site {
-    fn new(directory: &Path) -> Self {
+    pub(super) fn new(directory: &Path) -> Self {
         let path = |name: &str| directory.join(name).display().to_string();
         std::fs::write(path("site.key"), KEY).unwrap();
         Self {
@@ -41,29 +41,39 @@ impl Site {
         }
     }
 
-    fn edge(&self, cloud: &str) -> Process {
+    pub(super) fn edge(&self, cloud: &str) -> Process {
+        self.edge_with(cloud, &[])
+    }
+
+    pub(super) fn edge_with(&self, cloud: &str, variables: &[(String, String)]) -> Process {
         let drain = ["--drain-timeout", if cloud.starts_with("kafka") { "200ms" } else { "60s" }];
         let settings = ["edge", "--log", &self.log, "--pseudonym-key-file", &self.key, "--model", MODEL];
-        let mut edge = Process::start(
+        let mut edge = Process::start_with(
             "carstream",
             &[&settings[..], &["--listen", &self.mqtt, "--cloud-log", cloud], &drain].concat(),
+            variables,
         );
         edge.line_with(&["MQTT at"]);
         edge
     }
 
     /// They send until they are asked to stop.
-    fn cars(&self) -> Process {
+    pub(super) fn cars(&self) -> Process {
         let fleet = ["--cars", "60", "--seed", "5", "--speedup", "2400"];
         let more = ["--broken-share", "0.01", "--drain-timeout", "120s", "--resume", "--ledger", &self.ledger];
         Process::start("simulator", &[&fleet[..], &more, &["--mqtt", &self.mqtt]].concat())
     }
 
     /// The embedded logs are one process's: the edge must not run.
-    fn audit(&self) -> Audit {
+    pub(super) fn audit(&self) -> Audit {
         let logs = ["--edge-log", &self.log, "--cloud-log", &self.cloud, "--scores", "yes"];
         Audit::of(&[&logs[..], &["--pseudonym-key-file", &self.key, "--ledger", &self.ledger]].concat())
     }
+}
+
+/// The address of a cloud that nothing answers at.
+pub(super) fn no_uplink() -> String {
+    format!("kafka://{}", std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap())
 }
 
 #[test]
@@ -72,7 +82,7 @@ fn a_killed_edge_box_goes_on_where_it_was() {
     let (mut random, kills) = (moments(), kills());
     let site = Site::new(directory.path());
     // No server: everything waits for its uplink.
-    let no_uplink = format!("kafka://{}", std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap());
+    let no_uplink = no_uplink();
     let mut cars = site.cars();
     for kill in 0..kills {
         let edge = site.edge(if kill < kills / 2 { &no_uplink } else { &site.cloud });

@@ -4,6 +4,7 @@
 //! moments come from a seed (`CARSTREAM_KILL_SEED`), as far as the clock of a busy machine lets them.
 #![allow(clippy::unwrap_used)]
 
+mod clock;
 mod demo;
 mod edge;
 
