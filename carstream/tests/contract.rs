@@ -103,7 +103,7 @@ const PARSED: [Rule; 17] = [
         "only Avro values",
         Some(4),
     ),
-    rule(RAW, r#""pii": "personal""#, r#""pii": "secret""#, "unknown variant `secret`", Some(12)),
+    rule(RAW, r#""pii": "personal""#, r#""pii": "secret""#, "card: pii is \"secret\"; expected identifier", Some(12)),
     rule(
         RAW,
         r#""unit": "kWh", "min": 0"#,
@@ -166,6 +166,43 @@ fn each_broken_rule_is_refused_with_its_place() {
     assert!(
         problems(files).iter().any(|p| p.file.ends_with("querry.sql") && p.what.contains("not a file of a contract"))
     );
+}
+
+/// The problems of the example with one file in place of another, as text.
+fn with(file: &str, text: &str) -> Vec<String> {
+    let mut files = charging();
+    files.insert(file.to_owned(), text.to_owned());
+    problems(files).iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_the_only_problem() {
+    assert_eq!(with(TOPICS, "{\n"), [format!("{TOPICS}:2: is not valid JSON: EOF while parsing an object")]);
+    let topics = charging()[TOPICS].replacen("\"retention_hours\": 24", "\"retention_hours\": \"24h\"", 1);
+    let wanted = format!("{TOPICS}:2: charging.raw: retention_hours is \"24h\"; expected a whole number");
+    assert_eq!(with(TOPICS, &topics), [wanted]);
+    let stream = charging()[STREAM].replace("[\"vin\", \"boot_id\", \"seq\"]", "[\"vin\", \"seq\"]");
+    assert_eq!(with(STREAM, &stream), [format!("{STREAM}:5: identity has 2 entries; expected 3")]);
+    let wanted = "contract.json:1: extends is \"nix\"; expected platform or nothing";
+    assert_eq!(with("contract.json", "{\"extends\": \"nix\"}"), [wanted]);
+}
+
+#[test]
+fn what_nothing_uses_or_somebody_else_has_is_refused() {
+    let unused = with("x.avsc", r#"{"type": "record", "name": "X", "fields": []}"#);
+    assert_eq!(unused, ["x.avsc: no topic, stream or ids.json names this schema: remove it"]);
+    let topics = charging()[TOPICS].clone();
+    let first = topics.lines().nth(1).unwrap();
+    let twice = with(TOPICS, &topics.replacen(first, &format!("{first}\n{first}"), 1));
+    assert!(twice[0].starts_with(&format!("{TOPICS}:")), "{twice:?}");
+    assert!(twice[0].contains("topic charging.raw is also declared in line 2: keep one"), "{twice:?}");
+    let wanted = format!("{IDS}:1: id 50 is the platform's: those of a site begin at 100");
+    assert_eq!(with(IDS, &charging()[IDS].replace("100", "50")), [wanted]);
+    let platform = Contract::platform_files().remove("streams/telemetry/ids.json").unwrap();
+    let mut copy: Files = Contract::platform_files();
+    copy.retain(|path, _| path.starts_with("streams/telemetry/"));
+    assert!(copy.contains_key("streams/telemetry/ids.json") && !platform.is_empty());
+    assert_eq!(problems(copy), [], "a copy of a folder of the platform keeps its ids");
 }
 
 /// A field of a random stream: its kind in Avro, whether it may be null, and values that it takes.

@@ -52,9 +52,35 @@ impl Room {
     }
 }
 
+/// What keeps the files of this name from being a `T`.
+pub(crate) fn check_files<T: DeserializeOwned>(rooms: &[Room], name: &str, problems: &mut Vec<Problem>) {
+    for (file, text) in rooms.iter().filter_map(|room| room.file(name)) {
+        parse_json::<T>(&file, text, problems);
+    }
+}
+
+/// What keeps the `ids.json` of all rooms from being read.
+pub(crate) fn check_ids(rooms: &[Room], problems: &mut Vec<Problem>) {
+    check_files::<BTreeMap<u32, String>>(rooms, "ids.json", problems);
+    check_names(rooms, "ids.json", "id", problems);
+}
+
+/// An entry that is in a file twice: the parser would keep the last one, and say nothing.
+pub(crate) fn check_names(rooms: &[Room], name: &str, kind: &str, problems: &mut Vec<Problem>) {
+    for (file, text) in rooms.iter().filter_map(|room| room.file(name)) {
+        let mut lines = BTreeMap::new();
+        for (entry, line) in telemetry::declaration::names(text) {
+            if let Some(first) = lines.insert(entry.clone(), line) {
+                let what = format!("{kind} {entry} is also declared in line {first}: keep one");
+                problems.push(Problem { line: Some(line), ..Problem::of_file(&file, what) });
+            }
+        }
+    }
+}
+
 /// The content of a JSON file. `None`: it cannot be parsed, which is one problem, at its line.
 pub(crate) fn parse_json<T: DeserializeOwned>(file: &str, text: &str, problems: &mut Vec<Problem>) -> Option<T> {
-    serde_json::from_str(text).map_err(|error| problems.push(Problem::json(file, &error))).ok()
+    serde_json::from_str(text).map_err(|error| problems.push(Problem::json(file, text, &error))).ok()
 }
 
 #[derive(Deserialize, Default)]

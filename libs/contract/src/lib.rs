@@ -80,19 +80,34 @@ impl Contract {
     /// `{"extends": "nothing"}`. All problems are returned together.
     pub fn parse(site: Files) -> Result<Self, Vec<Problem>> {
         let mut problems = Vec::new();
+        check_ids(&site, &mut problems);
+        let own_schemas: Vec<_> = site.keys().filter(|path| path.ends_with(".avsc")).cloned().collect();
         let rooms = files::lay_over(&Self::platform_files(), site, &mut problems);
+        let sorted = |mut problems: Vec<Problem>| {
+            problems.sort();
+            problems.dedup();
+            Err(problems)
+        };
+        // Whatever names something of a file that cannot be read would be a problem, too.
+        let is_header = |problem: &Problem| problem.file == "contract.json";
+        let before = if problems.iter().any(is_header) { 0 } else { problems.len() };
+        topic::check_files(&rooms, &mut problems);
+        stream::check_files(&rooms, &mut problems);
+        model::check_files(&rooms, &mut problems);
+        files::check_ids(&rooms, &mut problems);
+        if problems.len() > before {
+            return sorted(problems);
+        }
         let mut topics = topic::parse(&rooms, &mut problems);
         let schemas = schemas(&rooms, &mut problems);
         topic::check(&topics, &schemas, &rooms, &mut problems);
         let streams = stream::parse(&rooms, &topics, &schemas, &mut problems);
         let models = model::parse(&rooms, &topics, &schemas, &mut problems);
         add_own(&mut topics, &mut problems);
-        if !problems.is_empty() {
-            problems.sort();
-            problems.dedup();
-            return Err(problems);
+        if problems.is_empty() {
+            check_used(&own_schemas, &topics, &schemas, &streams, &mut problems);
         }
-        Ok(Self { topics, schemas, streams, models })
+        if problems.is_empty() { Ok(Self { topics, schemas, streams, models }) } else { sorted(problems) }
     }
 
     /// All schemas.
@@ -244,6 +259,46 @@ fn schemas(rooms: &[files::Room], problems: &mut Vec<Problem>) -> Schemas {
     let schemas = Schemas::new(parsed.into_values());
     check_versions(&schemas, &paths, problems);
     schemas
+}
+
+/// Ids from here on are a site's; the platform's own stay below.
+pub const FIRST_SITE_ID: u32 = 100;
+
+/// A later release of the platform may give any id below [`FIRST_SITE_ID`] to a schema of its own. A site that replaces
+/// a folder of the platform keeps the ids of that folder.
+fn check_ids(site: &Files, problems: &mut Vec<Problem>) {
+    let ids = |text: &str| serde_json::from_str::<BTreeMap<u32, String>>(text).unwrap_or_default();
+    let is_ids = |path: &str| path.rsplit('/').next() == Some("ids.json");
+    let platform: BTreeMap<u32, String> =
+        PLATFORM.iter().filter(|(path, _)| is_ids(path)).flat_map(|(_, text)| ids(text)).collect();
+    let extends = !site.get("contract.json").is_some_and(|text| text.contains("nothing"));
+    for (path, text) in site.iter().filter(|(path, _)| extends && is_ids(path)) {
+        for (id, schema) in ids(text).range(..FIRST_SITE_ID) {
+            if platform.get(id) != Some(schema) {
+                let what = format!("id {id} is the platform's: those of a site begin at {FIRST_SITE_ID}");
+                problems.push(Problem::at(path, text, &id.to_string(), what));
+            }
+        }
+    }
+}
+
+/// A schema that nothing names is forgotten, or its name is misspelt somewhere.
+fn check_used(
+    files: &[String],
+    topics: &BTreeMap<Arc<str>, Topic>,
+    schemas: &Schemas,
+    streams: &BTreeMap<String, StreamDefinition>,
+    problems: &mut Vec<Problem>,
+) {
+    let mut used: BTreeSet<&str> = topics.values().filter_map(Topic::schema).collect();
+    used.extend(schemas.with_ids().map(|(_, schema)| schema.file.as_str()));
+    for stream in streams.values() {
+        used.extend([&stream.input.schema, &stream.output].map(|schema| schema.file.as_str()));
+        used.extend(stream.tables.iter().map(|table| table.schema.file.as_str()));
+    }
+    for path in files.iter().filter(|path| !path.rsplit('/').next().is_some_and(|name| used.contains(name))) {
+        problems.push(Problem::of_file(path, "no topic, stream or ids.json names this schema: remove it"));
+    }
 }
 
 /// Versions of one record must read each other's records: old writers and new readers run side by side, and the other

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use telemetry::schema::Schemas;
 
-use crate::files::{Room, parse_json};
+use crate::files::{self, Room, parse_json};
 use crate::problem::Problem;
 use crate::topic::{Topic, Value};
 
@@ -55,6 +55,11 @@ struct Declared {
     state: String,
 }
 
+/// What keeps the `model.json` of all rooms from being read.
+pub(crate) fn check_files(rooms: &[Room], problems: &mut Vec<Problem>) {
+    files::check_files::<Declared>(rooms, "model.json", problems);
+}
+
 /// The models of all rooms.
 pub(crate) fn parse(
     rooms: &[Room],
@@ -79,7 +84,9 @@ pub(crate) fn parse(
             };
             let fits = match (&topic.value, value) {
                 (Value::Json, Some("json")) | (_, None) | (Value::Bytes, Some("bytes")) => true,
-                (Value::Avro(file), Some("avro")) => schemas.file(file).is_some(),
+                // A schema that does not exist, or cannot be read, has its own problem.
+                (Value::Avro(file), Some("avro")) if schemas.file(file).is_none() => return None,
+                (Value::Avro(_), Some("avro")) => true,
                 _ => false,
             };
             if !fits {

@@ -29,10 +29,9 @@ impl Problem {
     }
 
     /// What `serde_json` found, at the line where it found it.
-    pub(crate) fn json(file: &str, error: &serde_json::Error) -> Self {
-        let text = error.to_string();
-        let what = text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _)| what);
-        Self { file: file.to_owned(), line: (error.line() > 0).then(|| error.line()), what: what.to_owned() }
+    pub(crate) fn json(file: &str, text: &str, error: &serde_json::Error) -> Self {
+        let (line, what) = telemetry::declaration::explain(text, error);
+        Self { file: file.to_owned(), line, what }
     }
 }
 

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use telemetry::schema::{Kind, Schema, Schemas};
 
-use crate::files::{Room, parse_json};
+use crate::files::{self, Room, parse_json};
 use crate::problem::Problem;
 use crate::topic::{At, Topic, Value};
 
@@ -133,6 +133,11 @@ struct DeclaredTable {
 struct DeclaredOutput {
     topic: String,
     schema: String,
+}
+
+/// What keeps the `stream.json` of all rooms from being read.
+pub(crate) fn check_files(rooms: &[Room], problems: &mut Vec<Problem>) {
+    files::check_files::<Declared>(rooms, "stream.json", problems);
 }
 
 /// The streams of all rooms.

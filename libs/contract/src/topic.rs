@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use telemetry::schema::Schemas;
 
-use crate::files::{Room, parse_json};
+use crate::files::{self, Room, parse_json};
 use crate::problem::Problem;
 
 /// A topic that a site has.
@@ -135,6 +135,12 @@ enum Format {
 const MAX_NAME_CHARS: usize = 200;
 /// More than a broker should ever hold of one topic.
 const MAX_PARTITIONS: u32 = 10_000;
+
+/// What keeps the `topics.json` of all rooms from being read.
+pub(crate) fn check_files(rooms: &[Room], problems: &mut Vec<Problem>) {
+    files::check_files::<BTreeMap<String, Declared>>(rooms, "topics.json", problems);
+    files::check_names(rooms, "topics.json", "topic", problems);
+}
 
 /// The topics of all rooms. Each mistake is a problem at the line of the topic's name.
 pub(crate) fn parse(rooms: &[Room], problems: &mut Vec<Problem>) -> BTreeMap<Arc<str>, Topic> {

@@ -302,7 +302,14 @@ impl<'de> Visitor<'de> for Value<'_> {
         if let Some(Bounds::Length { min, max }) = self.field.bounds {
             let chars = value.chars().count();
             if chars < min || chars > max {
-                let detail = format!("{} has {chars} characters, allowed {min} to {max}", self.field.name);
+                let found = if chars == 1 { "1 character".to_owned() } else { format!("{chars} characters") };
+                let allowed = match (min, max) {
+                    (min, max) if min == max => min.to_string(),
+                    (0, max) => format!("at most {max}"),
+                    (min, usize::MAX) => format!("at least {min}"),
+                    (min, max) => format!("{min} to {max}"),
+                };
+                let detail = format!("{} has {found}, allowed {allowed}", self.field.name);
                 return Err(refuse(self.reject, "out-of-range", detail));
             }
         }

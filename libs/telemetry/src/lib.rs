@@ -15,6 +15,7 @@
 
 pub mod avro;
 mod columns;
+pub mod declaration;
 mod evolution;
 pub mod json;
 pub mod pseudonym;

@@ -16,6 +16,8 @@ use std::sync::Arc;
 use arrow::datatypes::{DataType, SchemaRef, TimeUnit};
 use serde::Deserialize;
 
+use crate::declaration;
+
 /// The time zone of every timestamp column.
 pub const UTC: &str = "+00:00";
 
@@ -92,8 +94,10 @@ impl Schema {
     /// Parses the text of one `.avsc` file.
     pub fn parse(file: &str, text: &str, id: Option<u32>) -> Result<Self, SchemaError> {
         let error = |what: String| SchemaError::new(file, what);
-        let declared: DeclaredRecord = serde_json::from_str(text)
-            .map_err(|e| SchemaError { line: (e.line() > 0).then(|| e.line()), ..error(e.to_string()) })?;
+        let declared: DeclaredRecord = serde_json::from_str(text).map_err(|e| {
+            let (line, what) = declaration::explain(text, &e);
+            SchemaError { line, ..error(what) }
+        })?;
         if declared.kind != "record" {
             return Err(error(format!("is a {:?}, expected a \"record\"", declared.kind)));
         }
@@ -189,6 +193,17 @@ impl Field {
                 ));
             }
         };
+        let crossed = match bounds {
+            Some(Bounds::Integer { min, max }) if min > max => Some(format!("min {min} is above max {max}")),
+            Some(Bounds::Real { min, max }) if min > max => Some(format!("min {min} is above max {max}")),
+            Some(Bounds::Length { min, max }) if min > max => {
+                Some(format!("min_length {min} is above max_length {max}"))
+            }
+            _ => None,
+        };
+        if let Some(what) = crossed {
+            return Err(format!("field {name}: {what}: no value fits"));
+        }
         Ok(Self { name, kind, nullable, has_default: nullable, pii: declared.pii, bounds, unit: declared.unit })
     }
 
@@ -353,24 +368,35 @@ impl DeclaredType {
                 let kinds = [Kind::Boolean, Kind::Int, Kind::Long, Kind::Float, Kind::Double, Kind::String];
                 match kinds.into_iter().find(|kind| kind.name() == name) {
                     Some(kind) => Ok((kind, false)),
-                    None => Err(format!("type {name:?} is not one of boolean, int, long, float, double, string")),
+                    None => Err(impossible(name)),
                 }
             }
             Self::Union(branches) => match branches.as_slice() {
                 [Self::Plain(null), kind] if null == "null" && !matches!(kind, Self::Union(_)) => {
                     Ok((kind.resolve()?.0, true))
                 }
-                _ => Err("the only union here is [\"null\", T]".to_owned()),
+                _ => Err("a type that may be null is written [\"null\", T]; no other union is possible".to_owned()),
             },
             Self::Annotated(value) => {
                 if *value == serde_json::json!({"type": "long", "logicalType": "timestamp-millis"}) {
                     Ok((Kind::TimestampMillis, false))
                 } else {
-                    Err(format!("type {value}: the only logical type here is timestamp-millis of a long"))
+                    let text = |key: &str| value.get(key).and_then(serde_json::Value::as_str);
+                    let logical = text("logicalType").map(|name| format!(" with logicalType {name}"));
+                    let name = text("type").map_or_else(|| value.to_string(), str::to_owned);
+                    Err(impossible(&(name + &logical.unwrap_or_default())))
                 }
             }
         }
     }
+}
+
+/// A type that a field cannot have, and what to use.
+fn impossible(name: &str) -> String {
+    format!(
+        "type {name} is not possible: use boolean, int, long (also timestamp-millis), float, double or string; for a \
+         choice, a string with max_length"
+    )
 }
 
 #[cfg(test)]
@@ -386,16 +412,27 @@ mod tests {
     #[test]
     fn what_is_not_understood_is_refused_by_name() {
         for (text, message) in [
-            (r#"{"name": "a", "type": "string", "ppi": "personal"}"#, "unknown field `ppi`"),
-            (r#"{"name": "a", "type": "string", "pii": "secret"}"#, "unknown variant `secret`"),
-            (r#"{"name": "a", "type": "bytes"}"#, "field a: type \"bytes\" is not one of"),
-            (r#"{"name": "a", "type": ["int", "null"]}"#, "the only union here is"),
+            (
+                r#"{"name": "a", "type": "string", "ppi": "personal"}"#,
+                "a: there is no attribute ppi; expected name, type",
+            ),
+            (r#"{"name": "a", "type": "string", "pii": "secret"}"#, "a: pii is \"secret\"; expected identifier, "),
+            (r#"{"name": "a", "type": "bytes"}"#, "field a: type bytes is not possible: use boolean, int, long"),
+            (r#"{"name": "a", "type": {"type": "enum", "name": "E", "symbols": ["A"]}}"#, "type enum is not possible"),
+            (r#"{"name": "a", "type": {"type": "array", "items": "int"}}"#, "type array is not possible"),
+            (r#"{"name": "a", "type": ["int", "null"]}"#, "may be null is written"),
+            (r#"{"name": "a", "type": "int", "min": 5, "max": 3}"#, "field a: min 5 is above max 3"),
+            (r#"{"name": "a", "type": "float", "min": 0.5, "max": 0.1}"#, "min 0.5 is above max 0.1"),
+            (r#"{"name": "a", "type": "string", "min_length": 5, "max_length": 3}"#, "min_length 5 is above"),
             (r#"{"name": "a", "type": ["null", "int"]}"#, "needs \"default\": null"),
             (r#"{"name": "a", "type": "int", "default": 3}"#, "the only default here is null"),
             (r#"{"name": "a", "type": "int", "default": null}"#, "the only default here is null"),
             (r#"{"name": "a", "type": "int", "max_length": 3}"#, "min and max are for numbers"),
             (r#"{"name": "a", "type": "int", "max": 3.5}"#, "the bound 3.5 is not a whole number"),
-            (r#"{"name": "a", "type": {"type": "int", "logicalType": "date"}}"#, "the only logical type"),
+            (
+                r#"{"name": "a", "type": {"type": "int", "logicalType": "date"}}"#,
+                "type int with logicalType date is not",
+            ),
             (r#"{"name": "a", "type": "int"}, {"name": "a", "type": "int"}"#, "two fields a"),
         ] {
             let error = field(text).unwrap_err();
