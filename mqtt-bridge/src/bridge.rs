@@ -1,5 +1,6 @@
 //! The listeners: they accept connections, and at shutdown let them finish.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -23,6 +24,7 @@ use crate::alerts::Follower;
 use crate::args::{Args, Listen};
 use crate::clients::{Directory, Slots};
 use crate::close::Refusal;
+use crate::complaints::Complaints;
 use crate::connection::{self, Arrival};
 use crate::metrics::KindLabel;
 use crate::session::Rules;
@@ -87,6 +89,8 @@ impl Bridge {
     /// The same with a log that is open. `args.log` is not looked at.
     pub async fn bind_on(log: Arc<dyn Log>, args: Args, metrics: Metrics) -> anyhow::Result<Self> {
         args.check()?;
+        // A Kafka that does not answer shows only after seconds.
+        tracing::info!("opening the topics of cars in {}", log.url());
         let topics = Arc::new(Topics::new(&args.contract.load()?));
         let key = read_key(&args)?;
         let tls = Tls::new(&args.tls, metrics.clone())?;
@@ -135,6 +139,7 @@ impl Bridge {
             abandon: CancellationToken::new(),
             open: AtomicUsize::new(0),
             log_trouble: Mutex::new(Waiting::new(format!("the log {} to accept records", log.url()))),
+            complaints: Complaints::default(),
             assigned_ids: AssignedIds::default(),
         });
         Ok(Self { doors, shared, follower })
@@ -199,8 +204,20 @@ impl Door {
                 break;
             }
         }
-        let (address, listener) = opened.with_context(|| {
-            format!("cannot listen at {at}: stop what uses the port, or choose another one with {setting} ({variable})")
+        let (address, listener) = opened.map_err(|error| {
+            let remedy = match error.kind() {
+                ErrorKind::PermissionDenied => {
+                    format!("this user may not use ports below 1024; choose another with {setting} ({variable})")
+                }
+                ErrorKind::AddrInUse => {
+                    format!("stop what uses the port, or choose another one with {setting} ({variable})")
+                }
+                ErrorKind::AddrNotAvailable => {
+                    format!("this machine does not have the address; choose another with {setting} ({variable})")
+                }
+                _ => return anyhow::Error::new(error).context(format!("cannot listen at {at} ({setting})")),
+            };
+            anyhow::anyhow!("cannot listen at {at}: {remedy}")
         })?;
         Ok(Self { listener, address, tls })
     }
@@ -300,6 +317,12 @@ fn prepare(
 fn read_key(args: &Args) -> anyhow::Result<Option<PseudonymKey>> {
     let Some(path) = args.pseudonym_key_file.as_ref().filter(|_| !args.no_alerts) else { return Ok(None) };
     let problem = |problem: String| ConfigError(vec![format!("--pseudonym-key-file {}: {problem}", path.display())]);
-    let bytes = std::fs::read(path).map_err(|error| problem(error.to_string()))?;
+    let bytes = std::fs::read(path).map_err(|error| match error.kind() {
+        ErrorKind::NotFound => problem(
+            "the file does not exist; it is the key of the site's preprocessor, made once with: openssl rand -hex 32"
+                .to_owned(),
+        ),
+        _ => problem(format!("cannot be read: {error}")),
+    })?;
     Ok(Some(PseudonymKey::from_bytes(&bytes).map_err(|error| problem(error.to_string()))?))
 }

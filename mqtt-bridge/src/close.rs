@@ -74,6 +74,22 @@ impl Close {
         }
     }
 
+    /// Whether the client, and nobody else, can do something about it: it breaks a rule, and would break it again.
+    pub(crate) fn is_of_client(self) -> bool {
+        matches!(
+            self,
+            Close::Malformed
+                | Close::ProtocolError
+                | Close::PacketTooLarge
+                | Close::TopicInvalid
+                | Close::NotAuthorized
+                | Close::QosNotSupported
+                | Close::RetainNotSupported
+                | Close::TopicAliasInvalid
+                | Close::ReceiveMaximumExceeded
+        )
+    }
+
     /// The reason of the DISCONNECT for an MQTT 5 client; `None` if no client is left to receive it.
     pub(crate) fn disconnect_reason(self) -> Option<DisconnectReasonCode> {
         use DisconnectReasonCode as Reason;

@@ -37,6 +37,7 @@ mod args;
 mod bridge;
 mod clients;
 mod close;
+mod complaints;
 mod connection;
 mod input;
 mod metrics;

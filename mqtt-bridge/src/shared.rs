@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Metrics;
 use crate::clients::{Directory, Slots};
+use crate::complaints::Complaints;
 use crate::session::Rules;
 
 /// What all connections share.
@@ -34,6 +35,7 @@ pub(crate) struct Shared {
     /// Connections whose socket is open, refused ones included.
     pub(crate) open: AtomicUsize,
     pub(crate) log_trouble: Mutex<Waiting>,
+    pub(crate) complaints: Complaints,
     pub(crate) assigned_ids: AssignedIds,
 }
 

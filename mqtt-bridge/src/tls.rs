@@ -27,10 +27,10 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
 
 use crate::args::TlsArgs;
+use crate::complaints::Complaints;
 use crate::metrics::{Metrics, Reason};
 use files::{Contents, Files, Loaded};
 pub(crate) use handshake::serve;
-use refusal::Complaints;
 
 /// The TLS settings in force.
 #[derive(Debug)]

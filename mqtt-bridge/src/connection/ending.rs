@@ -25,6 +25,9 @@ impl Connection {
             shared.metrics.paused.dec();
         }
         tracing::debug!(slot = self.slot.number(), reason = close.label(), "connection ended");
+        if close.is_of_client() {
+            shared.complaints.note(close.label(), "disconnected", close.explanation());
+        }
         self.unsubscribed();
         self.input = BytesMut::new();
         self.held = None;

@@ -128,7 +128,10 @@ impl Connection {
                 self.append(message, bytes, stamp)?;
                 return Ok(bytes);
             }
-            Step::RefusedPublish(close) => self.shared.metrics.refused_publish(close.label()),
+            Step::RefusedPublish(close) => {
+                self.shared.metrics.refused_publish(close.label());
+                self.shared.complaints.note(close.label(), "refused a publish", close.explanation());
+            }
             Step::Subscribed => self.subscribed(),
             Step::Unsubscribed => self.unsubscribed(),
             Step::AlertAcknowledged => {

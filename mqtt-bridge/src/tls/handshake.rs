@@ -9,7 +9,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::Tls;
-use super::refusal::Failure;
+use super::refusal::{Failure, LOST};
 use crate::clients::Slot;
 use crate::close::{Close, Refusal};
 use crate::connection::{self, Arrival};
@@ -30,12 +30,19 @@ pub(crate) async fn serve(shared: Arc<Shared>, slot: Slot, socket: TcpStream, tl
         Ok(vin) => arrival.car = Some(vin),
         Err(failure) => {
             // Told in CONNACK, which every MQTT client shows.
-            tls.complaints.note(&failure);
+            note(&tls, &failure);
             arrival.refusal.get_or_insert(Refusal::NoVin);
         }
     }
     drop(tls);
     connection::serve(shared, slot, stream, arrival).await;
+}
+
+/// Logs why a client is refused; not that one went away.
+fn note(tls: &Tls, failure: &Failure) {
+    if failure.reason != LOST {
+        tls.complaints.note(failure.reason, "refused", &failure.sentence);
+    }
 }
 
 /// `None`: it came to nothing, for a reason that is counted and logged.
@@ -57,7 +64,7 @@ async fn shake_hands(
         // The bridge stops: who has no name yet gets no other mail.
         () = slot.mailbox.arrived() => return None,
     };
-    tls.complaints.note(&failure);
+    note(tls, &failure);
     tls.metrics.refused_connect(failure.reason);
     if let Some(socket) = socket {
         // So that it reads the alert that is on its way.
