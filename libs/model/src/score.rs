@@ -79,13 +79,13 @@ impl Model {
     /// Judges the next reading of a car.
     pub fn score_reading(&self, state: &mut CarState, event_time_ms: i64, raw: &Row) -> Verdict {
         if state.is_late(event_time_ms) {
-            let verdict = self.advance(&mut state.clone(), event_time_ms, raw);
+            let verdict = self.score_next(&mut state.clone(), event_time_ms, raw);
             return Verdict { late: true, ..verdict };
         }
-        self.advance(state, event_time_ms, raw)
+        self.score_next(state, event_time_ms, raw)
     }
 
-    fn advance(&self, state: &mut CarState, event_time_ms: i64, raw: &Row) -> Verdict {
+    fn score_next(&self, state: &mut CarState, event_time_ms: i64, raw: &Row) -> Verdict {
         let m = &self.manifest;
         let Some(inputs) = state.observe(&m.settings, &m.scaling, event_time_ms, raw) else {
             return Verdict::none(m.threshold);

@@ -1,4 +1,4 @@
--- Charging sessions: when, how much, at which station; no contract number, no card, and where only to 0.05 degrees.
+-- Charging sessions: when, how much, at which station; not the card, and where only to 0.05 degrees.
 CREATE STREAM charging AS
 SELECT
     pseudonym(r.vin)          AS car,
