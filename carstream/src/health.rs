@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::Context;
 use service::{HostPort, values};
 
-/// Whether a stage is ready: asks its admin port. For the health check of a container.
+/// Ask a stage's admin port whether it is ready: for the health check of a container.
 ///
 /// Exit code 0: the answer is 200; 1: it is another, or none.
 #[derive(Debug, Clone, clap::Args)]
@@ -47,7 +47,9 @@ const ANSWER_BYTES: u64 = 4096;
 /// Asks; prints what was answered.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let AdminUrl { address, path } = &args.url;
-    let answer = ask(args).with_context(|| format!("no answer from http://{address}{path}"))?;
+    let answer = ask(args).with_context(|| {
+        format!("no answer from http://{address}{path}: is the stage running, with --admin {address}?")
+    })?;
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
     let status = head.lines().next().unwrap_or_default();
     anyhow::ensure!(status.split(' ').nth(1) == Some("200"), "{status}: {}", body.trim());

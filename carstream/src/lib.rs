@@ -63,7 +63,7 @@ enum Command {
     Sink(Box<sink::Args>),
     Trainer(Box<trainer::Args>),
     Scorer(Box<scorer::Args>),
-    /// The whole pipeline on this machine, from a car to a verdict, in about a minute (the default).
+    /// Run the whole pipeline on this machine, from a car to a verdict, in about a minute (the default).
     Demo(demo::Args),
     Audit(Box<audit::Args>),
     Contract(contracts::Args),
@@ -101,6 +101,14 @@ impl AsRef<ServiceArgs> for Cli {
             )
             | None => &self.service,
         }
+    }
+}
+
+/// Warns of variables of this process that look like settings and are none: a typing error would go unnoticed.
+pub fn warn_of_unknown_variables() {
+    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    for line in settings::unknown_variables(names, &Cli::command()) {
+        tracing::warn!("{line}");
     }
 }
 

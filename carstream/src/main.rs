@@ -2,18 +2,33 @@
 
 use std::process::ExitCode;
 
+use service::ServiceArgs;
+use tokio_util::sync::CancellationToken;
+
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     match service::started_as().as_deref() {
-        Some("simulator") => service::main(simulator::run),
-        Some("mqtt-bridge") => service::main(mqtt_bridge::run),
-        Some("preprocessor") => service::main(preprocessor::run),
-        Some("replicator") => service::main(replicator::run),
-        Some("sink") => service::main(sink::run),
-        Some("trainer") => service::main(trainer::run),
-        Some("scorer") => service::main(scorer::run),
-        _ => service::main(carstream::run),
+        Some("simulator") => run(simulator::run),
+        Some("mqtt-bridge") => run(mqtt_bridge::run),
+        Some("preprocessor") => run(preprocessor::run),
+        Some("replicator") => run(replicator::run),
+        Some("sink") => run(sink::run),
+        Some("trainer") => run(trainer::run),
+        Some("scorer") => run(scorer::run),
+        _ => run(carstream::run),
     }
+}
+
+fn run<A, F, Fut>(run: F) -> ExitCode
+where
+    A: clap::Parser + AsRef<ServiceArgs>,
+    F: FnOnce(A, CancellationToken) -> Fut,
+    Fut: Future<Output = anyhow::Result<()>>,
+{
+    service::main(|args, shutdown| {
+        carstream::warn_of_unknown_variables();
+        run(args, shutdown)
+    })
 }

@@ -19,6 +19,8 @@ struct Setting {
 struct Runnable {
     name: String,
     settings: Vec<Setting>,
+    /// Of a subcommand: the command that it belongs to, and which settings of that one it has, too.
+    parent: Option<(String, Vec<Setting>)>,
 }
 
 /// The page, from the definition of the whole command line.
@@ -39,7 +41,7 @@ pub fn page(program: &Command) -> String {
     shared.retain(|(_, users)| users.len() > 1);
     let (of_all, of_some): (Vec<_>, Vec<_>) =
         shared.iter().partition(|(_, users)| stages.iter().all(|stage| users.contains(stage)));
-    page += "\n## Every stage\n\nCommands that run no stage have these, too, and log at `warn` by default.\n\n";
+    page += EVERY_STAGE;
     table(&mut page, of_all.iter().map(|(setting, _)| (setting, None)));
     page += "\n## Several stages and commands\n\n";
     table(&mut page, of_some.iter().map(|(setting, users)| (setting, Some(users.join(", ")))));
@@ -49,26 +51,47 @@ pub fn page(program: &Command) -> String {
             command.settings.iter().partition(|setting| shared.iter().any(|(known, _)| known == *setting));
         let is_stage = stages.iter().any(|stage| command.name.starts_with(stage.as_str()));
         let _ = write!(page, "\n## {}{}\n\n", if is_stage { "" } else { "carstream " }, command.name);
-        if !own.is_empty() {
+        if own.is_empty() {
+            page += "No settings of its own.\n";
+        } else {
             table(&mut page, own.into_iter().map(|setting| (setting, None)));
         }
-        let above = others.iter().filter(|setting| !of_all.iter().any(|(known, _)| known == **setting));
-        let above: Vec<_> = above.map(|setting| format!("`{}`", setting.name)).collect();
+        let names = |settings: &[&Setting]| {
+            let settings = settings.iter().filter(|setting| !of_all.iter().any(|(known, _)| known == **setting));
+            settings.map(|setting| format!("`{}`", setting.name)).collect::<Vec<_>>().join(", ")
+        };
+        let above = names(&others);
         if !above.is_empty() {
-            let _ = write!(page, "\nAnd, from above: {}.\n", above.join(", "));
+            let _ = write!(page, "\nAnd, from above: {above}.\n");
+        }
+        if let Some((parent, settings)) = &command.parent {
+            let of_parent = names(&settings.iter().collect::<Vec<_>>());
+            if !of_parent.is_empty() {
+                let _ = write!(page, "\nAnd, as for {parent}: {of_parent}.\n");
+            }
         }
     }
-    // A command may have no table of its own.
-    page.replace("\n\n\n", "\n\n")
+    page
 }
+
+const EVERY_STAGE: &str = "
+## Every stage
+
+Commands that run no stage have these, too, and log at `warn` by default; `deploy`, which waits for logs, at `info`.
+
+";
 
 const INTRODUCTION: &str = "\
 # Settings
 
 *This page is made from the definitions: `carstream settings > docs/settings.md`.*
 
-A setting comes from the command line, else from its environment variable, else it has its default. An empty variable is
-an unset one. All settings that cannot work are reported together, with exit code 64.
+A setting comes from the command line, else from its environment variable, if it has one, else it has its default. An
+empty variable is an unset one; a variable that begins with `CARSTREAM_` and is no setting is reported. Settings that
+cannot work have exit code 64. A value that is not of the kind in the table below is reported first and alone; all other
+problems are reported together. Both name the variable that the value came from.
+
+A setting of a command stands before or behind its subcommand: `preprocessor try STREAM --contract DIR`.
 
 | value | written as |
 | --- | --- |
@@ -84,11 +107,62 @@ an unset one. All settings that cannot work are reported together, with exit cod
 variable without the name of a stage means the same in all of them, so that a site can have one file of variables.
 ";
 
+/// Variables that look like settings and are none of any stage or command, each with the nearest one.
+pub fn unknown_variables(names: impl IntoIterator<Item = String>, program: &Command) -> Vec<String> {
+    let known: Vec<_> = commands(program).into_iter().flat_map(|command| command.settings).collect();
+    let known: Vec<_> = known.iter().filter_map(|setting| setting.variable.as_deref()).collect();
+    let is_other = |name: &str| {
+        let of_tests = OF_TESTS.iter().any(|prefix| name.starts_with(prefix));
+        // What Kubernetes gives each container for a service that is called carstream-….
+        of_tests || name.contains("_SERVICE_") || name.contains("_PORT")
+    };
+    let mut unknown: Vec<_> = names.into_iter().filter(|name| name.starts_with("CARSTREAM_")).collect();
+    unknown.retain(|name| !known.contains(&name.as_str()) && !is_other(name));
+    unknown.sort();
+    let line = |name: String| {
+        let nearest = known.iter().map(|known| (distance(&name, known), known)).min();
+        match nearest.filter(|(distance, _)| *distance <= MAX_TYPOS) {
+            Some((_, known)) => format!("{name} is no setting: did you mean {known}?"),
+            None => format!("{name} is no setting: docs/settings.md has all of them"),
+        }
+    };
+    unknown.into_iter().map(line).collect()
+}
+
+/// Variables of tests and scripts.
+const OF_TESTS: [&str; 7] = [
+    "CARSTREAM_TEST_",
+    "CARSTREAM_CACHE",
+    "CARSTREAM_IMAGE",
+    "CARSTREAM_CRASH_",
+    "CARSTREAM_WORKER_",
+    "CARSTREAM_SCHEDULE",
+    "CARSTREAM_KILL",
+];
+
+/// More changed letters than this are another word.
+const MAX_TYPOS: usize = 4;
+
+/// How many letters have to be inserted, removed or replaced (Levenshtein).
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.bytes().enumerate() {
+            let replaced = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
 /// All commands that are run: stages first, in the order of the flow.
 fn commands(program: &Command) -> Vec<Runnable> {
     let mut found = Vec::new();
     for command in program.get_subcommands() {
-        collect(command, "", &[], &mut found);
+        collect(command, "", None, &mut found);
     }
     let (mut stages, others): (Vec<_>, Vec<_>) = found
         .into_iter()
@@ -99,20 +173,25 @@ fn commands(program: &Command) -> Vec<Runnable> {
     stages
 }
 
-fn collect(command: &Command, path: &str, above: &[Setting], found: &mut Vec<Runnable>) {
+fn collect(command: &Command, path: &str, parent: Option<&Command>, found: &mut Vec<Runnable>) {
     let name = format!("{path} {}", command.get_name()).trim_start().to_owned();
-    let settings: Vec<_> = command.get_arguments().filter_map(setting).filter(|s| !above.contains(s)).collect();
-    let above = [above, &settings].concat();
+    let above: Vec<_> =
+        parent.into_iter().flat_map(Command::get_arguments).filter_map(|arg| Some((arg, setting(arg)?))).collect();
+    let is_above = |setting: &Setting| above.iter().any(|(_, known)| known == setting);
+    let (of_parent, settings): (Vec<_>, Vec<_>) = command.get_arguments().filter_map(setting).partition(is_above);
+    let is_of_parent = |(arg, setting): &&(&Arg, Setting)| arg.is_global_set() || of_parent.contains(setting);
+    let of_parent: Vec<_> = above.iter().filter(is_of_parent).map(|(_, setting)| setting.clone()).collect();
     if !settings.is_empty() {
-        found.push(Runnable { name: name.clone(), settings });
+        let parent = parent.map(|parent| (parent.get_name().to_owned(), of_parent));
+        found.push(Runnable { name: name.clone(), settings, parent });
     }
     for subcommand in command.get_subcommands() {
-        collect(subcommand, &name, &above, found);
+        collect(subcommand, &name, Some(command), found);
     }
 }
 
 fn setting(arg: &Arg) -> Option<Setting> {
-    if matches!(arg.get_id().as_str(), "help" | "version") {
+    if arg.is_hide_set() || matches!(arg.get_id().as_str(), "help" | "version") {
         return None;
     }
     let is_switch = matches!(arg.get_action(), ArgAction::SetTrue);
@@ -210,6 +289,19 @@ mod tests {
                 assert_eq!(*known, name, "both have the variable {variable}");
             }
         }
+    }
+
+    #[test]
+    fn a_variable_that_is_no_setting_is_named_with_the_nearest_one() {
+        let names = ["CARSTREAM_LOGLEVEL", "CARSTREAM_LOG_LEVEL", "CARSTREAM_SINK_MAX_AGE", "CARSTREAM_TEST_KAFKA"];
+        let others = ["CARSTREAM_ADMIN_PORT_9100_TCP", "CARSTREAM_SOMETHING_ELSE", "CARGO_HOME"];
+        let found =
+            unknown_variables([&names[..], &others].concat().into_iter().map(String::from), &crate::Cli::command());
+        let wanted = [
+            "CARSTREAM_LOGLEVEL is no setting: did you mean CARSTREAM_LOG_LEVEL?",
+            "CARSTREAM_SOMETHING_ELSE is no setting: docs/settings.md has all of them",
+        ];
+        assert_eq!(found, wanted);
     }
 
     #[test]

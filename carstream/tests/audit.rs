@@ -337,6 +337,7 @@ fn the_command_says_what_it_found_by_its_exit_code() {
     let site = runtime.block_on(Site::with(|at, car, seq| usize::from((at, car, seq) != (At::Clean, 0, 9))));
     let path = |name: &str| site.path(name).display().to_string();
     let (edge, cloud, lake, key) = (path("edge"), path("cloud"), path("lake"), path("site.key"));
+    let other = path("other.key");
     let ledger = path("ledger.csv");
     let key_args = ["--pseudonym-key-file", &key];
     let whole = ["audit", "--edge-log", &edge, "--cloud-log", &cloud, "--lake", &lake, "--ledger", &ledger];
@@ -348,18 +349,35 @@ fn the_command_says_what_it_found_by_its_exit_code() {
     let (code, table, said) = carstream(&whole);
     assert_eq!(code, Some(1), "{said}");
     assert!(table.contains("was acknowledged and is missing in telemetry at the edge"), "{table}");
-    assert!(said.contains("1 readings are lost, 0 doubled"), "{said}");
+    assert!(said.contains("1 reading is lost; discrepancies by kind: missing 1"), "{said}");
     let (code, json, _) = carstream(&[&whole[..], &["--json"]].concat());
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!((code, &json["ledger"]["lost"], &json["discrepancies"][0]["seq"]), (Some(1), &1.into(), &9.into()));
     let (code, _, said) = carstream(&[&["audit", "--cloud-log", &cloud, "--lake", &lake][..], &key_args].concat());
     assert_eq!(code, Some(0), "{said}");
 
+    // Another key makes other pseudonyms: that is said, and not that every reading is lost.
+    std::fs::write(&other, [b'x'; 32]).unwrap();
+    let with_other = [&whole[..whole.len() - 1], &[other.as_str()]].concat();
+    let without_ledger = ["audit", "--edge-log", &edge, "--cloud-log", &cloud, "--pseudonym-key-file", &other];
+    for arguments in [&with_other[..], &without_ledger] {
+        let (code, _, said) = carstream(arguments);
+        let wanted = format!(
+            "error: --pseudonym-key-file {other}: no car in telemetry has a pseudonym made with this key; use the key \
+             of the site's preprocessor\n"
+        );
+        assert_eq!((code, said), (Some(64), wanted));
+    }
+
+    let (code, _, said) = carstream(&["audit", "--log", &edge]);
+    assert_eq!((code, said.as_str()), (Some(64), "error: audit knows two logs: --edge-log and --cloud-log\n"));
     let (code, _, said) = carstream(&["audit"]);
     assert!(code == Some(64) && said.contains("name at least one of them"), "{said}");
     let (code, _, said) = carstream(&["audit", "--edge-log", "/nowhere", "--lake", "/nowhere", "--ledger", "/nowhere"]);
     assert_eq!(code, Some(64), "{said}");
-    for problem in ["--edge-log /nowhere", "--lake /nowhere", "--ledger /nowhere", "--pseudonym-key-file is missing"] {
+    for problem in
+        ["--edge-log /nowhere", "--lake /nowhere", "--ledger /nowhere", "(CARSTREAM_PSEUDONYM_KEY_FILE) is missing"]
+    {
         assert!(said.contains(problem), "{said}");
     }
     drop(kept);

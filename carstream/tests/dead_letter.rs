@@ -302,6 +302,20 @@ fn the_command_lists_and_shows_and_says_what_is_personal() {
     assert!(json.contains("\"replayed\":1"), "{json}");
     let (_, list, _) = carstream(&["dead-letter", "list", "--log", &edge]);
     assert!(list.contains("1 replayed") && list.contains("(replayed 20"), "{list}");
+    assert!(!list.contains("shown"), "all are shown: {list}");
+    let (_, list, _) = carstream(&["dead-letter", "list", "--log", &edge, "--limit", "1"]);
+    assert!(list.ends_with("\n1 of 4 shown; --limit N shows more\n"), "{list}");
+    let typo = ["--log", &edge, "--reason", "out-of-rnge"];
+    let wanted = "no dead letter has the reason out-of-rnge; there are not-utf8, out-of-range, unknown-field\n";
+    for command in ["list", "replay"] {
+        let (code, said, _) = carstream(&[&["dead-letter", command][..], &typo].concat());
+        assert!(code == Some(0) && said.ends_with(wanted), "{said}");
+    }
+    let (code, _, said) = carstream(&["dead-letter", "list", "--log", &edge, "--topic", "telemetry"]);
+    assert!(
+        code == Some(64) && said.contains("--topic telemetry: is no dead-letter topic; the contract has"),
+        "{said}"
+    );
     let (code, _, said) = carstream(&["dead-letter", "list", "--log", "/nowhere"]);
     assert!(code == Some(64) && said.contains("the directory does not exist"), "{said}");
     drop(kept);

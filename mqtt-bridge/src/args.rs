@@ -11,7 +11,7 @@ use service::{ConfigError, ContractArgs, DrainArgs, HostPort, ServiceArgs, setti
 
 use crate::input::READ_BYTES;
 
-/// Appends cars' MQTT messages (3.1.1 and 5) to the log.
+/// Append cars' MQTT messages (3.1.1 and 5) to the log.
 ///
 /// A car publishes to vehicles/{vin}/LEVEL with QoS 0 or 1: telemetry, faults, drivers, status, and what else the
 /// site's contract has. A QoS 1 publish is acknowledged when the log has committed it, never before. A car that
@@ -20,10 +20,7 @@ use crate::input::READ_BYTES;
 #[derive(Debug, Clone, clap::Parser)]
 #[command(name = "mqtt-bridge", version, after_help = TLS_HELP)]
 pub struct Args {
-    /// Logging and the admin port.
-    #[command(flatten)]
-    pub service: ServiceArgs,
-    /// Listen for MQTT without TLS at this address, for this machine and trusted networks; `none` leaves --tls-listen.
+    /// Accept MQTT without TLS at this address: for this machine and trusted networks; `none`: only with TLS.
     #[arg(long, env = "CARSTREAM_MQTT_LISTEN", value_name = "HOST:PORT|none", default_value_t)]
     pub listen: Listen,
     /// TLS.
@@ -35,7 +32,7 @@ pub struct Args {
     /// What cars may publish, and into which topics.
     #[command(flatten)]
     pub contract: ContractArgs,
-    /// Let a client without a certificate publish for these cars.
+    /// Let a client without a certificate publish for any car, or only for the VIN that is its client identifier.
     #[arg(long, env = "CARSTREAM_MQTT_CLIENT_ID", value_enum, default_value_t)]
     pub client_id: ClientIdRule,
     /// Read the site's secret key for pseudonyms from this file, at least 16 bytes; a site has one key.
@@ -47,6 +44,9 @@ pub struct Args {
     /// The bounds.
     #[command(flatten)]
     pub limits: Limits,
+    /// Logging and the admin port.
+    #[command(flatten)]
+    pub service: ServiceArgs,
 }
 
 const TLS_HELP: &str = "TLS with certificates made by `carstream secrets`:
@@ -165,7 +165,12 @@ impl Args {
 
     /// All that cannot work, together.
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
-        let mut problems = self.limits.problems();
+        ConfigError::check(self.problems())
+    }
+
+    /// What of the settings cannot work.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = [self.log.problems(), self.limits.problems()].concat();
         problems.extend(self.tls.problems(&self.listen));
         if self.pseudonym_key_file.is_none() && !self.no_alerts {
             problems.push(
@@ -174,7 +179,7 @@ impl Args {
                     .to_owned(),
             );
         }
-        ConfigError::check(problems)
+        problems
     }
 }
 
@@ -226,7 +231,7 @@ pub struct Limits {
     #[arg(long, env = "CARSTREAM_MQTT_MAX_KEEP_ALIVE", value_name = "DURATION", default_value = "1h",
         value_parser = values::duration)]
     pub max_keep_alive: Duration,
-    /// Close a connection that a bound has kept from being read for this long.
+    /// Close a connection that has not been read for this long because a bound above was reached.
     #[arg(long, env = "CARSTREAM_MQTT_MAX_PAUSE", value_name = "DURATION", default_value = "60s",
         value_parser = values::positive_duration)]
     pub max_pause: Duration,

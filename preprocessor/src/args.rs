@@ -1,5 +1,6 @@
 //! Settings.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -10,13 +11,13 @@ use schema_registry::SchemaRegistryArgs;
 use service::{ContractArgs, DrainArgs, ServiceArgs, settings};
 use telemetry::pseudonym::PseudonymKey;
 
-/// Turns raw readings into clean ones: validated, deduplicated, joined, without personal data, as Avro.
+/// Turn raw readings into clean ones: validated, deduplicated, joined, without personal data, as Avro.
 ///
 /// Runs every stream of the contract: of the platform's, telemetry.raw becomes telemetry and faults.raw becomes faults.
-/// Records that cannot be used go to the stream's dead-letter topic, with the reason. To see the output columns of each
+/// Records that cannot be used go to the stream's dead-letter topic, with the reason. To see the output columns of a
 /// stream, and their origin:
 ///
-///   preprocessor --check
+///   carstream contract explain telemetry
 ///
 /// To run, it needs the site's secret key for pseudonyms:
 ///
@@ -24,14 +25,17 @@ use telemetry::pseudonym::PseudonymKey;
 ///   preprocessor --log /var/lib/carstream/log --pseudonym-key-file site.key
 ///
 /// The readings that each car has sent are remembered across restarts, in topic preprocessor.state: a repeat is removed
-/// however late it arrives. That topic holds VINs, and stays at the edge.
+/// whenever it arrives. That topic holds VINs, and stays at the edge.
 #[derive(Debug, Clone, Parser)]
 #[command(
     name = "preprocessor",
     version,
     verbatim_doc_comment,
     subcommand_help_heading = "Instead of running the streams",
-    subcommand_value_name = "COMMAND"
+    subcommand_value_name = "COMMAND",
+    // What `try` needs, too: before it or behind it.
+    mut_arg("contract", |arg| arg.global(true)),
+    mut_arg("pseudonym_key_file", |arg| arg.global(true))
 )]
 pub struct Args {
     /// What to do instead of running the streams.
@@ -54,10 +58,6 @@ pub struct Args {
     #[command(flatten)]
     pub schema_registry: SchemaRegistryArgs,
 
-    /// Check the stream definitions, print the outputs of each and where they come from, and exit.
-    #[arg(long)]
-    pub check: bool,
-
     /// Instances and batches.
     #[command(flatten)]
     pub pipeline: LoopArgs,
@@ -75,15 +75,16 @@ pub struct Args {
     pub service: ServiceArgs,
 }
 
-/// What else the preprocessor does. --contract and --pseudonym-key-file come before: `preprocessor --contract DIR try
-/// STREAM`, or from the environment.
+/// What else the preprocessor does.
 #[derive(Debug, Clone, clap::Subcommand)]
 pub enum Command {
     /// Send readings from standard input through one stream, without any log; print what becomes of each.
     ///
     /// Takes one JSON object per line, as cars send them, and prints one per line: verdict (clean, filtered, duplicate,
-    /// dead-letter), and the clean record, or the reason and the detail. No value of a field that is tagged as personal
-    /// data is printed. Without --pseudonym-key-file pseudonyms are those of a key of zeros.
+    /// dead-letter), line, and the clean record, or the reason and the detail. No value of a field that is tagged as
+    /// personal data is printed. Without --pseudonym-key-file pseudonyms are those of a key of zeros.
+    ///
+    /// Exit code 0: all lines have a verdict, whichever; 64: bad settings, or a contract with problems.
     Try(TryArgs),
 }
 
@@ -128,17 +129,25 @@ impl Args {
 
     /// What is wrong with the plain settings.
     pub(crate) fn problems(&self) -> Vec<String> {
-        [self.schema_registry.problems(), self.pipeline.problems(), self.snapshots.problems()].concat()
+        let (log, registry) = (self.log.problems(), self.schema_registry.problems());
+        [log, registry, self.pipeline.problems(), self.snapshots.problems()].concat()
     }
 
     pub(crate) fn pseudonym_key(&self) -> Result<PseudonymKey, String> {
         let Some(path) = &self.pseudonym_key_file else {
             return Err(
-                "--pseudonym-key-file is missing: the site's secret key, made with `openssl rand -hex 32`".into()
+                "--pseudonym-key-file is missing: the site's secret key, made once with: openssl rand -hex 32 > FILE"
+                    .into(),
             );
         };
         let shown = path.display();
-        let bytes = std::fs::read(path).map_err(|e| format!("cannot read --pseudonym-key-file {shown}: {e}"))?;
+        let bytes = std::fs::read(path).map_err(|e| match e.kind() {
+            ErrorKind::NotFound => format!(
+                "--pseudonym-key-file {shown}: the file does not exist; make a key once with: openssl rand -hex 32 > \
+                 {shown}"
+            ),
+            _ => format!("--pseudonym-key-file {shown}: cannot be read: {e}"),
+        })?;
         PseudonymKey::from_bytes(&bytes).map_err(|e| format!("--pseudonym-key-file {shown}: {e}"))
     }
 }
@@ -155,7 +164,7 @@ mod tests {
         std::fs::write(&short, "too short\n").unwrap();
         let problem = |path: PathBuf| Args::new("log".parse().unwrap(), path).pseudonym_key().unwrap_err();
         assert!(problem(short).contains("at least 16 bytes, this one has 9"));
-        assert!(problem(directory.path().join("none")).contains("cannot read --pseudonym-key-file"));
+        assert!(problem(directory.path().join("none")).contains("does not exist; make a key once with: openssl rand"));
         let mut args = Args::new("log".parse().unwrap(), "key".into());
         args.pseudonym_key_file = None;
         assert!(args.pseudonym_key().unwrap_err().contains("is missing"));

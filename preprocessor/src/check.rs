@@ -1,4 +1,4 @@
-//! `--check`: the output columns of each stream and their origin, human-readable.
+//! `carstream contract explain`: the output columns of a stream and their origin, human-readable.
 
 use std::fmt::Write;
 
@@ -24,6 +24,7 @@ pub(crate) fn describe(definition: &StreamDefinition, query: &Query) -> String {
             "writes",
             format!("{} ({}, schema id {})", definition.output_topic, output.file, output.id.unwrap_or_default()),
         ),
+        ("keeps", query.filter().map_or("every reading".to_owned(), |filter| format!("those WHERE {filter}"))),
         ("bad ones to", definition.dead_letter.to_string()),
     ];
     let _ = writeln!(text, "stream {}", definition.name);

@@ -28,7 +28,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use anyhow::Context;
-use contract::{Contract, StreamDefinition};
+use contract::{Contract, Problem, StreamDefinition};
 use event_log::{Error, Log};
 use prometheus_client::registry::Registry;
 use schema_registry::SchemaSource;
@@ -43,14 +43,10 @@ pub use transform::Preprocess;
 /// What each stream has let through, in snapshots.
 const STATE: &str = contract::own::PREPROCESSOR_STATE;
 
-/// What the binary runs: the streams, and the admin port if one is asked for; or the check.
+/// What the binary runs: the streams, and the admin port if one is asked for; or its command.
 pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
     if let Some(Command::Try(trial)) = &args.command {
         return trial::run(&args, trial, std::io::stdin().lock(), &mut std::io::stdout().lock());
-    }
-    if args.check {
-        print!("{}", check(&args)?);
-        return Ok(());
     }
     service::stage(args, shutdown, Metrics::new, |metrics| &metrics.pipeline.readiness, run_with).await
 }
@@ -99,20 +95,16 @@ async fn run_prepared(
         .context("the preprocessor's thread panicked")?
 }
 
-/// Checks the definitions, and says for each stream what it lets out. Needs no key.
-pub fn check(args: &Args) -> Result<String, ConfigError> {
+/// One stream as text: what it lets out, where that comes from, what stays at the edge. Needs no key.
+pub fn explain(stream: &StreamDefinition) -> Result<String, Vec<Problem>> {
     let key = PseudonymKey::from_bytes(&[0; 32]).expect("32 bytes are enough");
-    let prepared = plan(args, &key, &Metrics::new(&mut Registry::default())).map_err(ConfigError)?;
-    let described: Vec<_> =
-        prepared.streams.iter().map(|(definition, p)| check::describe(definition, p.query())).collect();
-    Ok(described.join("\n"))
+    let trial = trial::Trial::new(stream, &key).map_err(|found| trial::located(stream, found))?;
+    Ok(check::describe(stream, trial.query()))
 }
 
-/// One stream as text: what it lets out, where that comes from, what stays at the edge. Needs no key.
-pub fn explain(stream: &StreamDefinition) -> Result<String, Vec<String>> {
-    let key = PseudonymKey::from_bytes(&[0; 32]).expect("32 bytes are enough");
-    let trial = trial::Trial::new(stream, &key)?;
-    Ok(check::describe(stream, trial.query()))
+/// What of the settings, the key, the contract and its statements cannot work.
+pub fn problems(args: &Args) -> Vec<String> {
+    prepare(args, &Metrics::new(&mut Registry::default())).map_or_else(|error| error.0, |_| Vec::new())
 }
 
 /// What is run: it needs a log and, perhaps, the ids of a schema registry.
@@ -146,7 +138,10 @@ fn plan(args: &Args, key: &PseudonymKey, metrics: &Metrics) -> Result<Prepared, 
     for definition in contract.streams() {
         match Preprocess::new(definition, &schemas, key, metrics) {
             Ok(transform) => streams.push((definition.clone(), transform)),
-            Err(more) => problems.extend(more.into_iter().map(|p| format!("stream {}: {p}", definition.name))),
+            Err(more) => {
+                let more = trial::located(definition, more);
+                problems.extend(more.into_iter().map(|problem| args.contract.describe(problem)));
+            }
         }
     }
     if problems.is_empty() { Ok(Prepared { contract, streams }) } else { Err(problems) }
@@ -170,7 +165,7 @@ fn run_streams(
     }
     for (definition, _) in &streams {
         let topics = [definition.input.topic.clone()];
-        readiness.waits_for(pipeline::awaited(&topics, log.as_ref()), "the stream has not started");
+        readiness.waits_for(pipeline::awaited(&topics), format!("its stream in {} has not started", log.url()));
     }
     readiness.started();
     let stop = shutdown.child_token();

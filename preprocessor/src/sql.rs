@@ -27,3 +27,4 @@ pub use functions::MIN_COARSEN_STEP;
 pub use lineage::{Lineage, Source};
 pub use lookup::LookupTable;
 pub use query::{Query, Selected};
+pub(crate) use statement::LINE;

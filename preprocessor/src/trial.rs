@@ -15,14 +15,14 @@ use arrow::datatypes::{
     DataType, Float32Type, Float64Type, Int32Type, Int64Type, Schema, TimeUnit, TimestampMillisecondType,
 };
 use contract::{Contract, Problem, StreamDefinition};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use service::ConfigError;
 use telemetry::json::JsonDecoder;
 use telemetry::pseudonym::PseudonymKey;
 
 use crate::duplicates::{Duplicates, Seen};
 use crate::sql::{LookupTable, Query};
-use crate::{Args, TableFile, TryArgs, reason};
+use crate::{Args, TableFile, TryArgs, reason, sql};
 
 /// What became of one reading.
 #[derive(Debug, Clone, PartialEq)]
@@ -82,6 +82,34 @@ impl Trial {
         Ok(())
     }
 
+    /// Takes the rows of a file.
+    fn fill(&mut self, TableFile { table, file }: &TableFile, problems: &mut Vec<String>) {
+        let shown = file.display();
+        let known: Vec<_> = self.definition.tables.iter().map(|known| known.table.clone()).collect();
+        if !known.contains(table) {
+            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+            problems.push(format!("--table {table}={shown}: stream {} has the tables: {known}", self.definition.name));
+            return;
+        }
+        let text = match std::fs::read_to_string(file) {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                problems.push(format!("--table {table}={shown}: the file does not exist"));
+                return;
+            }
+            Err(error) => {
+                problems.push(format!("--table {table}={shown}: cannot read the file: {error}"));
+                return;
+            }
+        };
+        let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+        for (number, row) in text.lines().enumerate().filter(|(_, row)| !row.trim().is_empty()) {
+            if let Err(error) = self.table_row(table, row.as_bytes()) {
+                problems.push(format!("{shown}:{}: {error:#}", number + 1));
+            }
+        }
+    }
+
     /// Sends one reading through the stream.
     pub fn reading(&mut self, payload: &[u8]) -> anyhow::Result<Verdict> {
         if let Err(reject) = self.decoder.decode(payload) {
@@ -106,12 +134,13 @@ impl Trial {
     }
 }
 
-/// One row as a JSON object; a null is left out.
+/// One row as a JSON object.
 fn object(batch: &RecordBatch, row: usize) -> anyhow::Result<Map<String, Value>> {
     let schema: &Schema = batch.schema_ref();
     let mut object = Map::new();
-    for (field, column) in schema.fields().iter().zip(batch.columns()).filter(|(_, column)| !column.is_null(row)) {
+    for (field, column) in schema.fields().iter().zip(batch.columns()) {
         let value = match column.data_type() {
+            _ if column.is_null(row) => Value::Null,
             DataType::Boolean => column.as_boolean().value(row).into(),
             DataType::Int32 => column.as_primitive::<Int32Type>().value(row).into(),
             DataType::Int64 => column.as_primitive::<Int64Type>().value(row).into(),
@@ -136,41 +165,97 @@ fn object(batch: &RecordBatch, row: usize) -> anyhow::Result<Map<String, Value>>
 /// if nobody reads the output any more.
 pub(crate) fn run(args: &Args, trial: &TryArgs, input: impl BufRead, output: &mut impl Write) -> anyhow::Result<()> {
     let contract = args.contract.load()?;
-    let stream = contract.stream(&trial.stream).ok_or_else(|| {
-        let known: Vec<_> = contract.streams().map(|stream| stream.name.as_str()).collect();
-        ConfigError(vec![format!("the contract has no stream {}; it has {}", trial.stream, known.join(", "))])
-    })?;
+    let stream = args.contract.stream(&contract, &trial.stream)?;
     let key = match args.pseudonym_key_file {
         Some(_) => args.pseudonym_key().map_err(|problem| ConfigError(vec![problem]))?,
         None => PseudonymKey::from_bytes(&[0; 32]).expect("32 bytes are enough"),
     };
-    let mut running = Trial::new(stream, &key).map_err(ConfigError)?;
-    for TableFile { table, file } in &trial.table {
-        let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-        for (number, row) in text.lines().enumerate().filter(|(_, row)| !row.trim().is_empty()) {
-            let at = || format!("{}:{}", file.display(), number + 1);
-            running.table_row(table, row.as_bytes()).with_context(at)?;
-        }
+    let mut running = Trial::new(stream, &key).map_err(|found| {
+        ConfigError(located(stream, found).into_iter().map(|problem| args.contract.describe(problem)).collect())
+    })?;
+    let mut problems = Vec::new();
+    for table in &trial.table {
+        running.fill(table, &mut problems);
     }
-    for line in input.split(b'\n') {
+    ConfigError::check(problems)?;
+    let mut counts = Counts::default();
+    for (number, line) in (1..).zip(input.split(b'\n')) {
         let line = line.context("cannot read standard input")?;
+        let line = line.strip_prefix(BYTE_ORDER_MARK).filter(|_| number == 1).unwrap_or(&line);
         if line.trim_ascii().is_empty() {
             continue;
         }
-        let verdict = match running.reading(&line)? {
-            Verdict::Clean(record) => json!({"verdict": "clean", "record": record}),
-            Verdict::Filtered => json!({"verdict": "filtered"}),
-            Verdict::Duplicate => json!({"verdict": "duplicate"}),
-            Verdict::DeadLetter { reason, detail } => {
-                json!({"verdict": "dead-letter", "reason": reason, "detail": detail})
-            }
-        };
-        match writeln!(output, "{verdict}") {
+        let verdict = running.reading(line)?;
+        counts.add(&verdict);
+        match writeln!(output, "{}", to_json(number, &verdict)) {
             Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
             written => written.context("cannot print")?,
         }
     }
+    if let Some(hint) = counts.hint() {
+        eprintln!("{hint}");
+    }
     Ok(())
+}
+
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// The verdict comes first: it is what one looks for.
+fn to_json(line: usize, verdict: &Verdict) -> String {
+    let (verdict, rest) = match verdict {
+        Verdict::Clean(record) => ("clean", format!(r#","record":{}"#, Value::from(record.clone()))),
+        Verdict::Filtered => ("filtered", String::new()),
+        Verdict::Duplicate => ("duplicate", String::new()),
+        Verdict::DeadLetter { reason, detail } => {
+            ("dead-letter", format!(r#","reason":"{reason}","detail":{}"#, Value::from(detail.as_str())))
+        }
+    };
+    format!(r#"{{"verdict":"{verdict}","line":{line}{rest}}}"#)
+}
+
+/// What became of the lines, to notice an input that is not one object per line.
+#[derive(Debug, Default)]
+struct Counts {
+    lines: u64,
+    /// Lines that are no JSON objects.
+    malformed: u64,
+}
+
+impl Counts {
+    fn add(&mut self, verdict: &Verdict) {
+        self.lines += 1;
+        let is_no_object = match verdict {
+            Verdict::DeadLetter { reason: "malformed-json", .. } => true,
+            Verdict::DeadLetter { reason: "wrong-type", detail } => detail.starts_with("the payload is not"),
+            _ => false,
+        };
+        self.malformed += u64::from(is_no_object);
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self.lines {
+            0 => Some("no reading on standard input".to_owned()),
+            lines if lines > 1 && lines == self.malformed => {
+                Some(format!("{lines} lines: 0 clean, {lines} dead letters; one JSON object per line is expected"))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// What is wrong with the statement of a stream, each problem with its line: that which the message names, or the first
+/// line with a name that the message mentions.
+pub(crate) fn located(stream: &StreamDefinition, found: Vec<String>) -> Vec<Problem> {
+    let problem = |what: String| {
+        let named = what.strip_prefix(sql::LINE).and_then(|rest| rest.split_once(": "));
+        let named = named.and_then(|(line, what)| Some((line.parse().ok()?, what.to_owned())));
+        let (line, what) = match named {
+            Some((line, what)) => (Some(line), what),
+            None => (line_of(&stream.sql, &what), what),
+        };
+        Problem { line, ..Problem::of_file(&stream.sql_file(), what) }
+    };
+    found.into_iter().map(problem).collect()
 }
 
 /// What is wrong with the statements and the sample readings of a contract. Needs no key.
@@ -180,13 +265,7 @@ pub fn check_contract(contract: &Contract) -> Vec<Problem> {
     for stream in contract.streams() {
         match Trial::new(stream, &key) {
             Ok(trial) => problems.extend(check_samples(stream, trial)),
-            Err(found) => {
-                let sql = |what: String| Problem {
-                    line: line_of(&stream.sql, &what),
-                    ..Problem::of_file(&stream.sql_file(), what)
-                };
-                problems.extend(found.into_iter().map(sql));
-            }
+            Err(found) => problems.extend(located(stream, found)),
         }
     }
     problems
@@ -230,6 +309,8 @@ fn line_of(sql: &str, problem: &str) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use clap::Parser;
+
     use super::*;
 
     fn trial() -> Trial {
@@ -242,7 +323,8 @@ mod tests {
         let mut trial = trial();
         let sample = Contract::builtin().stream(contract::READINGS).unwrap().samples.lines().next().unwrap();
         let Verdict::Clean(clean) = trial.reading(sample.as_bytes()).unwrap() else { panic!("a clean record") };
-        assert!(!clean.contains_key("driver") && !clean.contains_key("plate") && !clean.contains_key("driver_segment"));
+        assert!(!clean.contains_key("driver") && !clean.contains_key("plate"));
+        assert!(clean["driver_segment"].is_null(), "nothing was found: {clean:?}");
         assert_eq!(trial.reading(sample.as_bytes()).unwrap(), Verdict::Duplicate);
         let mut fast: Value = serde_json::from_str(sample).unwrap();
         (fast["seq"], fast["speed"]) = (9.into(), 1e9.into());
@@ -258,6 +340,58 @@ mod tests {
         };
         assert_eq!(clean["driver_segment"], "fleet");
         assert!(trial.table_row("nobody", b"{}").is_err() && trial.table_row("drivers", b"{}").is_err());
+    }
+
+    fn tried(stream: &str, input: &str) -> String {
+        let args = Args::try_parse_from(["preprocessor", "try", stream]).unwrap();
+        let Some(crate::Command::Try(trial)) = &args.command else { panic!("try") };
+        let mut output = Vec::new();
+        run(&args, trial, input.as_bytes(), &mut output).unwrap();
+        String::from_utf8(output).unwrap()
+    }
+
+    #[test]
+    fn a_verdict_comes_first_with_its_line() {
+        let sample = Contract::builtin().stream(contract::READINGS).unwrap().samples.lines().next().unwrap();
+        let output = tried("telemetry", &format!("\u{feff}{sample}\n\n{sample}\n{{"));
+        let lines: Vec<_> = output.lines().collect();
+        assert!(lines[0].starts_with(r#"{"verdict":"clean","line":1,"record":{"#), "{output}");
+        assert_eq!(lines[1], r#"{"verdict":"duplicate","line":3}"#);
+        assert!(lines[2].starts_with(r#"{"verdict":"dead-letter","line":4,"reason":"malformed-json","detail":""#));
+        assert!(lines.iter().all(|line| serde_json::from_str::<Value>(line).is_ok()), "{output}");
+    }
+
+    #[test]
+    fn an_input_of_no_readings_is_noticed() {
+        let mut counts = Counts::default();
+        assert_eq!(counts.hint().as_deref(), Some("no reading on standard input"));
+        let malformed = Verdict::DeadLetter { reason: "malformed-json", detail: String::new() };
+        let number =
+            Verdict::DeadLetter { reason: "wrong-type", detail: "the payload is not a JSON object".to_owned() };
+        (0..9).for_each(|_| counts.add(&malformed));
+        counts.add(&number);
+        let hint = counts.hint().unwrap();
+        assert_eq!(hint, "10 lines: 0 clean, 10 dead letters; one JSON object per line is expected");
+        counts.add(&Verdict::Filtered);
+        assert_eq!(counts.hint(), None);
+    }
+
+    #[test]
+    fn a_table_that_cannot_be_filled_is_a_bad_setting() {
+        let folder = tempfile::tempdir().unwrap();
+        let rows = folder.path().join("rows");
+        std::fs::write(&rows, "{}").unwrap();
+        let rows = rows.display();
+        let tables = [format!("nobody={rows}"), "drivers=/no/file".to_owned(), format!("drivers={rows}")];
+        let line = ["preprocessor", "try", "telemetry"].into_iter().map(str::to_owned);
+        let args = Args::try_parse_from(line.chain(tables.iter().flat_map(|t| ["--table".to_owned(), t.clone()])));
+        let args = args.unwrap();
+        let Some(crate::Command::Try(trial)) = &args.command else { panic!("try") };
+        let error = run(&args, trial, &b""[..], &mut Vec::new()).unwrap_err();
+        let ConfigError(problems) = error.downcast().unwrap();
+        assert_eq!(problems[0], format!("--table nobody={rows}: stream telemetry has the tables: drivers"));
+        assert_eq!(problems[1], "--table drivers=/no/file: the file does not exist");
+        assert!(problems[2].starts_with(&format!("{rows}:1: missing-field: ")) && problems.len() == 3, "{problems:?}");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use event_log::{CloudLogArgs, EdgeLogArgs, LogUrl};
 use pipeline::LoopArgs;
 use service::{ConfigError, ContractArgs, DrainArgs, ServiceArgs, settings, values};
 
-/// Copies topics from the log of the edge to the log of the cloud, each record exactly once.
+/// Copy topics from the log of the edge to the log of the cloud, each record exactly once.
 ///
 /// Keys, payloads, headers, timestamps and partitions stay unchanged; headers with the origin of each record are added.
 /// Positions are kept in the target log, in the same transaction as the records. Topics with personal data are refused.
@@ -21,15 +21,14 @@ use service::{ConfigError, ContractArgs, DrainArgs, ServiceArgs, settings, value
     name = "replicator",
     version,
     subcommand_help_heading = "Instead of copying",
-    subcommand_value_name = "COMMAND"
+    subcommand_value_name = "COMMAND",
+    // What the commands need, too: before them or behind them.
+    mut_args(|arg| if OF_COMMANDS.contains(&arg.get_id().as_str()) { arg.global(true) } else { arg })
 )]
 pub struct Args {
     /// What to do instead of copying.
     #[command(subcommand)]
     pub command: Option<Command>,
-    /// What every process has.
-    #[command(flatten)]
-    pub service: ServiceArgs,
     /// The source: the log to copy from.
     #[command(flatten)]
     pub edge: EdgeLogArgs,
@@ -55,19 +54,25 @@ pub struct Args {
     /// Copies what the source holds when it is stopped.
     #[command(flatten)]
     pub drain: DrainArgs,
+    /// What every process has.
+    #[command(flatten)]
+    pub service: ServiceArgs,
 }
 
-/// What else the replicator does. Settings of the logs come before: `replicator --edge-log URL --cloud-log URL
-/// offsets`, or from the environment.
+/// Settings that the commands have, too.
+const OF_COMMANDS: [&str; 8] =
+    ["edge_log", "edge_kafka_option", "cloud_log", "cloud_kafka_option", "site", "cloud_name", "contract", "instance"];
+
+/// What else the replicator does.
 #[derive(Debug, Clone, clap::Subcommand)]
 pub enum Command {
-    /// How far each partition is copied; or where one offset is in the other log.
+    /// Show how far each partition is copied; or where one offset is in the other log.
     ///
     /// Without --partition it lists, for each partition: the source position (the next offset to be copied), the
     /// source's end, the lag, and the target's offset behind the last copy. An embedded log is one process's: stop that
     /// first.
     Offsets(OffsetsArgs),
-    /// Resumes a stopped topic in the given way, and records that in the topic replicator.state.
+    /// Resume a stopped topic in the given way, and record that in the topic replicator.state.
     ///
     /// It holds all partitions of the topic while it does so: instances that still copy it must be stopped. Afterwards
     /// the replicator must be started again.
@@ -170,7 +175,7 @@ impl Args {
     /// The topics to copy: those that are named, or all that the contract lets leave the edge. All settings that cannot
     /// work are reported together.
     pub(crate) fn check(&self) -> Result<(Contract, Vec<Topic>), ConfigError> {
-        let mut problems = self.pipeline.problems();
+        let mut problems = [self.edge.problems(), self.cloud.problems(), self.pipeline.problems()].concat();
         let contract = self.contract.load().map_err(|more| problems.extend(more.0)).ok();
         for (setting, log) in [("--edge-log", &self.edge.log), ("--cloud-log", &self.cloud.log)] {
             if log.is_none() {
@@ -212,6 +217,11 @@ impl Args {
         Ok((contract.unwrap_or_else(|| Contract::builtin().clone()), topics))
     }
 
+    /// What of the settings cannot work.
+    pub fn problems(&self) -> Vec<String> {
+        self.check().map_or_else(|error| error.0, |_| Vec::new())
+    }
+
     fn topics_of(&self, contract: &Contract) -> Vec<Topic> {
         if self.topics.is_empty() {
             return contract.leaving_the_edge().cloned().collect();
@@ -229,7 +239,34 @@ impl AsRef<ServiceArgs> for Args {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use clap::{CommandFactory, Parser};
+
     use super::*;
+
+    #[test]
+    fn settings_of_a_command_stand_before_it_or_behind_it() {
+        Args::command().debug_assert();
+        let parse = |line: &str| Args::try_parse_from(line.split(' ')).unwrap();
+        for line in [
+            "replicator --edge-log a --cloud-log b --site s --contract c --instance 2 offsets --json",
+            "replicator offsets --edge-log a --json --cloud-log b --site s --contract c --instance 2",
+            "replicator --edge-log a --site s resume --topic t --accept-gap --cloud-log b --contract c --instance 2",
+        ] {
+            let args = parse(line);
+            assert_eq!(args.logs(), ("a".to_owned(), "b".to_owned()), "{line}");
+            assert_eq!((args.site.as_str(), args.pipeline.instance.as_str()), ("s", "2"), "{line}");
+            assert_eq!(args.contract.contract.as_deref(), Some("c".as_ref()), "{line}");
+            assert!(args.command.is_some(), "{line}");
+        }
+        let mut command = Args::command();
+        command.build();
+        for name in ["offsets", "resume"] {
+            let help = command.find_subcommand_mut(name).unwrap().render_long_help().to_string();
+            for setting in ["--edge-log", "--cloud-kafka-option", "--contract", "--instance"] {
+                assert!(help.contains(setting), "{help}");
+            }
+        }
+    }
 
     #[test]
     fn what_must_not_leave_the_edge_is_refused_with_all_other_problems() {

@@ -112,7 +112,7 @@ pub async fn run_on(
     for replication in &replications {
         // Before it waits for the target: until then the source must keep what is to be copied.
         replication.source.keep_for(&replication.group, &replication.topic, &[])?;
-        readiness.waits_for(replication.awaited(), "copying has not started");
+        readiness.waits_for(replication.awaited(), replication.not_started());
     }
     readiness.started();
     let mut topics = JoinSet::new();

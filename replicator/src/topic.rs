@@ -17,7 +17,7 @@ use anyhow::{Context, anyhow};
 use contract::Contract;
 use event_log::{Error, Event, Log, LogUrl, Outputs, Processor, ProcessorOptions, Range, TopicSpec, progress};
 use pipeline::Options;
-use service::{Readiness, Waiting, retry_until};
+use service::{Readiness, retry_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::args::group_of;
@@ -76,7 +76,12 @@ impl Replication {
 
     /// What the stage waits for until this is copied.
     pub(crate) fn awaited(&self) -> String {
-        pipeline::awaited(std::slice::from_ref(&self.topic), self.source.as_ref())
+        pipeline::awaited(std::slice::from_ref(&self.topic))
+    }
+
+    /// Why it is awaited until its loop runs, or says more.
+    pub(crate) fn not_started(&self) -> String {
+        format!("copying from {} to {} has not started", self.source.url(), self.target.url())
     }
 
     pub(crate) fn processor_options(&self, args: &Args) -> ProcessorOptions {
@@ -179,8 +184,14 @@ impl Replication {
             // At least once: a replicator that is stopped during its start still drains.
             let begun = match self.try_begin(args) {
                 Err(error) if error.is_retriable() => {
-                    let waiting = Waiting::new(&*what).with_readiness(readiness);
-                    retry_until(shutdown, waiting, Error::is_retriable, || self.try_begin(args))?
+                    // Under the topic's own name, which stands for it until the loop has opened it.
+                    let attempt = || {
+                        let begun = self.try_begin(args);
+                        let why = begun.as_ref().err().map_or_else(|| self.not_started(), |e| service::chain(e));
+                        readiness.waits_for(self.awaited(), why);
+                        begun
+                    };
+                    retry_until(shutdown, &*what, Error::is_retriable, attempt)?
                 }
                 begun => Some(begun?),
             };

@@ -9,7 +9,7 @@ use pipeline::{LoopArgs, SnapshotArgs};
 use schema_registry::SchemaRegistryArgs;
 use service::{ConfigError, ContractArgs, DrainArgs, ServiceArgs, settings};
 
-/// Gives each clean reading a score, and opens and closes alerts.
+/// Give each clean reading a score; open and close alerts.
 ///
 /// Reads topic `telemetry`, writes `scores` (one per reading) and `alerts` to the same log. The model is either a
 /// fixed one (--model), or the one that was announced last on topic `models` of --cloud-log (or of --log without
@@ -36,7 +36,7 @@ pub struct Args {
 
     /// Score with the model in this directory, which has manifest.json and weights.safetensors.
     ///
-    /// Then announcements are not followed, and the lake is not used.
+    /// Then announcements are not followed, and --lake is not used.
     #[arg(long, env = "CARSTREAM_MODEL", value_name = "DIR")]
     pub model: Option<PathBuf>,
 
@@ -89,14 +89,15 @@ impl Args {
 
     /// All settings that cannot work, together.
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
-        let mut problems = [self.pipeline.problems(), self.snapshots.problems()].concat();
+        let mut problems =
+            [self.log.problems(), self.cloud.problems(), self.pipeline.problems(), self.snapshots.problems()].concat();
         if self.scorer_group.trim().is_empty() {
             problems.push("--scorer-group must not be empty".to_owned());
         }
-        if let Some(directory) = &self.model {
-            problems.extend(crate::models::missing_files(directory));
+        match &self.model {
+            Some(directory) => problems.extend(crate::models::missing_files(directory)),
+            None => problems.extend(self.lake.problems()),
         }
-        problems.extend(self.lake.problems());
         problems.extend(self.schema_registry.problems());
         ConfigError::check(problems)
     }

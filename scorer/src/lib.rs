@@ -172,7 +172,8 @@ async fn score(
 ) -> anyhow::Result<()> {
     let options = loop_options(args, &flow.place, log);
     let readiness = metrics.pipeline.readiness.clone();
-    readiness.waits_for(pipeline::awaited(&options.topics, options.source.as_ref()), "scoring has not started");
+    readiness
+        .waits_for(pipeline::awaited(&options.topics), format!("scoring in {} has not started", options.source.url()));
     readiness.waits_for(A_MODEL, "none is announced, or none can be loaded yet");
     readiness.started();
     let (log, group, topic) = (&options.source, &options.group, &options.topics[0]);
@@ -277,6 +278,14 @@ impl Scorer {
         let drained = spawn_blocking(move || pipeline::drain(&options, timeout, &ended));
         drained.await.context("the drain panicked")
     }
+}
+
+/// What of the settings, the contract and a fixed model cannot work.
+pub fn problems(args: &Args) -> Vec<String> {
+    let checked =
+        args.check().and_then(|()| args.model.as_deref().map_or(Ok(()), |m| models::load_directory(m).map(drop)));
+    let placed = args.contract.load().and_then(|contract| place_of_model(&contract));
+    checked.err().into_iter().chain(placed.err()).flat_map(|error| error.0).collect()
 }
 
 /// What keeps the scorer from scoring the topics that the contract names for its model.

@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use event_log::{Error, Log};
+use event_log::{Error, Log, LogUrl};
 use lake::Lake;
 use model::Model;
 use model_registry::{Announcement, Announcements, MANIFEST, Unusable, WEIGHTS};
@@ -31,6 +31,9 @@ const POLL_MS: u64 = 100;
 /// What is not a file of a model in `directory`: one line each, in words for the user.
 pub(crate) fn missing_files(directory: &Path) -> Vec<String> {
     let place = directory.display();
+    if directory.is_file() {
+        return vec![format!("--model {place}: is a file; name the directory that holds it")];
+    }
     if !directory.is_dir() {
         return vec![format!("--model {place}: the directory does not exist")];
     }
@@ -52,10 +55,20 @@ pub(crate) fn load_directory(directory: &Path) -> Result<Model, ConfigError> {
 
 /// No model has been announced yet.
 #[derive(Debug, thiserror::Error)]
-#[error("none is announced on topic {topic} in {log}; `trainer` announces one, or use --model DIR")]
+#[error("none is announced on topic {topic} in {log}; {remedy}")]
 struct NoneAnnounced {
     topic: Arc<str>,
     log: String,
+    remedy: &'static str,
+}
+
+/// What helps while no model is announced in `log`.
+fn remedy(log: &LogUrl) -> &'static str {
+    match log {
+        LogUrl::Kafka { .. } => "`trainer` announces one, or use --model DIR",
+        // This process has it open, so that no trainer can.
+        LogUrl::Directory(_) => "a box without an uplink (--cloud-log) needs --model DIR",
+    }
 }
 
 /// Follows topic `models`, and gives out what is announced.
@@ -109,7 +122,8 @@ impl ModelFollower {
                 Err(error) => artefact.note(&error),
             }
             if self.latest.borrow().is_none() && self.newest.is_none() {
-                model.note(&NoneAnnounced { topic: self.topic.clone(), log: log.clone() });
+                let remedy = remedy(self.announcements.log().url());
+                model.note(&NoneAnnounced { topic: self.topic.clone(), log: log.clone(), remedy });
             }
             std::thread::sleep(Duration::from_millis(POLL_MS));
         }

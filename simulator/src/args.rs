@@ -9,7 +9,7 @@ use service::{ContractArgs, DrainArgs, HostPort, ServiceArgs, settings, values};
 use crate::car::{FleetSpec, MAX_CARS};
 
 /// Monday, 2026-06-01, 06:00 in the fleet's time zone: the first commuters leave, the early shift has begun.
-const START_TIME_MS: i64 = 1_780_290_000_000;
+const START_TIME: &str = "2026-06-01T05:00:00Z";
 
 /// Enough for 16 hours of driving at the default interval.
 const BUFFER_READINGS: usize = 2_000;
@@ -17,7 +17,7 @@ const BUFFER_READINGS: usize = 2_000;
 /// Enough to keep a car busy over a round trip of half a second at a speed-up of 1,000.
 const IN_FLIGHT: usize = 16;
 
-/// Simulates a fleet of cars: they make trips, meet tunnels and garages, break down and are repaired, and send their
+/// Simulate a fleet of cars: they make trips, meet tunnels and garages, break down and are repaired, and send their
 /// measurements over MQTT 3.1.1, QoS 1.
 ///
 /// Car i of seed s is the same car in any process: the same VIN, driver, trips, faults and readings.
@@ -60,40 +60,45 @@ pub enum Command {
 #[derive(Debug, Clone, clap::Args)]
 pub struct FleetArgs {
     /// Derive everything random from this.
-    #[arg(long, env = "CARSTREAM_SIMULATOR_SEED", default_value_t = 1)]
+    #[arg(long, env = "CARSTREAM_SIMULATOR_SEED", value_name = "SEED", default_value_t = 1)]
     pub seed: u64,
     /// Simulate this many cars.
     #[arg(long, env = "CARSTREAM_SIMULATOR_CARS", value_name = "CARS", default_value_t = 100)]
     pub cars: u32,
     /// Begin with the car of this number, where several processes share a fleet.
-    #[arg(long, value_name = "CAR", default_value_t = 0)]
+    #[arg(long, env = "CARSTREAM_SIMULATOR_FIRST_CAR", value_name = "CAR", default_value_t = 0)]
     pub first_car: u32,
     /// Send for this long, in wall-clock time; without it, until stopped.
     ///
     /// The readings span this times --speedup of event time.
-    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+    #[arg(long, env = "CARSTREAM_SIMULATOR_DURATION", value_name = "DURATION", value_parser = values::duration)]
     pub duration: Option<Duration>,
     /// Let this many seconds of a car's life pass in one second of the clock.
-    #[arg(long, value_name = "FACTOR", default_value_t = 1.0)]
+    #[arg(long, env = "CARSTREAM_SIMULATOR_SPEEDUP", value_name = "FACTOR", default_value_t = 1.0)]
     pub speedup: f64,
     /// Measure this often while a car drives, in its own time; a parked car sends every tenth reading.
-    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = values::positive_duration)]
+    #[arg(long, env = "CARSTREAM_SIMULATOR_INTERVAL",
+        value_name = "DURATION", default_value = "30s", value_parser = values::positive_duration)]
     pub interval: Duration,
-    /// Begin at this event time, in ms since 1970; constant by default: the same seed gives the same readings.
-    #[arg(long, value_name = "MS", default_value_t = START_TIME_MS)]
+    /// Begin at this event time: 2026-11-21T08:15:00Z, 2026-11-21, or an age such as 6h; also in ms since 1970.
+    ///
+    /// Constant by default, so that the same seed gives the same readings.
+    #[arg(long, env = "CARSTREAM_SIMULATOR_START_TIME", value_name = "TIME", default_value = START_TIME,
+        value_parser = start_time_ms)]
     pub start_time: i64,
     /// Take this share of the readings while something in the car is broken.
-    #[arg(long, value_name = "SHARE", default_value_t = 0.005)]
+    #[arg(long, env = "CARSTREAM_SIMULATOR_FAULT_SHARE", value_name = "SHARE", default_value_t = 0.005)]
     pub fault_share: f64,
     /// Let this share of the cars send the newer schema, with the outside temperature.
-    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+    #[arg(long, env = "CARSTREAM_SIMULATOR_NEWER_SCHEMA_SHARE", value_name = "SHARE", default_value_t = 0.0)]
     pub newer_schema_share: f64,
     /// Send this share of the readings broken: malformed JSON, wrong types, values out of range, unknown fields, no
     /// text, another car's VIN, oversized.
-    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+    #[arg(long, env = "CARSTREAM_SIMULATOR_BROKEN_SHARE", value_name = "SHARE", default_value_t = 0.0)]
     pub broken_share: f64,
     /// Give an oversized broken payload this size, at most 1MiB.
-    #[arg(long, value_name = "SIZE", default_value = "80000B", value_parser = values::size::<usize>)]
+    #[arg(long, env = "CARSTREAM_SIMULATOR_BROKEN_BYTES",
+        value_name = "SIZE", default_value = "80KiB", value_parser = values::size::<usize>)]
     pub broken_bytes: usize,
 }
 
@@ -116,33 +121,35 @@ pub struct RunArgs {
     #[arg(long, env = "CARSTREAM_MQTT_TLS_CA_KEY", value_name = "FILE")]
     pub tls_ca_key: Option<PathBuf>,
     /// Spread the first connects over this time.
-    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = values::duration)]
+    #[arg(long, env = "CARSTREAM_SIMULATOR_RAMP",
+        value_name = "DURATION", default_value = "1s", value_parser = values::duration)]
     pub ramp: Duration,
     /// Connect from this local address; may be repeated, and then they are taken in turn.
     ///
     /// Each has about 28,000 ports. Linux has all of 127.0.0.0/8.
-    #[arg(long = "source-address", value_name = "IP")]
+    #[arg(long = "source-address", env = "CARSTREAM_SIMULATOR_SOURCE_ADDRESSES", value_name = "IP")]
     pub source_addresses: Vec<IpAddr>,
     /// Keep at most this many readings of a car that cannot send; drop and count the oldest one beyond.
-    #[arg(long, value_name = "READINGS", default_value_t = BUFFER_READINGS)]
+    #[arg(long, env = "CARSTREAM_SIMULATOR_BUFFER", value_name = "READINGS", default_value_t = BUFFER_READINGS)]
     pub buffer: usize,
     /// Send at most this many unacknowledged publishes of a car at a time.
-    #[arg(long, value_name = "PUBLISHES", default_value_t = IN_FLIGHT)]
+    #[arg(long, env = "CARSTREAM_SIMULATOR_IN_FLIGHT", value_name = "PUBLISHES", default_value_t = IN_FLIGHT)]
     pub in_flight: usize,
     /// Waits for the last acknowledgements.
     #[command(flatten)]
     pub drain: DrainArgs,
     /// Stay connected this long after the last acknowledgement, for alerts; a signal ends it.
-    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = values::duration)]
+    #[arg(long, env = "CARSTREAM_SIMULATOR_LINGER",
+        value_name = "DURATION", default_value = "0s", value_parser = values::duration)]
     pub linger: Duration,
     /// Write the fate of each reading to this file, as CSV, and beside it FILE.run, which says of which fleet it is.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, env = "CARSTREAM_SIMULATOR_LEDGER", value_name = "FILE")]
     pub ledger: Option<PathBuf>,
-    /// Resume where the ledger ends, whatever ended the run that wrote it; without a ledger, begin a new one.
+    /// Continue the run that wrote --ledger, however it ended; begin a new run if the file does not exist.
     ///
-    /// Also after kill -9: the same cars send again what is not settled, and event time continues from the newest row
-    /// to the end of the span.
-    #[arg(long, requires = "ledger")]
+    /// The same cars send again every reading without an acknowledgement in the ledger. Event time continues from the
+    /// newest row to the end of --duration. Works also after kill -9.
+    #[arg(long, env = "CARSTREAM_SIMULATOR_RESUME", requires = "ledger")]
     pub resume: bool,
     /// Streams of the site: cars send the sample readings of those that are not the simulator's own.
     #[command(flatten)]
@@ -180,6 +187,11 @@ pub enum Format {
     Ndjson,
     /// Apache Parquet.
     Parquet,
+}
+
+/// A time, or milliseconds since 1970.
+fn start_time_ms(text: &str) -> Result<i64, String> {
+    text.parse().or_else(|_| values::time_ms(text))
 }
 
 impl Default for FleetArgs {
@@ -235,7 +247,7 @@ impl FleetArgs {
         }
         // The range of event times in the schema: the years 2000 to 2100.
         if !(946_684_800_000..=4_102_444_800_000).contains(&self.start_time) {
-            problems.push(format!("--start-time {}: must be within the years 2000 to 2099, in ms", self.start_time));
+            problems.push(format!("--start-time {}: must be within the years 2000 to 2099", self.start_time));
         }
         for (name, share) in [
             ("--fault-share", self.fault_share),
@@ -298,7 +310,8 @@ impl Server {
             "mqtts" => true,
             _ => return Err(format!("--mqtt {mqtt:?}: must be HOST:PORT, or mqtts://HOST:PORT for TLS")),
         };
-        let address = address.parse().map_err(|problem: String| format!("--mqtt {mqtt:?}: {problem}"))?;
+        let address =
+            address.parse().map_err(|_| format!("--mqtt {mqtt:?}: must be HOST:PORT, such as localhost:1883"))?;
         Ok(Self { address, tls })
     }
 }
@@ -317,6 +330,9 @@ mod tests {
         let Some(Command::Generate(parsed)) = Args::parse_from(["simulator", "generate"]).command else { panic!() };
         assert_eq!(format!("{parsed:?}"), format!("{:?}", GenerateArgs::default()));
         assert!(Args::parse_from(["simulator", "--cars", "5"]).command.is_none());
+        assert_eq!(parsed.fleet.start_time, 1_780_290_000_000, "another one would be another fleet");
+        let ms = Args::parse_from(["simulator", "--start-time", "1780290000001"]).run.fleet.start_time;
+        assert_eq!(ms, 1_780_290_000_001);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use lake::{LakeArgs, LakeUrl};
 use schema_registry::SchemaRegistryArgs;
 use service::{ConfigError, ContractArgs, DrainArgs, ServiceArgs, settings, values};
 
-/// Writes topics of the log to Parquet in object storage, each record exactly once.
+/// Write topics of the log to Parquet in object storage, each record exactly once.
 ///
 /// After a restart it resumes from the objects in the store: it keeps no other state, may be killed at any moment, and
 /// may run twice. Parquet files lie under TOPIC/date=…/partition=…/ and are never changed, so that DuckDB, pyarrow,
@@ -16,9 +16,6 @@ use service::{ConfigError, ContractArgs, DrainArgs, ServiceArgs, settings, value
 #[derive(Debug, Clone, clap::Parser)]
 #[command(name = "sink", version)]
 pub struct Args {
-    /// What every process has.
-    #[command(flatten)]
-    pub service: ServiceArgs,
     /// The log to read.
     #[command(flatten)]
     pub log: LogArgs,
@@ -64,6 +61,9 @@ pub struct Args {
     /// Keep records that cannot be decoded under _undecodable/ and continue, instead of stopping their topic.
     #[arg(long, env = "CARSTREAM_SINK_SKIP_UNDECODABLE")]
     pub skip_undecodable: bool,
+    /// What every process has.
+    #[command(flatten)]
+    pub service: ServiceArgs,
 }
 
 impl Args {
@@ -75,7 +75,7 @@ impl Args {
     /// The topics to write: those that are named, or all that the contract has for the lake. All settings that cannot
     /// work are reported together.
     pub(crate) fn check(&self) -> Result<(Contract, Vec<Topic>), ConfigError> {
-        let mut problems = Vec::new();
+        let mut problems = self.log.problems();
         let contract = self.contract.load().map_err(|more| problems.extend(more.0)).ok();
         let mut topics = Vec::new();
         if let Some(contract) = &contract {
@@ -100,6 +100,7 @@ impl Args {
             }
         }
         let above_0 = [
+            ("--max-age", self.max_age.is_zero()),
             ("--store-timeout", self.store_timeout.is_zero()),
             ("--max-bytes", self.max_bytes == 0),
             ("--max-memory", self.max_memory == 0),
@@ -132,9 +133,9 @@ mod tests {
         let mut args = Args::new("log".parse().unwrap(), "store".parse().unwrap());
         assert!(args.check().is_ok());
         args.topics = ["telemetry", "alerts", "telemetry"].map(str::to_owned).into();
-        (args.store_timeout, args.max_memory) = (Duration::ZERO, 0);
+        (args.store_timeout, args.max_age, args.max_memory) = (Duration::ZERO, Duration::ZERO, 0);
         let problems = args.check().unwrap_err().0;
-        assert_eq!(problems.len(), 4, "{problems:?}");
+        assert_eq!(problems.len(), 5, "{problems:?}");
         assert!(Args::try_parse_from(["sink", "--max-rows", "0"]).is_err());
         assert!(Args::try_parse_from(["sink", "--max-age", "-1s"]).is_err());
     }

@@ -12,7 +12,7 @@ use service::{ConfigError, ContractArgs, ServiceArgs, settings, values};
 /// The model that the scorer looks for.
 pub const DEFAULT_NAME: &str = "telemetry-anomaly";
 
-/// Learns from clean readings what healthy cars do, and writes a model for the scorer.
+/// Learn from clean readings what healthy cars do, and write a model for the scorer.
 ///
 /// Reads an exact range of the topics `telemetry` and `faults`, from the lake or from the log: the same range gives the
 /// same rows, and the same seed then the same model, byte for byte. The workshop's findings (`faults`) are not learnt
@@ -30,8 +30,8 @@ pub const DEFAULT_NAME: &str = "telemetry-anomaly";
   trainer --min-rows 100000 --every 24h                    when there is enough, then daily"
 )]
 pub struct Args {
-    /// What to do.
-    #[arg(value_enum, default_value_t)]
+    /// What to do: there is one command.
+    #[arg(value_enum, default_value_t, hide = true)]
     pub command: Command,
 
     /// Read the readings from here.
@@ -49,23 +49,23 @@ pub struct Args {
     pub name: String,
 
     /// Derive everything random from this: the split of the cars, the first weights, the order of readings.
-    #[arg(long, env = "CARSTREAM_TRAINER_SEED", default_value_t = 1)]
+    #[arg(long, env = "CARSTREAM_TRAINER_SEED", value_name = "SEED", default_value_t = 1)]
     pub seed: u64,
 
     /// Pass over the readings this many times.
-    #[arg(long, env = "CARSTREAM_TRAINER_EPOCHS", default_value_t = 12)]
+    #[arg(long, env = "CARSTREAM_TRAINER_EPOCHS", value_name = "EPOCHS", default_value_t = 12)]
     pub epochs: u32,
 
     /// Take this many readings per step.
-    #[arg(long, env = "CARSTREAM_TRAINER_BATCH_SIZE", default_value_t = 512)]
+    #[arg(long, env = "CARSTREAM_TRAINER_BATCH_SIZE", value_name = "READINGS", default_value_t = 512)]
     pub batch_size: u32,
 
     /// Begin with this learning rate, which falls along half a cosine.
-    #[arg(long, env = "CARSTREAM_TRAINER_LEARNING_RATE", default_value_t = 5e-3)]
+    #[arg(long, env = "CARSTREAM_TRAINER_LEARNING_RATE", value_name = "RATE", default_value_t = 5e-3)]
     pub learning_rate: f64,
 
     /// Set the threshold so that there are this many false alarms per car and day.
-    #[arg(long, env = "CARSTREAM_TRAINER_ALARMS_PER_CAR_DAY", default_value_t = 0.05)]
+    #[arg(long, env = "CARSTREAM_TRAINER_ALARMS_PER_CAR_DAY", value_name = "ALARMS", default_value_t = 0.05)]
     pub alarms_per_car_day: f64,
 
     /// Wait for at least this many readings.
@@ -171,7 +171,7 @@ impl Args {
 
     /// Reports all settings that cannot work together.
     pub fn check(&self) -> Result<(), ConfigError> {
-        let mut problems = Vec::new();
+        let mut problems = self.log.problems();
         let mut refuse = |bad: bool, problem: &str| {
             if bad {
                 problems.push(problem.to_owned());

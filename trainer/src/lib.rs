@@ -116,6 +116,8 @@ pub async fn train_once(
     // Read before the training: a contract that is changed meanwhile must not cost the model its announcement.
     let announcements = from.announcements.clone();
     let lake = args.lake.open()?;
+    // Before the wait for readings: a log that another process has open shows now, and not after a training.
+    let announcing = (!args.no_announce).then(|| args.log.open()).transpose()?;
     let Some(ranges) = wait_for_ranges(args, &from, metrics, shutdown).await? else { return Ok(None) };
     let started = Instant::now();
     let Some(trained) = read_and_train(args, from, ranges, shutdown).await? else { return Ok(None) };
@@ -126,9 +128,9 @@ pub async fn train_once(
         plots: trained.1.into_iter().map(|(name, png)| (name, Bytes::from(png))).collect(),
     };
     let path = model_registry::put(&lake, &args.name, &manifest.version, &files).await?;
-    if !args.no_announce {
+    if let Some(log) = announcing {
         let announcement = Announcement::new(&args.name, &manifest.version, &path, &files.manifest);
-        let (log, shutdown) = (args.log.open()?, shutdown.clone());
+        let shutdown = shutdown.clone();
         spawn_blocking(move || announce(log, &announcements, &announcement, &shutdown))
             .await
             .context("announcing panicked")??;

@@ -1,5 +1,6 @@
 //! The settings of the audit.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use telemetry::pseudonym::PseudonymKey;
 
 use super::{Flow, Sources};
 
-/// Shows where every reading went: compares the cars' ledger with every hop. Exits with 1 if any reading is lost or
+/// Show where every reading went: compare the cars' ledger with every hop. Exits with 1 if any reading is lost or
 /// doubled.
 ///
 /// Reads each hop from its beginning, from the log or the store itself, and ignores the stages' own counters. Hops that
@@ -37,7 +38,7 @@ pub struct Args {
     /// The cloud's log.
     #[command(flatten)]
     pub cloud: CloudLogArgs,
-    /// Use this object store: a directory, file:///DIRECTORY, or s3://BUCKET[/PREFIX].
+    /// Audit this object store, too: a directory, file:///DIRECTORY, or s3://BUCKET[/PREFIX].
     #[arg(long, env = "CARSTREAM_LAKE", value_name = "URL")]
     pub lake: Option<LakeUrl>,
     /// How S3 is reached.
@@ -100,9 +101,11 @@ impl Args {
 
     /// Opens the named places. Reports all problems together, before it opens anything.
     pub(super) fn open(&self) -> anyhow::Result<(Sources, Option<PseudonymKey>)> {
-        let mut problems = self.schema_registry.problems();
+        let mut problems = [self.schema_registry.problems(), self.edge.problems(), self.cloud.problems()].concat();
         let contract = self.contract.load().map_err(|more| problems.extend(more.0)).ok();
         let flow = contract.as_ref().and_then(|contract| {
+            let known = self.contract.stream(contract, &self.stream);
+            known.map_err(|error| problems.push(format!("--stream {}: {error}", self.stream))).ok()?;
             Flow::of(contract, &self.stream).map_err(|error| problems.push(format!("--stream: {error}"))).ok()
         });
         if self.edge.log.is_none() && self.cloud.log.is_none() && self.lake.is_none() {
@@ -149,13 +152,16 @@ impl Args {
 
 /// Opening a missing directory would create it, and find it empty.
 fn check_directory(setting: &str, path: &Path, problems: &mut Vec<String>) {
-    if !path.is_dir() {
+    if !path.exists() {
         problems.push(format!("{setting} {}: the directory does not exist", path.display()));
     }
 }
 
 fn read_key(path: &Path) -> Result<PseudonymKey, String> {
     let shown = path.display();
-    let bytes = std::fs::read(path).map_err(|e| format!("cannot read --pseudonym-key-file {shown}: {e}"))?;
+    let bytes = std::fs::read(path).map_err(|e| match e.kind() {
+        ErrorKind::NotFound => format!("--pseudonym-key-file {shown}: the file does not exist"),
+        _ => format!("--pseudonym-key-file {shown}: cannot be read: {e}"),
+    })?;
     PseudonymKey::from_bytes(&bytes).map_err(|e| format!("--pseudonym-key-file {shown}: {e}"))
 }

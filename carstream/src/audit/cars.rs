@@ -12,12 +12,15 @@ pub(crate) struct Cars {
     by_vin: HashMap<Box<str>, u32>,
     by_pseudonym: HashMap<Arc<str>, u32>,
     pseudonyms: Vec<Arc<str>>,
+    /// Whether any car was met by its VIN and by its pseudonym.
+    any_matched: bool,
 }
 
 impl Cars {
     /// No cars yet. Without a key there is no way from a VIN to its pseudonym, and no VIN may be asked for.
     pub(crate) fn new(key: Option<PseudonymKey>) -> Self {
-        Self { key, by_vin: HashMap::new(), by_pseudonym: HashMap::new(), pseudonyms: Vec::new() }
+        let (by_vin, by_pseudonym) = (HashMap::new(), HashMap::new());
+        Self { key, by_vin, by_pseudonym, pseudonyms: Vec::new(), any_matched: false }
     }
 
     /// The number of the car with this VIN, which may be new.
@@ -25,13 +28,28 @@ impl Cars {
         if let Some(car) = self.by_vin.get(vin) {
             return *car;
         }
-        let car = self.of_pseudonym(&self.pseudonym(vin));
+        let car = self.number(&self.pseudonym(vin));
         self.by_vin.insert(vin.into(), car);
         car
     }
 
     /// The number of the car with this pseudonym, which may be new.
+    ///
+    /// VINs are asked for first: those of the raw topic and of the ledgers.
     pub(crate) fn of_pseudonym(&mut self, pseudonym: &str) -> u32 {
+        let car = self.number(pseudonym);
+        // The first numbers are those of the VINs.
+        self.any_matched |= (car as usize) < self.by_vin.len();
+        car
+    }
+
+    /// Whether cars were met by VIN and by pseudonym, and none by both: then the key is not the one that the pseudonyms
+    /// were made with.
+    pub(crate) fn is_other_key(&self) -> bool {
+        !self.by_vin.is_empty() && self.pseudonyms.len() > self.by_vin.len() && !self.any_matched
+    }
+
+    fn number(&mut self, pseudonym: &str) -> u32 {
         if let Some(car) = self.by_pseudonym.get(pseudonym) {
             return *car;
         }

@@ -38,6 +38,24 @@ pub enum Kind {
     Objects,
 }
 
+impl Kind {
+    /// As in JSON.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::Doubled => "doubled",
+            Self::Unknown => "unknown",
+            Self::BrokenMissing => "broken-missing",
+            Self::NoDeadLetter => "no-dead-letter",
+            Self::DoubledDeadLetter => "doubled-dead-letter",
+            Self::StrayDeadLetter => "stray-dead-letter",
+            Self::Gap => "gap",
+            Self::Unreadable => "unreadable",
+            Self::Objects => "objects",
+        }
+    }
+}
+
 /// One thing that is wrong.
 #[derive(Debug, Clone, Serialize)]
 pub struct Discrepancy {

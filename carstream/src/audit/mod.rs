@@ -29,7 +29,7 @@ mod report;
 mod settle;
 mod tally;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -38,7 +38,7 @@ use contract::{Contract, ModelDefinition};
 use event_log::Log;
 use lake::Lake;
 use schema_registry::SchemaSource;
-use service::Readiness;
+use service::{ConfigError, Readiness};
 use telemetry::pseudonym::PseudonymKey;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -149,20 +149,30 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
     let schemas = args.schema_registry.open(&own, &uses, &Readiness::default(), &shutdown).await?;
     sources.schemas = schemas.context("stopped while waiting for the schema registry")?;
     let evidence = Evidence { ledgers: args.ledgers().to_vec(), key };
-    let report = audit(sources, evidence, args.wait, shutdown).await?;
+    let report = match audit(sources, evidence, args.wait, shutdown).await {
+        Err(error) => {
+            let Some(ConfigError(problems)) = error.downcast_ref() else { return Err(error) };
+            // Only the key can turn out to be a bad setting so late.
+            let file = args.pseudonym_key_file.as_deref().unwrap_or(Path::new(""));
+            let named = problems.iter().map(|problem| format!("--pseudonym-key-file {}: {problem}", file.display()));
+            return Err(ConfigError(named.collect()).into());
+        }
+        Ok(report) => report,
+    };
     if args.json {
         println!("{}", report.to_json());
     } else {
         print!("{report}");
     }
-    let counts: Vec<_> = report.counts.values().copied().map(thousands).collect();
-    anyhow::ensure!(
-        report.is_clean(),
-        "{} readings are lost, {} doubled; discrepancies by kind: {}",
-        thousands(report.ledger.lost),
-        thousands(report.ledger.doubled),
-        counts.join(", ")
-    );
+    let counts: Vec<_> =
+        report.counts.iter().map(|(kind, count)| format!("{} {}", kind.name(), thousands(*count))).collect();
+    let found = [(report.ledger.lost, "lost"), (report.ledger.doubled, "doubled")];
+    let found = found.into_iter().filter(|(count, _)| *count > 0).map(|(count, what)| match count {
+        1 => format!("1 reading is {what}; "),
+        count => format!("{} readings are {what}; ", thousands(count)),
+    });
+    let found: String = found.collect();
+    anyhow::ensure!(report.is_clean(), "{found}discrepancies by kind: {}", counts.join(", "));
     Ok(())
 }
 
@@ -202,7 +212,7 @@ fn may_pass(error: &anyhow::Error) -> bool {
     error.chain().any(is_retriable)
 }
 
-/// Audits. Blocking; the lake is read on `runtime`.
+/// Audits. Blocking; the lake is read on `runtime`. [`ConfigError`]: the key is not the site's.
 pub fn audit_on(
     sources: &Sources,
     evidence: &Evidence,
@@ -213,6 +223,14 @@ pub fn audit_on(
     let cuts = Cuts::take(sources, runtime)?;
     tally.begin(&cuts, &evidence.ledgers)?;
     tally.count(sources, &cuts, runtime, shutdown)?;
+    if tally.is_other_key() {
+        // Every reading would be reported as lost, and another one as unknown.
+        let problem = format!(
+            "no car in {} has a pseudonym made with this key; use the key of the site's preprocessor",
+            sources.flow.clean()
+        );
+        return Err(ConfigError(vec![problem]).into());
+    }
     let sums = settle::settle(&mut tally);
     let (counts, mut discrepancies) = std::mem::take(&mut tally.discrepancies).into_parts();
     locate::locate(&mut discrepancies, &tally, sources, &cuts, runtime, shutdown)?;

@@ -175,7 +175,9 @@ fn reasons(by_reason: &[(String, u64)]) -> String {
     let mut text: Vec<_> = named.iter().map(|(reason, count)| format!("{reason} {}", thousands(*count))).collect();
     if !others.is_empty() {
         let count = others.iter().map(|(_, count)| count).sum();
-        text.push(format!("{} for {} other reasons", thousands(count), others.len()));
+        let reasons =
+            if others.len() == 1 { "another reason".to_owned() } else { format!("{} other reasons", others.len()) };
+        text.push(format!("{} for {reasons}", thousands(count)));
     }
     text.join(", ")
 }

@@ -232,6 +232,15 @@ impl Tally {
         Ok(())
     }
 
+    /// Whether no car of the raw topic or of a ledger is at any later hop under its pseudonym, though others are.
+    pub(crate) fn is_other_key(&self) -> bool {
+        // Cars whose first readings are in transit have no pseudonym anywhere yet.
+        let all_in_transit = self.present.chain.contains(&Hop::Raw)
+            && self.ledgers.is_none()
+            && self.records[Hop::Raw as usize] == self.lag[Hop::Clean as usize];
+        self.cars.is_other_key() && !all_in_transit
+    }
+
     fn dead_letter(&mut self, letter: &DeadLetter<'_>) {
         let hop = DEAD_LETTERS_HOP;
         let source = match letter.source {

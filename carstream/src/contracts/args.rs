@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use service::ContractArgs;
 
-/// Checks, lists and explains what a site has: topics, schemas, streams, models; begins a new stream.
+/// Check, list and explain what a site has: topics, schemas, streams, models; begin a new stream.
 ///
 /// Without --contract it is the platform's contract, which is compiled in.
 #[derive(Debug, Clone, clap::Args)]

@@ -25,13 +25,20 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         Command::Check(contract) => {
             let contract = check(contract)?;
             let (streams, topics) = (contract.streams().len(), contract.topics().count());
-            println!("{streams} streams, {topics} topics, {} models: no problem found", contract.models().len());
+            let models = contract.models().len();
+            let counts = [(streams, "stream"), (topics, "topic"), (models, "model")];
+            println!("{}: no problem found", counts.map(|(count, what)| counted(count, what)).join(", "));
         }
         Command::List(contract) => print!("{}", list(&contract.load()?)),
         Command::Explain(args) => print!("{}", explain(args)?),
         Command::New(args) => println!("{}", new::write(args)?),
     }
     Ok(())
+}
+
+/// `1 model`, `2 models`.
+fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 /// The contract, if every stage can use all of it: its files, its statements and samples, and its models.
@@ -56,6 +63,10 @@ fn list(contract: &Contract) -> String {
     for stream in contract.streams() {
         let (input, output, name) = (&stream.input.topic, &stream.output_topic, &stream.name);
         let _ = writeln!(text, "  {name:<14}{input} ─► {output}; group {}", stream.group());
+        for table in &stream.tables {
+            let key = &table.schema.fields[table.key].name;
+            let _ = writeln!(text, "  {:<14}table {} by {key}, topic {}", "", table.table, table.topic);
+        }
     }
     text.push_str("\nmodels\n");
     for model in contract.models() {
@@ -64,6 +75,10 @@ fn list(contract: &Contract) -> String {
             "  {:<14}{} ─► {}, {}",
             model.name, model.readings.name, model.scores.name, model.alerts.name
         );
+    }
+    text.push_str("\nschema ids, where no schema registry gives them\n");
+    for (id, schema) in contract.schemas().with_ids() {
+        let _ = writeln!(text, "  {id:<14}{}", schema.file);
     }
     text.push_str("\ntopics\n");
     let width = contract.topics().map(|topic| topic.name.len()).max().unwrap_or_default();
@@ -99,20 +114,17 @@ fn describe(topic: &Topic) -> String {
 
 fn explain(args: &ExplainArgs) -> anyhow::Result<String> {
     let contract = args.contract.load()?;
-    let Some(stream) = contract.stream(&args.stream) else {
-        let known: Vec<_> = contract.streams().map(|stream| stream.name.as_str()).collect();
-        let problem = format!("the contract has no stream {}; it has {}", args.stream, known.join(", "));
-        return Err(ConfigError(vec![problem]).into());
-    };
-    let planned = preprocessor::explain(stream).map_err(|problems| {
-        let at = |what: String| args.contract.describe(Problem::of_file(&stream.sql_file(), what));
-        ConfigError(problems.into_iter().map(at).collect())
+    let stream = args.contract.stream(&contract, &args.stream)?;
+    let mut text = preprocessor::explain(stream).map_err(|problems| {
+        ConfigError(problems.into_iter().map(|problem| args.contract.describe(problem)).collect())
     })?;
-    let mut text = planned;
     let _ = writeln!(text, "\n  topics");
     let width = stream.topics().iter().map(|topic| topic.len()).max().unwrap_or_default();
     for name in stream.topics() {
         let _ = writeln!(text, "    {name:<width$}  {}", describe(contract.expect_topic(&name)));
+    }
+    if contract.expect_topic(&stream.output_topic).lake {
+        let _ = writeln!(text, "\n  lake\n    {}/date=…/partition=…/", stream.output_topic);
     }
     let _ = writeln!(text, "\n  consumer groups");
     let _ = writeln!(text, "    {:<28}preprocessor, positions in {}", stream.group(), stream.input.topic);

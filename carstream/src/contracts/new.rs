@@ -3,21 +3,27 @@
 use std::path::Path;
 
 use anyhow::Context;
-use contract::Contract;
+use contract::{Contract, FIRST_SITE_ID};
 use service::{ConfigError, ContractArgs};
 
 use super::NewArgs;
 
-/// Ids from here on are a site's; the platform's own stay below.
-const FIRST_SITE_ID: u32 = 100;
-
 /// Writes the folder. Returns what to do next.
 pub(super) fn write(args: &NewArgs) -> anyhow::Result<String> {
     let (name, directory) = (&args.stream, &args.contract);
-    std::fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
-    let existing = ContractArgs::of(directory).load()?;
-    let folder = directory.join("streams").join(name);
     let refused = |problem: String| Err(ConfigError(vec![problem]).into());
+    if Contract::builtin().stream(name).is_some() {
+        return refused(format!("{name} is a stream of the platform: choose another name"));
+    }
+    if directory.is_file() {
+        return refused(format!("--contract {}: is a file: choose a directory", directory.display()));
+    }
+    std::fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
+    let present = service::read_contract(directory).map_err(ConfigError)?;
+    let args = ContractArgs::of(directory);
+    let existing = Contract::parse(present.clone())
+        .map_err(|problems| ConfigError(problems.into_iter().map(|problem| args.describe(problem)).collect()))?;
+    let folder = directory.join("streams").join(name);
     if existing.stream(name).is_some() || folder.exists() {
         return refused(format!("stream {name} exists: choose another name, or change its files"));
     }
@@ -25,7 +31,7 @@ pub(super) fn write(args: &NewArgs) -> anyhow::Result<String> {
     let id = (FIRST_SITE_ID..).find(|id| !taken(id)).expect("there are more ids than schemas");
     let files = files(name, id);
     // The new files are checked first, together with those of the contract.
-    let mut all = service::read_contract(directory).map_err(ConfigError)?;
+    let mut all = present;
     all.extend(files.iter().map(|(file, text)| (format!("streams/{name}/{file}"), text.clone())));
     if let Err(problems) = Contract::parse(all) {
         return refused(format!("cannot make stream {name}: {}", contract::describe(&problems).join("; ")));
@@ -38,7 +44,7 @@ pub(super) fn write(args: &NewArgs) -> anyhow::Result<String> {
     Ok(format!(
         "{shown}: change its files, then\n  carstream contract check --contract {contract}\n  \
          carstream contract explain {name} --contract {contract}\n  \
-         carstream preprocessor --contract {contract} try {name} < {shown}/samples.ndjson"
+         carstream preprocessor try {name} --contract {contract} < {shown}/samples.ndjson"
     ))
 }
 

@@ -3,11 +3,10 @@
 use std::fmt;
 use std::str::FromStr;
 
-use chrono::{DateTime, NaiveDate, NaiveTime, Utc};
 use event_log::LogArgs;
-use service::ContractArgs;
+use service::{ContractArgs, values};
 
-/// Lists, shows and replays records that could not be processed.
+/// List, show and replay records that could not be processed.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// What to do.
@@ -18,15 +17,15 @@ pub struct Args {
 /// What to do.
 #[derive(Debug, Clone, clap::Subcommand)]
 pub enum Command {
-    /// Counts by topic and reason, and one line for each of the newest.
+    /// Count by topic and reason, and print one line for each of the newest.
     ///
     /// Prints no payload and no VIN. Those that were replayed are shown as such.
     List(ListArgs),
-    /// One dead letter in full: headers, key and payload.
+    /// Print one dead letter in full: headers, key and payload.
     ///
     /// What it prints is personal data (the VIN, the driver, the position of the car): treat it as such.
     Show(ShowArgs),
-    /// Puts dead letters back into the topic that they came from, each once, for when the cause is fixed.
+    /// Put dead letters back into the topic that they came from, each once, for when the cause is fixed.
     ///
     /// A replayed record has the original's bytes, key and headers, plus replayed.from; its time is that of the replay.
     /// The record and the mark that it was replayed are one transaction, so that no dead letter is ever replayed twice,
@@ -106,10 +105,10 @@ pub struct Filter {
     #[arg(long, value_name = "TOPIC")]
     pub topic: Vec<String>,
     /// Take only those of this time or later: 2026-11-21T08:15:00Z, 2026-11-21 (midnight, UTC), or an age such as 6h.
-    #[arg(long, value_name = "TIME", value_parser = time_ms)]
+    #[arg(long, value_name = "TIME", value_parser = values::time_ms)]
     pub since: Option<i64>,
     /// Take only those from before this time.
-    #[arg(long, value_name = "TIME", value_parser = time_ms)]
+    #[arg(long, value_name = "TIME", value_parser = values::time_ms)]
     pub until: Option<i64>,
     /// Take only those in this partition of the dead-letter topic.
     #[arg(long, value_name = "N")]
@@ -130,23 +129,6 @@ impl Filter {
         let times = since.is_none() && until.is_none();
         lists && times && partition.is_none() && from_offset.is_none() && to_offset.is_none()
     }
-}
-
-/// A point in time, in milliseconds since the epoch: clap's `value_parser`.
-fn time_ms(text: &str) -> Result<i64, String> {
-    if let Ok(time) = DateTime::parse_from_rfc3339(text) {
-        return Ok(time.timestamp_millis());
-    }
-    if let Ok(date) = text.parse::<NaiveDate>() {
-        return Ok(date.and_time(NaiveTime::MIN).and_utc().timestamp_millis());
-    }
-    let ago = || {
-        let age = service::values::duration(text).ok()?;
-        Utc::now().timestamp_millis().checked_sub(age.as_millis().try_into().ok()?)
-    };
-    ago().ok_or_else(|| {
-        format!("{text:?} is not a time: use 2026-11-21T08:15:00Z, 2026-11-21, or an age such as 90s, 30m, 6h, 2d")
-    })
 }
 
 /// The place of a dead letter.
@@ -185,19 +167,6 @@ impl FromStr for Position {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-
-    #[test]
-    fn times_are_points_days_or_ages() {
-        assert_eq!(time_ms("2026-11-21T08:15:00Z"), Ok(1_795_248_900_000));
-        assert_eq!(time_ms("2026-11-21T09:15:00+01:00"), Ok(1_795_248_900_000));
-        assert_eq!(time_ms("2026-11-21"), Ok(1_795_219_200_000));
-        let now = Utc::now().timestamp_millis();
-        let hour_ago = time_ms("1h").unwrap();
-        assert!((now - 3_600_000..now - 3_540_000).contains(&hour_ago), "{hour_ago}");
-        for wrong in ["", "h", "-1h", "yesterday", "1w", "é", "9999999999999999d"] {
-            assert!(time_ms(wrong).unwrap_err().contains("is not a time"), "{wrong}");
-        }
-    }
 
     #[test]
     fn positions_read_back() {

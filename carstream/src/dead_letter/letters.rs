@@ -1,5 +1,6 @@
 //! Reads dead letters and picks those that a filter lets through.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
@@ -8,7 +9,12 @@ use event_log::{Error, Log, Range, RecordRef, TopicDescription, batches};
 use pipeline::DeadLetterHeader;
 use tokio_util::sync::CancellationToken;
 
+use service::ConfigError;
+
 use super::args::{Filter, Position};
+
+/// Records a read.
+pub(super) const READ_RECORDS: usize = 8192;
 
 /// A dead-letter topic, as far as it goes when the command begins.
 #[derive(Debug, Clone)]
@@ -62,8 +68,12 @@ impl<'a> Letter<'a> {
     }
 }
 
-/// The topics of a filter. Those that it names must exist; without any, those of `known` that do.
+/// The topics of a filter. Those that it names must be among `known`, and exist; without any, those of `known` that do.
 pub(super) fn topics(log: &Arc<dyn Log>, known: &[Arc<str>], filter: &Filter) -> anyhow::Result<Vec<Topic>> {
+    let other = |topic: &&String| !known.iter().any(|known| **known == ***topic);
+    let refuse =
+        |topic: &String| format!("--topic {topic}: is no dead-letter topic; the contract has {}", known.join(", "));
+    ConfigError::check(filter.topic.iter().filter(other).map(refuse).collect())?;
     let named = !filter.topic.is_empty();
     let names: Vec<&str> = match named {
         true => filter.topic.iter().map(String::as_str).collect(),
@@ -78,6 +88,29 @@ pub(super) fn topics(log: &Arc<dyn Log>, known: &[Arc<str>], filter: &Filter) ->
         }
     }
     Ok(topics)
+}
+
+/// What to say of a `--reason` that no dead letter of these topics has: a typing error finds nothing, too.
+pub(super) fn unknown_reasons(
+    log: &Arc<dyn Log>,
+    topics: &[Topic],
+    filter: &Filter,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<Option<String>> {
+    let mut known = BTreeSet::new();
+    let any_reason = Filter { reason: Vec::new(), ..filter.clone() };
+    for topic in topics.iter().filter(|_| !filter.reason.is_empty()) {
+        each(log, topic, &any_reason, READ_RECORDS, shutdown, |letters| {
+            known.extend(letters.iter().map(|letter| letter.reason().to_owned()));
+            Ok(())
+        })?;
+    }
+    let unknown: Vec<_> = filter.reason.iter().filter(|reason| !known.contains(*reason)).map(String::as_str).collect();
+    let text = || {
+        let known = known.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+        format!("no dead letter has the reason {}; there are {known}", unknown.join(" or "))
+    };
+    Ok((!unknown.is_empty() && !known.is_empty()).then(text))
 }
 
 /// Reads what of a topic may pass the filter, some records at a time; each time `then` gets those that do.

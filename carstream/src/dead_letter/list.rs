@@ -12,10 +12,8 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use super::args::{Filter, Position};
-use super::letters::{self, Letter};
+use super::letters::{self, Letter, READ_RECORDS};
 use super::marks::Marks;
-
-const READ_RECORDS: usize = 8192;
 
 /// Dead letters, counted and listed.
 #[derive(Debug, Clone, Default)]
@@ -24,6 +22,8 @@ pub struct Listing {
     pub counts: Vec<Count>,
     /// The newest, or oldest, first.
     pub lines: Vec<Line>,
+    /// What is wrong with the filter's reasons, if nothing was found.
+    pub note: Option<String>,
 }
 
 /// How many there are.
@@ -91,7 +91,12 @@ pub(super) fn list(
     if !oldest {
         lines.reverse();
     }
-    Ok(Listing { counts: counts.collect(), lines })
+    let counts: Vec<_> = counts.collect();
+    let note = match counts.as_slice() {
+        [] => letters::unknown_reasons(log, &topics, filter, shutdown)?,
+        _ => None,
+    };
+    Ok(Listing { counts, lines, note })
 }
 
 fn line(letter: &Letter<'_>, replayed_ms: Option<i64>) -> Line {
@@ -123,7 +128,7 @@ impl Listing {
 impl fmt::Display for Listing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.counts.is_empty() {
-            return writeln!(f, "no dead letters");
+            return writeln!(f, "{}", self.note.as_deref().unwrap_or("no dead letters"));
         }
         for Count { topic, reason, letters, replayed } in &self.counts {
             let mut note = String::new();
@@ -141,6 +146,10 @@ impl fmt::Display for Listing {
                 Some(replayed_ms) => writeln!(f, " (replayed {})", time(replayed_ms))?,
                 None => writeln!(f)?,
             }
+        }
+        let (shown, all) = (self.lines.len() as u64, self.counts.iter().map(|count| count.letters).sum::<u64>());
+        if shown < all {
+            writeln!(f, "{shown} of {all} shown; --limit N shows more")?;
         }
         Ok(())
     }

@@ -74,6 +74,7 @@ fn run_blocking(args: &Args, shutdown: &CancellationToken) -> anyhow::Result<()>
 
 /// Opens the log. A missing directory would be created, and found empty.
 fn open(args: &LogArgs) -> anyhow::Result<Arc<dyn Log>> {
+    ConfigError::check(args.problems())?;
     if let LogUrl::Directory(path) = &args.log
         && !path.is_dir()
     {

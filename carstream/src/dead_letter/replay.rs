@@ -46,6 +46,9 @@ pub struct Replayed {
     pub not_replayable: u64,
     /// Those that do not say where they come from.
     pub without_source: u64,
+    /// What is wrong with the filter's reasons, if nothing was found.
+    #[serde(skip)]
+    pub note: Option<String>,
 }
 
 impl Replayed {
@@ -68,7 +71,7 @@ impl fmt::Display for Replayed {
                 writeln!(f, "{count:>12}  {what}")?;
             }
         }
-        Ok(())
+        self.note.iter().try_for_each(|note| writeln!(f, "{note}"))
     }
 }
 
@@ -89,7 +92,11 @@ pub(super) fn replay(
     for topic in &topics {
         letters::each(log, topic, filter, BATCH, shutdown, |letters| replay.batch(topic, letters))?;
     }
-    Ok(replay.done)
+    let mut done = replay.done;
+    if done.replayed + done.replayed_before + done.not_replayable + done.without_source == 0 {
+        done.note = letters::unknown_reasons(log, &topics, filter, shutdown)?;
+    }
+    Ok(done)
 }
 
 struct Replay {

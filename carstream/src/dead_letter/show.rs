@@ -29,7 +29,8 @@ pub(super) fn show(
         to_offset: Some(position.offset.saturating_add(1)),
         ..Filter::default()
     };
-    let topics = letters::topics(log, &[], &filter)?;
+    // Any topic of dead letters, also one that no contract declares any more.
+    let topics = letters::topics(log, &[position.topic.as_str().into()], &filter)?;
     let topic = topics.first().context("a topic that is named exists")?;
     let bounds = topic.described.partitions.get(position.partition as usize);
     let Some(bounds) = bounds.filter(|bounds| (bounds.first..bounds.next).contains(&position.offset)) else {

@@ -102,6 +102,9 @@ impl RunDirectory {
             }
         };
         let shown = directory.display();
+        if directory.exists() && !directory.is_dir() {
+            return Err(ConfigError(vec![format!("--keep {shown}: is a file: choose a directory")]).into());
+        }
         std::fs::create_dir_all(&directory)
             .with_context(|| format!("cannot create {shown}: choose another directory with --keep"))?;
         let run = Run::new(args);
@@ -219,7 +222,7 @@ const REPORT_JSON: &str = "report.json";
 
 /// The report of this run, if it is finished.
 pub(crate) fn finished(args: &Args) -> anyhow::Result<Option<Finished>> {
-    let Some(directory) = &args.keep else { return Ok(None) };
+    let Some(directory) = args.keep.as_ref().filter(|directory| directory.is_dir()) else { return Ok(None) };
     let Some(run @ Run { finished: Some(End { clean }), .. }) = Run::read(directory)? else { return Ok(None) };
     if !Run::new(args).problems(&run, directory).is_empty() {
         return Ok(None);

@@ -5,7 +5,7 @@ use event_log::{CloudLogArgs, EdgeLogArgs, LogUrl};
 use schema_registry::SchemaRegistryArgs;
 use service::{ConfigError, ContractArgs, ServiceArgs};
 
-/// Creates the topics and registers the schemas; reports existing ones with other settings. Safe to run again.
+/// Create the topics and register the schemas; report existing ones with other settings. Safe to run again.
 ///
 /// The topics are those that the contract declares, in the logs where they belong; the schemas get the
 /// compatibility FULL_TRANSITIVE.
@@ -34,7 +34,7 @@ pub struct Args {
     /// Where the schemas are registered.
     #[command(flatten)]
     pub schema_registry: SchemaRegistryArgs,
-    /// Change nothing, only report: a topic or a schema that is missing is a finding, too.
+    /// Change nothing, only report: a topic or a schema that is missing is a difference, too.
     #[arg(long)]
     pub check: bool,
     /// Give every topic with more than one partition this many, instead of that of the contract.
@@ -60,9 +60,22 @@ pub struct Args {
 }
 
 impl Args {
+    /// The command that creates what is missing.
+    pub(super) fn command_line(&self) -> String {
+        let mut line = "carstream deploy".to_owned();
+        for (setting, log) in [("--edge-log", &self.edge.log), ("--cloud-log", &self.cloud.log)] {
+            line += &log.as_ref().map(|log| format!(" {setting} {log}")).unwrap_or_default();
+        }
+        line +=
+            &self.contract.contract.as_ref().map(|dir| format!(" --contract {}", dir.display())).unwrap_or_default();
+        line += &self.partitions.map(|partitions| format!(" --partitions {partitions}")).unwrap_or_default();
+        line += &self.replication_factor.map(|factor| format!(" --replication-factor {factor}")).unwrap_or_default();
+        line
+    }
+
     /// What cannot work, together.
     pub(super) fn check(&self) -> Result<Contract, ConfigError> {
-        let mut problems = self.schema_registry.problems();
+        let mut problems = [self.schema_registry.problems(), self.edge.problems(), self.cloud.problems()].concat();
         let contract = self.contract.load().map_err(|more| problems.extend(more.0));
         if self.edge.log.is_none() && self.cloud.log.is_none() && self.schema_registry.schema_registry.is_none() {
             problems
@@ -74,7 +87,7 @@ impl Args {
         for (setting, log) in [("--edge-log", &self.edge.log), ("--cloud-log", &self.cloud.log)] {
             match log {
                 // Opening it would make it.
-                Some(LogUrl::Directory(path)) if self.check && !path.is_dir() => {
+                Some(LogUrl::Directory(path)) if self.check && !path.exists() => {
                     problems.push(format!("{setting} {}: the directory does not exist", path.display()));
                 }
                 _ => {}

@@ -46,7 +46,11 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
         eprintln!("error: {problem}");
     }
     let count = outcome.problems.len();
-    anyhow::ensure!(count == 0, "the deployment differs in {count} finding{} above", if count == 1 { "" } else { "s" });
+    anyhow::ensure!(
+        count == 0,
+        "the deployment differs in the {count} point{} above",
+        if count == 1 { "" } else { "s" }
+    );
     Ok(())
 }
 
@@ -77,7 +81,8 @@ fn topics(
     shutdown: &CancellationToken,
 ) -> anyhow::Result<Outcome> {
     let mut outcome = Outcome::default();
-    let (mut made, specs) = (0, contract.topics_of(site).map(::topics::spec).collect::<Vec<_>>());
+    let (mut made, mut missing, mut differ, specs) =
+        (0, 0, 0, contract.topics_of(site).map(::topics::spec).collect::<Vec<_>>());
     for mut spec in specs.iter().cloned() {
         if let Some(partitions) = args.partitions.filter(|_| spec.partitions > 1) {
             spec.partitions = partitions;
@@ -86,16 +91,30 @@ fn topics(
             service::retry_until(shutdown, format!("the log {}", log.url()), event_log::Error::is_retriable, || {
                 topics::deploy(log.as_ref(), &spec, args.replication_factor, args.check)
             })?;
-        let (is_new, problems) = deployed.context("stopped before all was deployed")?;
-        made += usize::from(is_new);
-        outcome.problems.extend(problems);
+        match deployed.context("stopped before all was deployed")? {
+            topics::Deployed::Made => made += 1,
+            topics::Deployed::Exists => {}
+            topics::Deployed::Missing => {
+                missing += 1;
+                let create = args.command_line();
+                outcome.problems.push(format!("topic {} in {} is missing: {create} creates it", spec.name, log.url()));
+            }
+            topics::Deployed::Differs(problems) => {
+                differ += 1;
+                outcome.problems.extend(problems);
+            }
+        }
     }
     let of = match site {
         Site::Edge => "of the edge",
         Site::Cloud => "of the cloud",
         Site::All => "of edge and cloud",
     };
-    outcome.lines.push(format!("{}: {} topics {of}, {made} of them made now", log.url(), specs.len()));
+    let as_declared = specs.len() - made - missing - differ;
+    let counts = [(as_declared, "as declared"), (made, "created"), (missing, "missing"), (differ, "different")];
+    let counts: Vec<_> =
+        counts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect();
+    outcome.lines.push(format!("{}: {} topics {of}, {}", log.url(), specs.len(), counts.join(", ")));
     Ok(outcome)
 }
 

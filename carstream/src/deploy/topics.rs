@@ -3,19 +3,33 @@
 use ::topics::Hours;
 use event_log::{Error, Log, LogUrl, TopicDescription, TopicSpec};
 
-/// Creates the topic if it is missing, unless it is only checked. Returns whether it was created, and the differences.
-pub(super) fn deploy(
-    log: &dyn Log,
-    spec: &TopicSpec,
-    replicas: Option<u16>,
-    check: bool,
-) -> Result<(bool, Vec<String>), Error> {
-    match log.describe(&spec.name) {
-        Ok(found) => return Ok((false, problems(log.url(), spec, replicas, &found))),
-        Err(Error::UnknownTopic { .. }) if check => {
-            let missing = format!("topic {} in {} is missing: run `carstream deploy`", spec.name, log.url());
-            return Ok((false, vec![missing]));
+/// What became of a topic.
+pub(super) enum Deployed {
+    /// It exists as it is declared.
+    Exists,
+    /// It was created.
+    Made,
+    /// It does not exist, and was only checked.
+    Missing,
+    /// It exists, and differs.
+    Differs(Vec<String>),
+}
+
+impl Deployed {
+    fn of(is_new: bool, problems: Vec<String>) -> Self {
+        match problems.as_slice() {
+            [] if is_new => Self::Made,
+            [] => Self::Exists,
+            _ => Self::Differs(problems),
         }
+    }
+}
+
+/// Creates the topic if it is missing, unless it is only checked.
+pub(super) fn deploy(log: &dyn Log, spec: &TopicSpec, replicas: Option<u16>, check: bool) -> Result<Deployed, Error> {
+    match log.describe(&spec.name) {
+        Ok(found) => return Ok(Deployed::of(false, problems(log.url(), spec, replicas, &found))),
+        Err(Error::UnknownTopic { .. }) if check => return Ok(Deployed::Missing),
         Err(Error::UnknownTopic { .. }) => {}
         Err(error) => return Err(error),
     }
@@ -26,7 +40,7 @@ pub(super) fn deploy(
     match made {
         // Somebody else made it meanwhile, as something else.
         Ok(()) | Err(Error::TopicDiffers { .. }) => {
-            Ok((made.is_ok(), problems(log.url(), spec, replicas, &log.describe(&spec.name)?)))
+            Ok(Deployed::of(made.is_ok(), problems(log.url(), spec, replicas, &log.describe(&spec.name)?)))
         }
         Err(error) => Err(error),
     }

@@ -8,11 +8,17 @@ use mqtt_bridge::{ClientIdRule, Limits, Listen, TlsArgs};
 use schema_registry::SchemaRegistryArgs;
 use service::{ConfigError, ContractArgs, ServiceArgs, values};
 
-/// Runs an edge site in one process, without Docker or Java: MQTT in, clean readings and scores in an embedded log,
+/// Run an edge site in one process, without Docker or Java: MQTT in, clean readings and scores in an embedded log,
 /// copied to the cloud if an uplink exists.
 ///
 /// With a --cloud-log, the uplink, records that may leave the site are copied there. While it is unreachable, they stay
 /// in the site's log, as long as its disk has room. Everything else has the stages' own defaults.
+///
+/// The log serves one process. To look into it (carstream dead-letter, audit, deploy --check), stop the box first: cars
+/// keep their readings meanwhile.
+///
+/// /readyz answers 503 also while the uplink or a model is missing, though readings are accepted; use /livez for
+/// restarts.
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "Examples:
   carstream edge --log site-log --pseudonym-key-file site.key --model model
@@ -26,13 +32,13 @@ pub struct Args {
     /// Read the site's secret key for pseudonyms from this file, at least 16 bytes; a site has one key.
     #[arg(long, env = "CARSTREAM_PSEUDONYM_KEY_FILE", value_name = "FILE")]
     pub pseudonym_key_file: PathBuf,
-    /// Listen for MQTT without TLS at this address, for this machine and trusted networks; `none` leaves --tls-listen.
+    /// Accept MQTT without TLS at this address: for this machine and trusted networks; `none`: only with TLS.
     #[arg(long, env = "CARSTREAM_MQTT_LISTEN", value_name = "HOST:PORT|none", default_value_t)]
     pub listen: Listen,
     /// TLS, as for the bridge.
     #[command(flatten)]
     pub tls: TlsArgs,
-    /// Let a client without a certificate publish for these cars.
+    /// Let a client without a certificate publish for any car, or only for the VIN that is its client identifier.
     #[arg(long, env = "CARSTREAM_MQTT_CLIENT_ID", value_enum, default_value_t)]
     pub client_id: ClientIdRule,
     /// What the site has.
@@ -41,10 +47,11 @@ pub struct Args {
 
     /// Score with the model in this directory, which has manifest.json and weights.safetensors.
     ///
-    /// Then announcements are not followed, and the lake is not used: it never needs an uplink.
-    #[arg(long, env = "CARSTREAM_MODEL", value_name = "DIR", conflicts_with = "lake")]
+    /// Then announcements are not followed, and --lake is not used: it never needs an uplink.
+    #[arg(long, env = "CARSTREAM_MODEL", value_name = "DIR")]
     pub model: Option<PathBuf>,
-    /// Use this object store: a directory, file:///DIRECTORY, or s3://BUCKET[/PREFIX].
+    /// Take announced models from this object store, unless --model names one: a directory, file:///DIRECTORY, or
+    /// s3://BUCKET[/PREFIX].
     ///
     /// The scorer takes the models from it that are announced in --cloud-log, or else in --log; the first one after a
     /// start needs the uplink.
@@ -73,11 +80,11 @@ pub struct Args {
 }
 
 impl Args {
-    /// What cannot work, as far as the stages themselves do not say it.
+    /// What cannot work in any of the stages, before anything is opened.
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         let mut problems = Vec::new();
         if self.model.is_none() && self.lake.is_none() {
-            problems.push("--model DIR or --lake URL is missing: where the scorer's model comes from".to_owned());
+            problems.push("--model DIR or --lake URL is missing: the scorer needs a model".to_owned());
         }
         // Parsed as a log URL, so that kafka:// is an error and not a directory name.
         if let Ok(LogUrl::Kafka { .. }) | Err(_) = self.log.to_string_lossy().parse::<LogUrl>() {
@@ -86,7 +93,33 @@ impl Args {
                 self.log.display()
             ));
         }
+        let replicator = self.replicator().map(|args| args.problems()).unwrap_or_default();
+        for problem in [
+            self.bridge().problems(),
+            preprocessor::problems(&self.preprocessor()),
+            scorer::problems(&self.scorer()),
+            replicator,
+        ]
+        .concat()
+        {
+            // What the stages share they all report.
+            if !problems.contains(&problem) {
+                problems.push(problem);
+            }
+        }
         ConfigError::check(problems)
+    }
+
+    /// What runs here, in one line.
+    pub(super) fn described(&self) -> String {
+        let uplink = self.cloud.log.as_ref().map_or("none".to_owned(), ToString::to_string);
+        let contract = self.contract.contract.as_ref().map_or("the platform's".to_owned(), |c| c.display().to_string());
+        format!(
+            "carstream {}, site {}: log {}, uplink {uplink}, contract {contract}",
+            env!("CARGO_PKG_VERSION"),
+            self.site,
+            self.log.display()
+        )
     }
 
     /// The site's log.
@@ -156,9 +189,13 @@ mod tests {
 
     #[test]
     fn a_model_is_needed_and_comes_from_one_place() {
-        assert!(parse(&[]).expect("valid for clap").check().is_err());
-        assert!(parse(&["--model", "m"]).expect("valid").check().is_ok());
-        assert!(parse(&["--model", "m", "--lake", "l"]).is_err());
+        let problems = parse(&[]).expect("valid for clap").check().expect_err("no model").0;
+        assert_eq!(problems[0], "--model DIR or --lake URL is missing: the scorer needs a model");
+        // Both, as in a file of variables that all stages share: the model wins.
+        let args = parse(&["--model", "m", "--lake", "s3://b"]).expect("valid");
+        assert_eq!(args.scorer().model, args.model);
+        let problems = args.check().expect_err("no key and no model").0;
+        assert!(problems.len() == 2 && problems[1] == "--model m: the directory does not exist", "{problems:?}");
         let args = parse(&["--lake", "l", "--cloud-log", "cloud"]).expect("valid");
         assert_eq!(args.scorer().cloud.log, args.cloud.log, "the trainer announces in the cloud");
     }

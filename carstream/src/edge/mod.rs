@@ -28,6 +28,7 @@ use crate::stage::RunningStage;
 /// Runs the site until shutdown, with the metrics of all stages at one admin port; then drains stage by stage in the
 /// order of the flow.
 pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
+    args.check()?;
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
     let ready =
@@ -60,7 +61,7 @@ impl Metrics {
 }
 
 async fn run_with(args: &Args, metrics: Metrics, shutdown: CancellationToken) -> anyhow::Result<()> {
-    args.check()?;
+    tracing::info!("{}", args.described());
     // Held to the end, so that no stage closes the log that the next one drains.
     let log = args.log().open()?;
     metrics.log.watch(&log);
@@ -86,7 +87,9 @@ async fn run_with(args: &Args, metrics: Metrics, shutdown: CancellationToken) ->
     }
     let drained = drain(stages).await;
     drop(log);
-    drained
+    drained?;
+    tracing::info!("stopped: everything accepted is in the log");
+    Ok(())
 }
 
 /// Drains all stages, whatever becomes of each. The error: that of the stage that had failed before.

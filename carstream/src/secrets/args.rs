@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-/// Creates the keys and certificates of a site, as files: adds missing ones, keeps existing ones.
+/// Create the keys and certificates of a site, as files: add missing ones, keep existing ones.
 ///
 /// pseudonym.key, s3-secret-key, ca.crt, ca.key, mqtt-bridge.crt, mqtt-bridge.key. Safe to run again. Back up
 /// pseudonym.key and ca.key: without the first, no pseudonym can be traced back to its car; without the second, no
@@ -61,11 +61,12 @@ impl Args {
     /// All that cannot work.
     pub(super) fn problems(&self) -> Vec<String> {
         let no_vin = |vin: &&String| !mqtt_bridge::is_vin(vin) || TAKEN.contains(&vin.to_ascii_lowercase().as_str());
-        self.cars
-            .iter()
-            .filter(no_vin)
-            .map(|vin| format!("--car {vin}: a VIN has 1 to 32 letters, digits, - and _, and is not ca or mqtt-bridge"))
-            .collect()
+        let is_file = self.dir.exists() && !self.dir.is_dir();
+        let dir = is_file.then(|| format!("--dir {}: is a file: choose a directory", self.dir.display()));
+        let cars = self.cars.iter().filter(no_vin).map(|vin| {
+            format!("--car {vin}: a VIN has 1 to 32 letters, digits, - and _, and is not ca or mqtt-bridge")
+        });
+        dir.into_iter().chain(cars).collect()
     }
 
     /// The names for the bridge's certificate. `present`: those that it has.
@@ -75,4 +76,10 @@ impl Args {
         }
         present.unwrap_or_else(|| DEFAULT_SERVER_NAMES.map(str::to_owned).to_vec())
     }
+}
+
+/// Whether this is a VIN as ISO 3779 has it.
+pub(super) fn is_real_vin(vin: &str) -> bool {
+    let is_of_vin = |b: u8| (b.is_ascii_uppercase() || b.is_ascii_digit()) && !b"IOQ".contains(&b);
+    vin.len() == 17 && vin.bytes().all(is_of_vin)
 }

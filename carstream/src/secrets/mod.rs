@@ -59,6 +59,12 @@ pub fn make(args: &Args) -> anyhow::Result<Vec<PathBuf>> {
     let authority = authority(&mut vault)?;
     bridge(&mut vault, args, authority.as_ref())?;
     for vin in &args.cars {
+        if !args::is_real_vin(vin) {
+            tracing::warn!(
+                "--car {vin}: a real VIN has 17 characters, capital letters and digits without I, O and Q; readings of \
+                 this car become dead letters"
+            );
+        }
         car(&mut vault, vin, authority.as_ref())?;
     }
     Ok(vault.made())

@@ -30,6 +30,11 @@ impl LogArgs {
     pub fn open(&self) -> Result<Arc<dyn Log>, Error> {
         crate::open(&self.log, &self.kafka_options)
     }
+
+    /// What of the settings cannot work.
+    pub fn problems(&self) -> Vec<String> {
+        self.log.problems("--log")
+    }
 }
 
 /// The settings of one of two logs that a command knows: `--PREFIX-log` and `--PREFIX-kafka-option`.
@@ -59,6 +64,11 @@ macro_rules! log_args {
             pub fn open(&self) -> Result<Option<Arc<dyn Log>>, Error> {
                 self.log.as_ref().map(|log| crate::open(log, &self.kafka_options)).transpose()
             }
+
+            /// What of the settings cannot work.
+            pub fn problems(&self) -> Vec<String> {
+                self.log.iter().flat_map(|log| log.problems(concat!("--", $prefix, "-log"))).collect()
+            }
         }
     };
 }
@@ -87,22 +97,49 @@ pub enum LogUrl {
     Directory(PathBuf),
 }
 
+impl LogUrl {
+    /// Whether this is HOST:PORT[,HOST:PORT…].
+    fn is_servers(text: &str) -> bool {
+        let is_server = |server: &str| {
+            server.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+        };
+        text.split(',').all(is_server)
+    }
+
+    /// What keeps `setting` from being this log, as far as that is known before it is opened.
+    pub fn problems(&self, setting: &str) -> Vec<String> {
+        match self {
+            Self::Directory(path) if path.exists() && !path.is_dir() => {
+                vec![format!("{setting} {}: is a file: choose a directory", path.display())]
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
 impl FromStr for LogUrl {
     type Err = String;
 
     fn from_str(s: &str) -> Result<Self, String> {
         if let Some(bootstrap) = s.strip_prefix("kafka://") {
             let bootstrap = bootstrap.trim_end_matches('/');
-            let complete = bootstrap.split(',').all(|server| {
-                server.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
-            });
-            if !complete {
+            if !Self::is_servers(bootstrap) {
                 return Err(format!("{s}: every server needs a host and a port, as in kafka://localhost:9092"));
             }
             return Ok(Self::Kafka { bootstrap: bootstrap.to_owned() });
         }
-        if s.contains("://") || s.is_empty() {
-            return Err(format!("{s:?} is neither kafka://HOST:PORT nor a directory"));
+        let refusal = || format!("{s:?} is neither kafka://HOST:PORT nor a directory");
+        if s.is_empty() {
+            return Err(refusal());
+        }
+        // A server without kafka://, or another scheme: as a directory it would be created, and found empty.
+        if s.split_once(':').is_some_and(|(before, _)| !before.contains('/')) {
+            let server = s.strip_prefix("kafka:").unwrap_or(s).trim_matches('/');
+            let kafka = match Self::is_servers(server) {
+                true => format!("kafka://{server}, or "),
+                false => String::new(),
+            };
+            return Err(format!("{}: write {kafka}./{s} for a directory of that name", refusal()));
         }
         Ok(Self::Directory(s.into()))
     }
@@ -172,6 +209,21 @@ impl FromStr for KafkaOption {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_without_a_scheme_is_no_directory() {
+        let refused = |text: &str| text.parse::<LogUrl>().expect_err(text);
+        let kafka = "is neither kafka://HOST:PORT nor a directory: write kafka://localhost:9092, or ";
+        for server in ["localhost:9092", "kafka:localhost:9092", "kafka:/localhost:9092"] {
+            assert_eq!(refused(server), format!("{server:?} {kafka}./{server} for a directory of that name"));
+        }
+        assert!(refused("a:9092,b:9092").contains("write kafka://a:9092,b:9092, or"));
+        assert!(refused("s3://bucket").ends_with("nor a directory: write ./s3://bucket for a directory of that name"));
+        assert!(refused("").ends_with("nor a directory") && refused("kafka://host").contains("a host and a port"));
+        for directory in ["log", "./localhost:9092", "/var/lib/a:1", "data/log:1"] {
+            assert_eq!(directory.parse(), Ok(LogUrl::Directory(directory.into())));
+        }
+    }
 
     #[test]
     fn a_file_of_options_stands_in_its_place_and_its_mistakes_are_named_without_its_secrets() {

@@ -18,10 +18,7 @@ pub enum Error {
         source: BoxError,
     },
     /// Another process has the embedded log open.
-    #[error(
-        "the log directory {} is in use by another process: stop that one, or choose another directory",
-        path.display()
-    )]
+    #[error("the log directory {} is in use by another process, and serves one: stop that one first", path.display())]
     InUse {
         /// The directory.
         path: PathBuf,

@@ -40,7 +40,10 @@ impl LakeArgs {
 
     /// What of the settings cannot work.
     pub fn problems(&self) -> Vec<String> {
-        match self.lake {
+        match &self.lake {
+            LakeUrl::Directory(path) if path.exists() && !path.is_dir() => {
+                vec![format!("--lake {}: is a file: choose a directory", path.display())]
+            }
             LakeUrl::Directory(_) => Vec::new(),
             LakeUrl::S3 { .. } => self.s3.problems(),
         }
@@ -78,8 +81,13 @@ impl FromStr for LakeUrl {
             }
             return Ok(Self::S3 { bucket: bucket.to_owned(), prefix: prefix.trim_matches('/').to_owned() });
         }
-        if s.is_empty() || s.contains("://") {
-            return Err(format!("{s:?} is neither a directory, file:///DIRECTORY nor s3://BUCKET/PREFIX"));
+        let refusal = || format!("{s:?} is neither a directory, file:///DIRECTORY nor s3://BUCKET/PREFIX");
+        if s.is_empty() {
+            return Err(refusal());
+        }
+        // A server, or another scheme: as a directory it would be created, and found empty.
+        if s.split_once(':').is_some_and(|(before, _)| !before.contains('/')) {
+            return Err(format!("{}: write ./{s} for a directory of that name", refusal()));
         }
         Ok(Self::Directory(s.into()))
     }
@@ -105,7 +113,10 @@ mod tests {
         assert_eq!("data/lake".parse(), directory("data/lake"));
         assert_eq!("/data/lake".parse(), directory("/data/lake"));
         assert_eq!("file:///data/lake".parse(), directory("/data/lake"));
-        for wrong in ["", "file://data", "gs://bucket", "s3://", "s3:///prefix"] {
+        assert_eq!("./s3:bucket".parse(), directory("./s3:bucket"));
+        for wrong in
+            ["", "file://data", "gs://bucket", "s3://", "s3:///prefix", "s3:bucket", "localhost:9000", "file:/data"]
+        {
             assert!(wrong.parse::<LakeUrl>().is_err(), "{wrong}");
         }
     }

@@ -172,11 +172,11 @@ pub fn run(
     shutdown: &CancellationToken,
 ) -> anyhow::Result<()> {
     options.topics.iter().for_each(|topic| metrics.begin(topic));
-    let what = awaited(&options.topics, options.source.as_ref());
+    let what = awaited(&options.topics);
     while !shutdown.is_cancelled() {
         let waiting = Waiting::new(&what).with_readiness(&metrics.readiness);
         let opened = retry_until(shutdown, waiting, is_waitable, || Stage::open(&options))
-            .with_context(|| format!("cannot read {what}"))?;
+            .with_context(|| format!("cannot read {what} in {}", options.source.url()))?;
         let Some(mut stage) = opened else { break };
         metrics.readiness.available(&what);
         let ended = stage.run(transform, metrics, shutdown);
@@ -195,8 +195,11 @@ pub fn run(
 
 /// What a loop on these topics waits for until it has opened them: the name under which it stands in
 /// [`Metrics::readiness`]. A stage of several loops names them all before it says that it has started.
-pub fn awaited(topics: &[Arc<str>], source: &dyn Log) -> String {
-    format!("topics {} in {}", topics.join(", "), source.url())
+///
+/// Without the log: the cause names it, and several topics that wait for one cause are one clause.
+pub fn awaited(topics: &[Arc<str>]) -> String {
+    let topic = if topics.len() == 1 { "topic" } else { "topics" };
+    format!("{topic} {}", topics.join(", "))
 }
 
 /// Whether the other part may only not be there yet.

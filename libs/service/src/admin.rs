@@ -30,7 +30,7 @@ const PLAIN: &str = "text/plain; charset=utf-8";
 
 /// The admin port could not be opened.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot serve metrics at {address}: choose another --admin address")]
+#[error("cannot serve metrics at {address}: choose another --admin address, such as 127.0.0.1:9100")]
 pub struct AdminError {
     address: HostPort,
     #[source]

@@ -33,8 +33,9 @@ pub use admin::{AdminError, stage, with_admin};
 pub use clock::now_ms;
 pub use readiness::Readiness;
 pub use registrar::{Histograms, Registrar};
+use settings::Variables;
 pub use values::HostPort;
-pub use waiting::{Waiting, retry_until};
+pub use waiting::{Waiting, chain, retry_until};
 
 /// Exit code for settings that cannot work, as in BSD's `sysexits.h` (EX_USAGE).
 pub const EXIT_CONFIG: u8 = 64;
@@ -57,7 +58,7 @@ pub struct ServiceArgs {
     /// Log this much, on standard error.
     #[arg(long, env = "CARSTREAM_LOG_LEVEL", value_name = "LEVEL", value_enum, default_value_t, global = true)]
     pub log_level: LogLevel,
-    /// Serve /metrics, /livez and /readyz at this address; without it nothing is served.
+    /// Serve /metrics, /livez and /readyz at this address, such as 127.0.0.1:9100; without it nothing is served.
     ///
     /// /livez answers 200 as long as the process serves. /readyz answers 200 when it is ready, and until then 503 with
     /// a line that says what it is waiting for.
@@ -78,7 +79,7 @@ impl Default for ServiceArgs {
 /// What a stage that is stopped may still do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::Args)]
 pub struct DrainArgs {
-    /// When stopped, finish what has come in until then, for at most this long; the rest follows after the next start.
+    /// When stopped, process what was received before the signal, for at most this long; the next start does the rest.
     #[arg(id = "drain_timeout", long = "drain-timeout", env = "CARSTREAM_DRAIN_TIMEOUT", value_name = "DURATION",
         default_value = DRAIN_TIMEOUT, value_parser = values::duration)]
     pub timeout: Duration,
@@ -141,8 +142,8 @@ where
     Fut: Future<Output = anyhow::Result<()>>,
 {
     let argv: Vec<OsString> = std::env::args_os().collect();
-    let args: A = match settings::parse(&argv) {
-        Ok(args) => args,
+    let (args, variables): (A, _) = match settings::parse(&argv) {
+        Ok(parsed) => parsed,
         Err(error) => {
             // Printing fails only if standard error is gone; the exit code still tells.
             let _ = error.print();
@@ -168,7 +169,7 @@ where
     });
     // A blocking task that outlived the drain must not keep the process.
     runtime.shutdown_background();
-    exit_code(result)
+    exit_code(result, &variables)
 }
 
 /// The stage that this process was started as, by the name of its binary or of the link to it.
@@ -193,11 +194,11 @@ pub fn init_logging(level: LogLevel) {
         .try_init();
 }
 
-fn exit_code(result: anyhow::Result<()>) -> ExitCode {
+fn exit_code(result: anyhow::Result<()>, variables: &Variables) -> ExitCode {
     let Err(error) = result else { return ExitCode::SUCCESS };
     if let Some(ConfigError(problems)) = error.downcast_ref() {
         for problem in problems {
-            eprintln!("error: {problem}");
+            eprintln!("error: {}", variables.name_in(problem));
         }
         return ExitCode::from(EXIT_CONFIG);
     }

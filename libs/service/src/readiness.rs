@@ -48,12 +48,19 @@ impl Readiness {
         self.awaited().is_empty()
     }
 
-    /// What it waits for, in words: one for each thing. That it has not started says less than what keeps it from it.
+    /// What it waits for, in words: one clause for each cause. That it has not started says less than what keeps it
+    /// from it.
     pub fn reasons(&self) -> Vec<String> {
         let awaited = self.awaited();
         let only = awaited.len() == 1;
-        let told = awaited.iter().filter(|(what, _)| only || *what != START);
-        told.map(|(what, why)| format!("{what}: {why}")).collect()
+        let mut by_cause: Vec<(&str, Vec<&str>)> = Vec::new();
+        for (what, why) in awaited.iter().filter(|(what, _)| only || *what != START) {
+            match by_cause.iter_mut().find(|(cause, _)| cause == why) {
+                Some((_, parts)) => parts.push(what),
+                None => by_cause.push((why, vec![what])),
+            }
+        }
+        by_cause.into_iter().map(|(why, parts)| format!("{}: {why}", parts.join(", "))).collect()
     }
 
     fn awaited(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
@@ -79,6 +86,12 @@ mod tests {
         assert_eq!(readiness.reasons(), ["a model: it cannot be read"]);
         of_the_loop.available("a model");
         assert!(readiness.is_ready());
+        for topic in ["topic a", "topic b"] {
+            of_the_loop.waits_for(topic, "no answer from the cloud");
+        }
+        of_the_loop.waits_for("a model", "none is announced");
+        let reasons = ["a model: none is announced", "topic a, topic b: no answer from the cloud"];
+        assert_eq!(readiness.reasons(), reasons, "one clause for each cause");
         of_the_loop.waits_for("the log", "it went away");
         assert!(!readiness.is_ready(), "it may wait again at any time");
     }

@@ -4,6 +4,7 @@
 //! | --- | --- | --- |
 //! | a duration | a number and a unit, `500ms`, `90s`, `1.5m`, `24h`, `7d` | a number without a unit, also 0 |
 //! | a size | a number and a unit, `512B`, `256KiB`, `64MiB`, `1GiB` | a number without a unit |
+//! | a time | `2026-11-21T08:15:00Z`, `2026-11-21` (midnight, UTC), or an age, `6h` | anything else |
 //! | an address | [`HostPort`]: `HOST:PORT`, an IP address or a name | an address without a port |
 //! | a switch | `1`, `true`, `yes`, `on`; `0`, `false`, `no`, `off` | anything else |
 //!
@@ -13,6 +14,8 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
+
+use chrono::{DateTime, NaiveDate, NaiveTime, Utc};
 
 const DURATION_UNITS: [(&str, f64); 5] = [("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3_600.0), ("d", 86_400.0)];
 
@@ -51,6 +54,23 @@ pub fn size<T: TryFrom<u64>>(text: &str) -> Result<T, String> {
         return Err(format!("{text:?} is not a whole number of bytes below 8192 TiB"));
     }
     T::try_from(bytes as u64).map_err(|_| format!("{text:?} is too large for this setting"))
+}
+
+/// A point in time, in milliseconds since the epoch: clap's `value_parser`.
+pub fn time_ms(text: &str) -> Result<i64, String> {
+    if let Ok(time) = DateTime::parse_from_rfc3339(text) {
+        return Ok(time.timestamp_millis());
+    }
+    if let Ok(date) = text.parse::<NaiveDate>() {
+        return Ok(date.and_time(NaiveTime::MIN).and_utc().timestamp_millis());
+    }
+    let ago = || {
+        let age = duration(text).ok()?;
+        Utc::now().timestamp_millis().checked_sub(age.as_millis().try_into().ok()?)
+    };
+    ago().ok_or_else(|| {
+        format!("{text:?} is not a time: use 2026-11-21T08:15:00Z, 2026-11-21, or an age such as 90s, 30m, 6h, 2d")
+    })
 }
 
 /// A number that is not negative, and what its unit stands for.
@@ -175,6 +195,19 @@ mod tests {
             assert!(duration(&long).is_err_and(|error| error.contains("a hundred years")), "{long}");
         }
         assert!(positive_duration("0ms").is_err() && positive_duration("1ms").is_ok());
+    }
+
+    #[test]
+    fn times_are_points_days_or_ages() {
+        assert_eq!(time_ms("2026-11-21T08:15:00Z"), Ok(1_795_248_900_000));
+        assert_eq!(time_ms("2026-11-21T09:15:00+01:00"), Ok(1_795_248_900_000));
+        assert_eq!(time_ms("2026-11-21"), Ok(1_795_219_200_000));
+        let now = Utc::now().timestamp_millis();
+        let hour_ago = time_ms("1h").expect("valid");
+        assert!((now - 3_600_000..now - 3_540_000).contains(&hour_ago), "{hour_ago}");
+        for wrong in ["", "h", "-1h", "yesterday", "1w", "é", "9999999999999999d"] {
+            assert!(time_ms(wrong).is_err_and(|error| error.contains("is not a time")), "{wrong}");
+        }
     }
 
     #[test]

@@ -86,7 +86,7 @@ pub fn retry_until<T, E: Error>(
 }
 
 /// An error with its causes, in one line. Some libraries repeat a cause in their own text: it is printed once.
-pub(crate) fn chain(error: &dyn Error) -> String {
+pub fn chain(error: &dyn Error) -> String {
     let mut line = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -15,6 +15,7 @@ use datafusion_expr::Expr;
 use telemetry::schema::{Field, Pii};
 
 use super::functions::{COARSEN, MIN_COARSEN_STEP, PSEUDONYM, hides_position};
+use super::output::shown;
 use super::shape::{Shape, is_of};
 use contract::StreamDefinition;
 
@@ -56,7 +57,7 @@ impl Lineage {
             };
             let mut sources = Vec::new();
             trace.follow(expr, &mut Vec::new(), &mut Vec::new(), &mut sources);
-            Self { column, expression: expr.human_display().to_string(), sources }
+            Self { column, expression: shown(expr), sources }
         });
         columns.collect()
     }

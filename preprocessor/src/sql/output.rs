@@ -2,6 +2,8 @@
 //! lost.
 
 use arrow::datatypes::DataType;
+use datafusion_common::tree_node::{Transformed, TreeNode};
+use datafusion_common::{Column, ScalarValue};
 use datafusion_expr::{Expr, ExprSchemable};
 use telemetry::schema::Schema;
 
@@ -39,13 +41,83 @@ fn check(expr: &Expr, shape: &Shape, wanted: &arrow::datatypes::Field) -> Result
         .and_then(|found| Ok((found, expr.nullable(shape.schema.as_ref())?)))
         .map_err(|e| e.to_string())?;
     if !is_lossless(&found, wanted.data_type()) {
-        let wanted = wanted.data_type();
-        return Err(format!("is {found}, declared as {wanted}, and not every {found} is a {wanted}: use TRY_CAST"));
+        let (found, wanted) = (name(&found), name(wanted.data_type()));
+        let sql = SQL_TYPES.iter().find(|(schema, _)| *schema == wanted).map_or("…", |(_, sql)| sql);
+        let an = |word: &str| if word.starts_with('i') { format!("an {word}") } else { format!("a {word}") };
+        return Err(format!(
+            "is {}, declared as {wanted}: use TRY_CAST(… AS {sql}), which gives null where a value does not fit, or \
+             declare {found}",
+            an(&found)
+        ));
     }
     if nullable && !wanted.is_nullable() {
         return Err("can be null, declared as never null: use coalesce(…, a value), or declare it [\"null\", …]".into());
     }
     Ok(())
+}
+
+/// Types as schemas call them, and as SQL does.
+const SQL_TYPES: [(&str, &str); 7] = [
+    ("boolean", "BOOLEAN"),
+    ("int", "INT"),
+    ("long", "BIGINT"),
+    ("float", "FLOAT"),
+    ("double", "DOUBLE"),
+    ("string", "VARCHAR"),
+    ("timestamp-millis", "TIMESTAMP"),
+];
+
+/// A type as a schema calls it.
+fn name(data_type: &DataType) -> String {
+    in_words_of_a_schema(&data_type.to_string())
+}
+
+/// A text with the names of types as schemas have them.
+pub(super) fn in_words_of_a_schema(text: &str) -> String {
+    let arrow = [
+        ("Boolean", "boolean"),
+        ("Int32", "int"),
+        ("Int64", "long"),
+        ("Float32", "float"),
+        ("Float64", "double"),
+        ("Utf8View", "string"),
+        ("Utf8", "string"),
+        ("Timestamp(ms, \"+00:00\")", "timestamp-millis"),
+        ("Timestamp(Millisecond, Some(\"+00:00\"))", "timestamp-millis"),
+    ];
+    let is_name = |c: char| c.is_alphanumeric() || c == '_';
+    let mut text = text.to_owned();
+    for (from, to) in arrow {
+        let mut out = String::with_capacity(text.len());
+        let mut rest = text.as_str();
+        while let Some(at) = rest.find(from) {
+            let (before, behind) = (&rest[..at], &rest[at + from.len()..]);
+            let whole = !before.ends_with(is_name) && !behind.starts_with(is_name);
+            out += before;
+            out += if whole { to } else { from };
+            rest = behind;
+        }
+        text = out + rest;
+    }
+    text
+}
+
+/// An expression as one would write it: with values, not with the planner's types around them.
+pub(super) fn shown(expr: &Expr) -> String {
+    let plain = expr.clone().transform(|expr| {
+        Ok(match &expr {
+            Expr::Literal(value, _) => {
+                let text = match value {
+                    ScalarValue::Utf8(Some(text)) => format!("'{text}'"),
+                    value => value.to_string(),
+                };
+                Transformed::yes(Expr::Column(Column::new_unqualified(text)))
+            }
+            _ => Transformed::no(expr),
+        })
+    });
+    let plain = plain.map_or_else(|_| expr.clone(), |plain| plain.data);
+    in_words_of_a_schema(&plain.human_display().to_string())
 }
 
 /// Whether every value of the one type is a value of the other.

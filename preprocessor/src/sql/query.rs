@@ -27,7 +27,7 @@ use telemetry::pseudonym::PseudonymKey;
 use super::functions::{self, PSEUDONYM};
 use super::lineage::Lineage;
 use super::lookup::LookupTable;
-use super::output;
+use super::output::{self, in_words_of_a_schema, shown};
 use super::shape::{Lookup, Shape, is_of, used_columns};
 use super::statement;
 use contract::StreamDefinition;
@@ -47,6 +47,8 @@ pub struct Query {
     output: SchemaRef,
     key_column: usize,
     lineage: Vec<Lineage>,
+    /// WHERE, as the statement has it.
+    filter_text: Option<String>,
 }
 
 /// What a query made of a batch.
@@ -72,6 +74,7 @@ impl Query {
         // Lineage and safety are judged before anything is simplified away.
         let shape = Shape::of(&plan, definition).map_err(one)?;
         let lineage = Lineage::of(&shape, definition);
+        let filter_text = shape.filter.as_ref().map(shown);
         let mut problems: Vec<_> = lineage.iter().flat_map(Lineage::problems).collect();
         let assigned = output::assign(&shape, &lineage, &definition.output).map_err(|more| problems.extend(more));
         let key_column = key_column(&shape, definition).map_err(|problem| problems.push(problem));
@@ -82,7 +85,8 @@ impl Query {
         let simplified = simplify(plan).map_err(|e| one(catalogue.explain(&e)))?;
         let shape = Shape::of(&simplified, definition).map_err(one)?;
         let key_column = assigned.iter().position(|at| *at == key_column).expect("every column is assigned");
-        Self::compile(shape, &assigned, definition, lineage, key_column).map_err(|e| one(e.to_string()))
+        let compiled = Self::compile(shape, &assigned, definition, lineage, key_column);
+        compiled.map(|query| Self { filter_text, ..query }).map_err(|e| one(catalogue.explain(&e)))
     }
 
     fn compile(
@@ -120,12 +124,18 @@ impl Query {
             output: definition.output.arrow.clone(),
             key_column,
             lineage,
+            filter_text: None,
         })
     }
 
     /// Where each output column comes from, in the order of the statement.
     pub fn lineage(&self) -> &[Lineage] {
         &self.lineage
+    }
+
+    /// The condition of WHERE, if the statement has one.
+    pub fn filter(&self) -> Option<&str> {
+        self.filter_text.as_deref()
     }
 
     /// Which output column has the pseudonym of the car, which is the key of the clean records.
@@ -218,6 +228,7 @@ fn key_column(shape: &Shape, definition: &StreamDefinition) -> Result<usize, Str
 
 /// What the SQL may name: the stream, its tables, and the functions.
 struct Catalogue {
+    sql: String,
     tables: HashMap<String, Arc<dyn TableSource>>,
     functions: HashMap<String, Arc<ScalarUDF>>,
     options: ConfigOptions,
@@ -229,22 +240,33 @@ impl Catalogue {
         let mut tables = HashMap::from([(definition.input.table.clone(), source(&definition.input.schema.arrow))]);
         tables.extend(definition.tables.iter().map(|table| (table.table.clone(), source(&table.schema.arrow))));
         let functions = functions::all(key).into_iter().map(|f| (f.name().to_owned(), f)).collect();
-        Self { tables, functions, options: ConfigOptions::default() }
+        let sql = definition.sql.clone();
+        Self { sql, tables, functions, options: ConfigOptions::default() }
     }
 
     /// DataFusion's message, with what it doesn't know about us.
     fn explain(&self, error: &DataFusionError) -> String {
-        let message = error.strip_backtrace();
+        // The cause alone: around it is which step of the planner failed.
+        let message = error.find_root().message().into_owned();
+        let message = message.split("\n\nbacktrace: ").next().unwrap_or_default();
+        let message = in_words_of_a_schema(&message.replace(".\n", ". ").replace('\n', " "));
         // The second is what it says of any OVER (…) where no window function exists.
         if message.contains("Invalid function") || message.contains("No functions registered") {
-            let message = message.split(".\n").next().unwrap_or_default().trim_start_matches("Internal error: ");
+            let message = message.split(". ").next().unwrap_or_default();
             let known = self.udf_names().join(", ");
             return format!(
                 "{message}. The functions of a stream are {known}; aggregates and window functions are not \
                 possible, since each record stands for itself"
             );
         }
-        message
+        let quoted = |name: &str| self.sql.contains(&format!("\"{name}\""));
+        let unknown = message.strip_prefix("No field named ").and_then(|rest| rest.split(". ").next());
+        match unknown.map(|name| name.trim_matches(['"', '.'])) {
+            Some(name) if quoted(name) => {
+                format!("there is no column {name}: text is written in single quotes, '{name}'")
+            }
+            _ => message,
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use datafusion_expr::utils::split_conjunction;
 use datafusion_expr::{BinaryExpr, Expr, ExprSchemable, LogicalPlan, Operator};
 
 use super::functions::{COARSEN, coarsen_step};
+use super::output::shown;
 use super::statement::refusal;
 use contract::StreamDefinition;
 
@@ -165,9 +166,9 @@ fn problem_of(expr: &Expr, schema: &DFSchemaRef) -> Option<String> {
         Expr::IsUnknown(_) | Expr::IsNotTrue(_) | Expr::IsNotFalse(_) | Expr::IsNotUnknown(_) => None,
         Expr::Negative(_) | Expr::Between(_) | Expr::InList(_) | Expr::Case(_) | Expr::TryCast(_) => None,
         Expr::Like(like) if matches!(*like.pattern, Expr::Literal(..)) => None,
-        Expr::Like(_) => Some(format!("{expr}: the pattern of LIKE must be a text in quotes")),
+        Expr::Like(_) => Some(format!("{}: the pattern of LIKE must be a text in single quotes", shown(expr))),
         Expr::ScalarFunction(f) if f.name() == COARSEN && coarsen_step(&f.args).is_none() => {
-            Some(format!("{expr}: the step of coarsen must be a number above 0"))
+            Some(format!("{}: the step of coarsen must be a number above 0", shown(expr)))
         }
         // Only those of functions.rs get this far.
         Expr::ScalarFunction(_) => None,
@@ -175,7 +176,7 @@ fn problem_of(expr: &Expr, schema: &DFSchemaRef) -> Option<String> {
             let (from, to) = (type_of(&cast.expr), cast.field.data_type());
             let literal = matches!(*cast.expr, Expr::Literal(..));
             (!literal && cast_can_fail(&from, to))
-                .then(|| format!("{expr} can fail on a record: use TRY_CAST, which gives null instead"))
+                .then(|| format!("{} can fail on a record: use TRY_CAST, which gives null instead", shown(expr)))
         }
         Expr::BinaryExpr(BinaryExpr { left, op, right }) => match op {
             Operator::Eq | Operator::NotEq | Operator::Lt | Operator::LtEq | Operator::Gt | Operator::GtEq => None,
@@ -189,6 +190,7 @@ fn problem_of(expr: &Expr, schema: &DFSchemaRef) -> Option<String> {
             Operator::Divide | Operator::Modulo if type_of(left).is_floating() && type_of(right).is_floating() => None,
             Operator::Divide | Operator::Modulo if is_positive(right) && type_of(left).is_integer() => None,
             Operator::Divide | Operator::Modulo => {
+                let expr = shown(expr);
                 Some(format!("{expr} can fail on a record: divide by a number above 0, or CAST both sides to DOUBLE"))
             }
             other => Some(refusal(&format!("the operator {other}"))),
@@ -198,7 +200,7 @@ fn problem_of(expr: &Expr, schema: &DFSchemaRef) -> Option<String> {
         Expr::Exists(_) | Expr::InSubquery(_) | Expr::ScalarSubquery(_) | Expr::SetComparison(_) => {
             Some(refusal("a subquery"))
         }
-        other => Some(refusal(&format!("the expression {other}"))),
+        other => Some(refusal(&format!("the expression {}", shown(other)))),
     }
 }
 

@@ -12,7 +12,8 @@ use datafusion_sql::sqlparser::tokenizer::{Token, Tokenizer};
 /// Parses the statement and refuses what a stream can't do.
 pub(super) fn parse(name: &str, sql: &str) -> Result<Statement, String> {
     let dialect = GenericDialect {};
-    let mut tokens = Tokenizer::new(&dialect, sql).tokenize_with_location().map_err(|e| e.to_string())?;
+    let mut tokens =
+        Tokenizer::new(&dialect, sql).tokenize_with_location().map_err(|e| in_plain_words(sql, &e.to_string()))?;
     let mut words = tokens.iter().enumerate().filter(|(_, t)| !matches!(t.token, Token::Whitespace(_))).take(4);
     let mut word = || {
         words.next().and_then(|(at, token)| match &token.token {
@@ -32,17 +33,57 @@ pub(super) fn parse(name: &str, sql: &str) -> Result<Statement, String> {
         return Err(format!("the statement creates stream {declared}, but its folder is called {name}"));
     }
     let select = tokens.split_off(at + 1);
-    let mut statements =
-        Parser::new(&dialect).with_tokens_with_locations(select).parse_statements().map_err(|e| e.to_string())?;
-    let statement = statements.pop().ok_or_else(|| format!("nothing follows CREATE STREAM {name} AS"))?;
-    if !statements.is_empty() {
-        return Err("there is more than one statement".to_owned());
+    let behind = select.iter().skip_while(|t| t.token != Token::SemiColon);
+    if let Some(second) = behind.skip(1).find(|t| !matches!(t.token, Token::Whitespace(_) | Token::SemiColon)) {
+        let line = second.span.start.line;
+        return Err(format!("{LINE}{line}: a second statement begins here: a stream has one"));
     }
+    let mut statements = Parser::new(&dialect)
+        .with_tokens_with_locations(select)
+        .parse_statements()
+        .map_err(|e| in_plain_words(sql, &e.to_string()))?;
+    let statement = statements.pop().ok_or_else(|| format!("nothing follows CREATE STREAM {name} AS"))?;
     match &statement {
         Statement::Query(query) => check_query(query).map_err(refusal)?,
         _ => return Err(format!("CREATE STREAM {name} AS must be followed by SELECT")),
     }
     Ok(statement)
+}
+
+/// What a message begins with that knows its line: `line 4: …`.
+pub(crate) const LINE: &str = "line ";
+
+/// What the parser says, `sql parser error: Expected: X, found: Y at Line: 4, Column: 5`.
+fn in_plain_words(sql: &str, message: &str) -> String {
+    let message = message.trim_start_matches("sql parser error: ");
+    let (what, place) = message.rsplit_once(" at Line: ").unwrap_or((message, ""));
+    let number = |text: &str| text.trim().parse::<usize>().ok();
+    let place = place.split_once(", Column: ").and_then(|(line, column)| Some((number(line)?, number(column)?)));
+    let before = place.map(|(line, column)| {
+        let lines = sql.lines().take(line).enumerate();
+        let line_before = |(i, text): (usize, &str)| match i + 1 == line {
+            true => text.chars().take(column.saturating_sub(1)).collect(),
+            false => text.to_owned(),
+        };
+        lines.map(line_before).collect::<Vec<String>>().join("\n")
+    });
+    let has_from = |text: &String| text.split_whitespace().any(|word| word.eq_ignore_ascii_case("from"));
+    let what = match what.strip_prefix("Expected: ").and_then(|rest| rest.split_once(", found: ")) {
+        Some(("end of statement", found)) if before.as_ref().is_some_and(|before| !has_from(before)) => {
+            // In `a r.b` the parser has taken r as another name of a.
+            let word = before.as_deref().and_then(|before| before.split_whitespace().last());
+            let found = if found == "." { word.unwrap_or(found) } else { found };
+            format!("expected a comma or FROM before {found}")
+        }
+        Some((expected, "EOF")) => format!("expected {expected}, but the statement ends"),
+        Some((expected, found)) => format!("expected {expected} before {found}"),
+        None => what[..1].to_lowercase() + &what[1..],
+    };
+    // At the end of the text there is no line that could be looked at.
+    match place.filter(|(line, _)| *line > 0) {
+        Some((line, _)) => format!("{LINE}{line}: {what}"),
+        None => what,
+    }
 }
 
 /// The message for a part of SQL that a stream can't do.

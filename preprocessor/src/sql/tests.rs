@@ -86,14 +86,20 @@ fn what_a_stream_cannot_do_is_refused_by_name() {
         (format!("{base} JOIN drivers d ON r.vin = d.vin AND r.seq > 5"), "and on nothing else"),
         (format!("{base} WHERE sqrt(r.seq) > 5"), "Invalid function 'sqrt'"),
         (format!("{base} WHERE r.spede > 5"), "No field named r.spede"),
+        (format!("{base} WHERE r.plate = \"abc\""), "there is no column abc: text is written in single quotes, 'abc'"),
+        (base.replace(" FROM", " r.seq\nFROM"), "line 2: expected a comma or FROM before r"),
+        (base.replace(" FROM", "\n  r.seq\nFROM"), "line 3: expected a comma or FROM before r"),
+        (format!("{base}\nWHERE r.seq = 1 r"), "line 3: expected end of statement before r"),
+        (format!("{base} WHERE r.speed + r.plate > 1"), "float + string"),
+        (format!("{base} WHERE r.seq / 0 > 1"), "r.seq / 0 can fail on a record"),
         (format!("{base} WHERE r.seq"), "Cannot create filter with non-boolean"),
-        (format!("{base}; {base}"), "there is more than one statement"),
+        (format!("{base}; {base}"), "line 2: a second statement begins here: a stream has one"),
         (format!("{base} WHERE r.seq / (r.boot_id - 5) > 1"), "can fail on a record: divide by a number above 0"),
         (format!("{base} WHERE CAST(r.plate AS INT) = 5"), "can fail on a record: use TRY_CAST"),
         (format!("{base} WHERE coarsen(r.latitude, r.speed) > 5"), "the step of coarsen must be a number above 0"),
         (format!("{base} WHERE coarsen(r.latitude, 0) > 5"), "the step of coarsen must be a number above 0"),
         ("INSERT INTO telemetry VALUES (1)".into(), "must be followed by SELECT"),
-        ("SELECT FROM".into(), "Expected"),
+        ("SELECT FROM".into(), "expected identifier, but the statement ends"),
         ("".into(), "nothing follows CREATE STREAM telemetry AS"),
     ] {
         let problems = plan(&select, "").expect_err(&select);
@@ -108,7 +114,7 @@ fn the_statement_must_create_its_stream() {
         ("CREATE TABLE telemetry AS SELECT 1", "must begin with CREATE STREAM telemetry AS SELECT"),
         ("CREATE STREAM other AS SELECT 1", "creates stream other, but its folder is called telemetry"),
         ("", "must begin with CREATE STREAM"),
-        ("CREATE STREAM telemetry AS SELECT 'x", "Unterminated"),
+        ("CREATE STREAM telemetry AS SELECT 'x", "line 1: unterminated"),
     ] {
         let mut definition = definition("", CAR);
         definition.sql = sql.into();
@@ -165,7 +171,7 @@ fn approved_functions_let_tagged_fields_out() {
     );
     assert_eq!(query.key_column(), 0);
     let problems = plan(select, more).err().unwrap();
-    assert!(problems[0].contains("column n: is Int64, declared as Int32"), "{problems:?}");
+    assert!(problems[0].contains("column n: is a long, declared as int: use TRY_CAST(… AS INT), "), "{problems:?}");
 }
 
 #[test]
@@ -174,7 +180,11 @@ fn the_output_must_be_as_declared() {
     for (columns, more, wanted) in [
         ("pseudonym(r.vin) AS car", long, "column x is missing: out.avsc declares it"),
         ("pseudonym(r.vin) AS car, r.seq AS y, r.seq AS x", long, "column y is not in out.avsc"),
-        ("pseudonym(r.vin) AS car, r.speed AS x", long, "column x: is Float32, declared as Int64"),
+        (
+            "pseudonym(r.vin) AS car, r.speed AS x",
+            long,
+            "column x: is a float, declared as long: use TRY_CAST(… AS BIGINT), ",
+        ),
         ("pseudonym(r.vin) AS car, d.experience_years AS x", long, "column x: can be null, declared as never null"),
         ("r.seq AS x, 'a' AS car", long, "exactly one column must be pseudonym(vin)"),
         ("r.seq AS x, pseudonym(upper(r.vin)) AS car", long, "exactly one column must be pseudonym(vin)"),

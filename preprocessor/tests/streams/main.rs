@@ -445,7 +445,8 @@ fn the_stream_of_a_sites_contract_replaces_the_platforms() {
     let sql = platform.sql.clone() + " WHERE r.speed > 40 AND d.segment = 'fleet'";
     let mut args = site.args();
     args.contract = own_contract(site.directory.path(), &sql);
-    assert!(preprocessor::check(&args).unwrap().contains("stream telemetry"));
+    let stream = contract::Contract::builtin().stream("telemetry").unwrap();
+    assert!(preprocessor::explain(stream).unwrap().contains("stream telemetry"));
     let shutdown = CancellationToken::new();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     site.send("drivers", 1, &driver(1, "fleet", 1));
@@ -486,9 +487,9 @@ fn everything_wrong_with_the_settings_is_told_together() {
     let problems = &error.downcast_ref::<service::ConfigError>().unwrap().0;
     for wanted in [
         "--batch-records must be at least 1",
-        "cannot read --pseudonym-key-file",
-        "stream telemetry: column car lets out telemetry_raw.plate, which is tagged \"personal\"",
-        "stream telemetry: column seq is missing",
+        "missing.key: the file does not exist; make a key once with: openssl rand",
+        "query.sql:1: column car lets out telemetry_raw.plate, which is tagged \"personal\"",
+        "query.sql:1: column seq is missing",
     ] {
         assert!(problems.iter().any(|p| p.contains(wanted)), "{wanted}: {problems:#?}");
     }

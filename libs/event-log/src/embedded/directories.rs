@@ -72,9 +72,10 @@ pub(super) fn open(path: &Path, clock: Clock) -> Result<Arc<Embedded>, Error> {
             }
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "free some space, or choose another disk",
             io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory => "choose a directory, not a file",
-            _ => "choose another directory",
+            _ => return open_error(path, format!("{what}: {cause}: choose another directory")),
         };
-        open_error(path, format!("{what}: {cause}: {remedy}"))
+        // The kind is what the remedy is about: without the system's number.
+        open_error(path, format!("{what}: {}: {remedy}", cause.kind()))
     };
     std::fs::create_dir_all(path).map_err(|e| cannot("the directory cannot be created", e))?;
     let canonical = path.canonicalize().map_err(|e| cannot("the directory cannot be found", e))?;
