@@ -7,7 +7,7 @@
 //! While one write waits for the disk, the next one gathers: the busier, the larger the writes.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use super::partition::Partition;
 use super::store::Store;
 use super::topics::Topic;
 use crate::{AppendError, Appender, Batch, Completion, Error, OnCompletion, Record, partition_for_key};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 /// Queued and not completed; for one process that is more than the disk takes in a tenth of a second.
 const MAX_QUEUED_RECORDS: usize = 64 * 1024;
@@ -111,12 +112,8 @@ impl Appender for EmbeddedAppender {
     }
 
     fn flush(&self, timeout: Duration) -> bool {
-        let queue = self.shared.lock();
-        let (queue, _) = self
-            .shared
-            .drained
-            .wait_timeout_while(queue, timeout, |queue| queue.records > 0)
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut queue = self.shared.lock();
+        self.shared.drained.wait_while_for(&mut queue, |queue| queue.records > 0, timeout);
         queue.records == 0
     }
 }
@@ -138,7 +135,7 @@ impl Drop for EmbeddedAppender {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queue.lock()
     }
 }
 
@@ -166,9 +163,8 @@ fn write_queued(store: &Store, shared: &Shared, on_completion: &OnCompletion) {
 
 /// Waits for records and takes all there are. `None`: closed and empty.
 fn take_queued(shared: &Shared, tokens: &mut Vec<u64>, taken: &mut Vec<(Arc<Partition>, Batch)>) -> Option<usize> {
-    let queue = shared.lock();
-    let waiting = |queue: &mut Queue| queue.tokens.is_empty() && !queue.closed;
-    let mut queue = shared.filled.wait_while(queue, waiting).unwrap_or_else(PoisonError::into_inner);
+    let mut queue = shared.lock();
+    shared.filled.wait_while(&mut queue, |queue| queue.tokens.is_empty() && !queue.closed);
     if queue.tokens.is_empty() {
         return None;
     }

@@ -9,13 +9,14 @@
 //! With several stages in a process the disk is asked once for all of them, and none is starved by a busier one.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use super::block::Block;
 use super::disk::Disk;
 use super::partition::Partition;
 use super::positions::PositionKey;
 use crate::Error;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 /// Blocks and positions that become durable and visible together or not at all.
 pub(super) struct Request {
@@ -61,7 +62,7 @@ impl Commits {
         let ticket = queue.last;
         while queue.decided < ticket {
             if queue.writing {
-                queue = self.done.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                self.done.wait(&mut queue);
                 continue;
             }
             queue.writing = true;
@@ -85,6 +86,6 @@ impl Commits {
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queue.lock()
     }
 }

@@ -1,6 +1,6 @@
 //! The reading half of a processor: the one instance of its group holds all partitions.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::Embedded;
@@ -92,7 +92,7 @@ struct GroupMembership {
 
 impl GroupMembership {
     fn join(log: Arc<Embedded>, group: &str) -> Result<Self, Error> {
-        let mut groups = log.store.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut groups = log.store.groups.lock();
         if !groups.insert(group.to_owned()) {
             return Err(Error::GroupInUse { log: log.url().to_string(), group: group.to_owned() });
         }
@@ -103,6 +103,6 @@ impl GroupMembership {
 
 impl Drop for GroupMembership {
     fn drop(&mut self) {
-        self.log.store.groups.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.group);
+        self.log.store.groups.lock().remove(&self.group);
     }
 }

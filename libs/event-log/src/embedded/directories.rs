@@ -7,13 +7,14 @@ use std::collections::HashMap;
 use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, LazyLock, Weak};
 
 use super::Embedded;
 use super::disk::{self, database};
 use super::maintenance::Maintenance;
 use super::store::Store;
 use crate::{Clock, Error, LogUrl};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 const LOCK_FILE: &str = "lock";
 const STORE_FOLDER: &str = "store";
@@ -30,7 +31,7 @@ static OPEN: LazyLock<OpenDirectories> = LazyLock::new(OpenDirectories::default)
 
 impl OpenDirectories {
     fn lock(&self) -> MutexGuard<'_, HashMap<PathBuf, Weak<Embedded>>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        self.open.lock()
     }
 }
 
@@ -86,7 +87,7 @@ pub(super) fn open(path: &Path, clock: Clock) -> Result<Arc<Embedded>, Error> {
             return Ok(log);
         }
         // Its last holder is about to close it.
-        open = OPEN.released.wait(open).unwrap_or_else(PoisonError::into_inner);
+        OPEN.released.wait(&mut open);
     }
     check_folder(path, &canonical).map_err(|e| cannot("the directory cannot be read", e))??;
     let lock_file = canonical.join(LOCK_FILE);

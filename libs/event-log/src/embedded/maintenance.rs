@@ -11,12 +11,13 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use fjall::{AbstractTree, Keyspace};
+use parking_lot::{Condvar, Mutex};
 
 use super::block;
 use super::disk::Disk;
@@ -81,9 +82,9 @@ impl Maintenance {
                     tracing::warn!(%log, "cannot apply retention and compaction, trying again later: {e}: {cause}");
                 }
                 let (stopped, wake) = &*stop;
-                let stopped = stopped.lock().unwrap_or_else(PoisonError::into_inner);
-                let waited = wake.wait_timeout_while(stopped, INTERVAL, |stopped| !*stopped);
-                if *waited.unwrap_or_else(PoisonError::into_inner).0 {
+                let mut stopped = stopped.lock();
+                wake.wait_while_for(&mut stopped, |stopped| !*stopped, INTERVAL);
+                if *stopped {
                     return;
                 }
             }
@@ -106,7 +107,7 @@ impl Maintenance {
 impl Drop for Maintenance {
     fn drop(&mut self) {
         let (stopped, wake) = &*self.stop;
-        *stopped.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        *stopped.lock() = true;
         wake.notify_all();
         if let Some(thread) = self.thread.take() {
             // A panic in there was printed.
@@ -122,7 +123,7 @@ impl Upkeep {
     /// One run over all topics.
     fn run(&self, effort: Effort) -> Result<(), Error> {
         let (disk, now_ms) = (&self.store.disk, self.store.time.now_ms());
-        let mut compacted = self.compacted.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut compacted = self.compacted.lock();
         self.store.time.watch(&disk.url);
         self.retention.run(&self.store, Disk::is_short)?;
         let topics = self.store.topics.all();

@@ -5,9 +5,10 @@
 //! ```
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
+use std::sync::Arc;
 
 use fjall::OwnedWriteBatch;
+use parking_lot::{RwLock, RwLockWriteGuard};
 
 use super::disk::Disk;
 use crate::{Error, Position};
@@ -40,19 +41,19 @@ impl Positions {
         partitions: impl IntoIterator<Item = u32>,
     ) -> Vec<Option<u64>> {
         let (group, topic): (Arc<str>, Arc<str>) = (group.into(), topic.into());
-        let positions = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let positions = self.0.read();
         partitions.into_iter().map(|p| positions.get(&(group.clone(), topic.clone(), p)).copied()).collect()
     }
 
     /// The groups with a position in `topic`.
     pub(super) fn groups(&self, topic: &str) -> BTreeSet<Arc<str>> {
-        let positions = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let positions = self.0.read();
         positions.keys().filter(|(_, of, _)| &**of == topic).map(|(group, ..)| group.clone()).collect()
     }
 
     /// Adds the removal of all positions of `group` to what is about to be written. Returns whether there are any.
     pub(super) fn remove(&self, disk: &Disk, batch: &mut OwnedWriteBatch, group: &str) -> bool {
-        let positions = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let positions = self.0.read();
         let mut found = false;
         for key in positions.keys().filter(|(of, ..)| &**of == group) {
             batch.remove(&disk.positions, stored_key(key));
@@ -63,7 +64,7 @@ impl Positions {
 
     /// To show others what is durable.
     pub(super) fn write(&self) -> RwLockWriteGuard<'_, HashMap<PositionKey, u64>> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner)
+        self.0.write()
     }
 }
 

@@ -7,8 +7,8 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::commit::{Commits, Request};
@@ -19,6 +19,7 @@ use super::positions::{self, PositionKey, Positions};
 use super::time::{LogTime, Moment};
 use super::topics::{Topic, Topics};
 use crate::{Clock, Error, LogUrl};
+use parking_lot::{Condvar, Mutex};
 
 /// Where log time is stored: see `topics`.
 const MOMENT: &str = "time";
@@ -119,23 +120,20 @@ impl Store {
         }
         visible.extend(positions);
         drop(visible);
-        *self.published.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        *self.published.lock() += 1;
         self.wake.notify_all();
     }
 
     /// How often something was published: read it before looking for records, so that nothing is missed in between.
     pub(super) fn publications(&self) -> u64 {
-        *self.published.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.published.lock()
     }
 
     /// Waits until something is published after `seen`, or until `deadline`. Returns whether something was.
     pub(super) fn wait_for_more(&self, seen: u64, deadline: Instant) -> bool {
-        let published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut published = self.published.lock();
         let timeout = deadline.saturating_duration_since(Instant::now());
-        let (published, _) = self
-            .wake
-            .wait_timeout_while(published, timeout, |published| *published == seen)
-            .unwrap_or_else(PoisonError::into_inner);
+        self.wake.wait_while_for(&mut published, |published| *published == seen, timeout);
         *published != seen
     }
 }

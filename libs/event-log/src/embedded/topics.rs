@@ -13,11 +13,12 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use fjall::Keyspace;
+use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 
 use super::disk::Disk;
@@ -123,12 +124,12 @@ impl Topics {
 
     /// The topic `name`.
     pub(super) fn get(&self, name: &str) -> Option<Arc<Topic>> {
-        self.by_name.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+        self.by_name.read().get(name).cloned()
     }
 
     /// All topics.
     pub(super) fn all(&self) -> Vec<Arc<Topic>> {
-        self.by_name.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        self.by_name.read().values().cloned().collect()
     }
 
     /// Creates a topic, or checks the one that exists.
@@ -138,7 +139,7 @@ impl Topics {
         }
         check_spec(spec).map_err(|what| disk.refused("create a topic", what))?;
         // One creates, others find it created.
-        let _creating = self.creating.lock().unwrap_or_else(PoisonError::into_inner);
+        let _creating = self.creating.lock();
         disk.check_writable()?;
         if let Some(topic) = self.get(&spec.name) {
             return check_same(disk, &topic, spec);
@@ -160,7 +161,7 @@ impl Topics {
         batch.insert(&disk.meta, topic_key(&spec.name), value);
         batch.commit().map_err(failed)?;
         let topic = Topic { name: spec.name.clone(), stored, partitions };
-        let mut by_name = self.by_name.write().unwrap_or_else(PoisonError::into_inner);
+        let mut by_name = self.by_name.write();
         by_name.insert(spec.name.clone(), Arc::new(topic));
         Ok(())
     }
