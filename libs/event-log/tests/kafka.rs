@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use event_log::*;
 use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use support::broker::Broker;
@@ -83,6 +83,25 @@ fn only_committed_transactions_are_visible() {
     // Ranges may begin and end at markers and aborted records.
     for (start, end, wanted) in [(0, 3, 0), (1, 4, 1), (2, 5, 2), (5, 7, 1), (6, 7, 0)] {
         assert_eq!(read(&log, &topic, 0, start, end).unwrap().len(), wanted, "{start}..{end}");
+    }
+}
+
+/// An administrator may set any codec, per topic or broker: the broker then stores what it recompressed.
+#[test]
+fn every_codec_of_kafka_is_read() {
+    let Some(backend) = kafka() else { return };
+    let log = backend.open();
+    let admin: AdminClient<DefaultClientContext> = stranger(&backend).create().unwrap();
+    for codec in ["gzip", "snappy", "lz4", "zstd", "uncompressed"] {
+        let topic = topic(&*log, codec, 1);
+        let setting = AlterConfig::new(ResourceSpecifier::Topic(&topic)).set("compression.type", codec);
+        for changed in wait_for(admin.alter_configs(&[setting], &AdminOptions::new())).unwrap() {
+            changed.unwrap();
+        }
+        append_all(&log, &topic, (0..10).map(|_| record("k", "the same, so that it can be compressed")));
+        assert_eq!(read_partition(&log, &topic, 0).len(), 10, "{codec}, a reader");
+        let mut processor = instance(&log, &unique("group"), "one", &topic);
+        assert_eq!(next_batch_of(&mut processor, 10).len(), 10, "{codec}, a member of a group");
     }
 }
 

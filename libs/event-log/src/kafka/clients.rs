@@ -12,11 +12,13 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, Producer, ProducerContext};
 use rdkafka::statistics::Statistics;
 
-use crate::{BoxError, KafkaOption};
+use crate::{BoxError, KafkaOption, LogUrl};
 
 /// A report of a broken connection explains a time-out for this long after it. librdkafka repeats the same report every
 /// 30 s only.
 const REPORT_IS_FRESH: Duration = Duration::from_secs(60);
+/// How often the same trouble is warned of.
+const WARN_AGAIN_AFTER: Duration = Duration::from_secs(60);
 
 /// Properties that the promises of this crate rest on: no option may change them.
 const NOT_FOR_OPTIONS: &[&str] = &[
@@ -114,6 +116,8 @@ pub(super) fn duration_ms(config: &ClientConfig, key: &str) -> Duration {
 #[derive(Debug, Default)]
 pub(super) struct Diagnostics {
     last: Mutex<Option<(Instant, String)>>,
+    /// The last error that was warned of although librdkafka goes on.
+    warned: Mutex<Option<(Instant, String)>>,
 }
 
 impl Diagnostics {
@@ -130,6 +134,29 @@ impl Diagnostics {
         }
         Plain::of(error).into()
     }
+}
+
+impl Diagnostics {
+    /// Notes an error after which librdkafka tries again by itself. Connections come and go, and whatever lasts is said
+    /// elsewhere; of anything else there is a warning, not more often than once in [`WARN_AGAIN_AFTER`].
+    pub(super) fn reading_continues(&self, log: &LogUrl, error: &KafkaError) {
+        let cause = Plain::of(error).to_string();
+        if could_be_the_connection(error) {
+            tracing::debug!(%log, cause, "reading continues");
+            return;
+        }
+        let mut warned = self.warned.lock();
+        if !warned.as_ref().is_some_and(|(when, what)| when.elapsed() < WARN_AGAIN_AFTER && *what == cause) {
+            tracing::warn!(%log, cause, "cannot read some records, and tries again");
+            *warned = Some((Instant::now(), cause));
+        }
+    }
+}
+
+/// Whether records are there and this client cannot unpack them: no retry helps.
+pub(super) fn is_unreadable(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode::{BadCompression, BadMessage, NotImplemented};
+    matches!(error.rdkafka_error_code(), Some(BadCompression | BadMessage | NotImplemented))
 }
 
 fn could_be_the_connection(error: &KafkaError) -> bool {

@@ -27,7 +27,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerGroupMetadata};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{Message, Offset, TopicPartitionList};
 
-use super::clients::{self, Plain};
+use super::clients;
 use super::member::{GroupMember, fatal_error, is_fencing};
 use super::rebalances::Rebalances;
 use super::{KafkaLog, MAX_BATCH_BYTES, REQUEST_TIMEOUT, push, topics};
@@ -286,8 +286,9 @@ impl KafkaConsumer {
                 tracing::warn!(group = %self.options.group, cause, "this instance has lost its partitions");
                 Ok(())
             }
+            _ if clients::is_unreadable(error) => Err(self.log.refused("unpack records", error)),
             _ => {
-                tracing::debug!(group = %self.options.group, cause = %Plain::of(error), "reading continues");
+                self.client.context().diagnostics.reading_continues(&self.log.url, error);
                 Ok(())
             }
         }

@@ -20,7 +20,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{Message, Offset, TopicPartitionList};
 
-use super::clients::Diagnostics;
+use super::clients::{self, Diagnostics};
 use super::{KafkaLog, MAX_BATCH_BYTES, REQUEST_TIMEOUT, push, topics};
 use crate::{Batch, Error, Range, Read, Reader};
 
@@ -154,7 +154,7 @@ impl KafkaReader {
                 }
                 Err(e) => match e.rdkafka_error_code() {
                     Some(RDKafkaErrorCode::AllBrokersDown) => return Err(self.log.unavailable("read", &e)),
-                    _ => tracing::debug!(log = %self.log.url, error = %e, "reading continues"),
+                    _ => client.context().reading_continues(&self.log.url, &e),
                 },
             }
         }
@@ -217,7 +217,7 @@ impl Part {
                     at_end_of_partition = true;
                     break;
                 }
-                Some(Err(e)) => self.failed(log, &e)?,
+                Some(Err(e)) => self.failed(log, client, &e)?,
             }
         }
         let Some(end) = self.end else { return Ok(batch) };
@@ -255,7 +255,7 @@ impl Part {
         }
     }
 
-    fn failed(&self, log: &KafkaLog, error: &KafkaError) -> Result<(), Error> {
+    fn failed(&self, log: &KafkaLog, client: &BaseConsumer<Diagnostics>, error: &KafkaError) -> Result<(), Error> {
         match error.rdkafka_error_code() {
             Some(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => {
                 check_bounds(log, self, self.position)?;
@@ -268,9 +268,9 @@ impl Part {
                 | RDKafkaErrorCode::UnknownTopicId,
             ) => Err(log.unknown_topic(&self.topic)),
             Some(RDKafkaErrorCode::TopicAuthorizationFailed) => Err(log.refused("read", error)),
-            // librdkafka retries by itself.
+            _ if clients::is_unreadable(error) => Err(log.refused("unpack records", error)),
             _ => {
-                tracing::debug!(topic = %self.topic, partition = self.partition, %error, "reading continues");
+                client.context().reading_continues(&log.url, error);
                 Ok(())
             }
         }
