@@ -236,6 +236,107 @@ async fn what_retention_has_removed_is_not_held_against_a_hop() {
     assert_eq!(found, [(90, "clean"), (91, "raw")]);
 }
 
+/// Readings of a month ago that retention has removed from the raw topic and, if `clean`, from the clean one.
+async fn removed(clean: bool) -> Site {
+    let site = Site::new();
+    let (old_ms, new_ms) = (now_ms() - 30 * 24 * 3_600_000, now_ms());
+    let old: Vec<_> = (0..CARS).flat_map(|car| (0..40).map(move |seq| (car, BOOT, seq))).collect();
+    let new: Vec<_> = (0..CARS).flat_map(|car| (40..80).map(move |seq| (car, BOOT, seq))).collect();
+    site.raw(&old, old_ms);
+    if clean {
+        site.avro(At::Clean, &old, old_ms);
+    }
+    site.clock.pass(Duration::from_secs(30 * 24 * 3600));
+    site.raw(&new, new_ms);
+    site.avro(At::Clean, &new, new_ms);
+    site.caught_up();
+    site.edge.maintain().unwrap();
+    let first = |topic| site.edge.describe(topic).unwrap().partitions.iter().map(|bounds| bounds.first).sum::<u64>();
+    let expected = if clean { old.len() as u64 } else { 0 };
+    assert_eq!((first("telemetry.raw"), first("telemetry")), (old.len() as u64, expected));
+    let rows: Vec<_> = old.iter().chain(&new).map(|(car, _, seq)| (*car, *seq, "valid", "acknowledged")).collect();
+    site.ledger_at(&rows, true, old_ms);
+    site
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_removed_before_the_next_stage_had_read_it_is_lost() {
+    let old = u64::from(CARS) * 40;
+    // The preprocessor had come as far as the first ten of each partition.
+    let site = removed(false).await;
+    let read: Vec<_> = ends(&site.edge, "telemetry.raw").iter().map(|end| *end.min(&10)).collect();
+    let unread = old - read.iter().sum::<u64>();
+    site.position("preprocessor-telemetry", &site.edge, "telemetry.raw", &read);
+    let edge = Sources::new(Some(site.edge.clone()), None, None);
+    for (sources, with_ledger) in [(edge.clone(), false), (edge, true)] {
+        let report = site.audit_with(sources, with_ledger).await.unwrap();
+        assert_eq!(report.counts[&Kind::RemovedUnread], unread, "{report}");
+        assert!(report.ledger.lost >= unread && report.ledger.lost <= old, "{report}");
+        let said = &report.discrepancies.iter().find(|d| d.kind == Kind::RemovedUnread).unwrap().what;
+        assert!(said.contains("before the preprocessor had read them"), "{said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_removed_and_may_never_have_been_passed_on_is_not_passed_over() {
+    let old = u64::from(CARS) * 40;
+    let site = removed(true).await;
+    let edge = Sources::new(Some(site.edge.clone()), None, None);
+    for with_ledger in [false, true] {
+        // The edge alone does not know whether anything was copied.
+        let report = site.audit_with(edge.clone(), with_ledger).await.unwrap();
+        assert_eq!((only(&report), report.ledger.lost), ((Kind::RemovedUnread, old), old), "{report}");
+        assert!(report.to_string().contains("name the next hop, too"), "{report}");
+    }
+    // The replicator has noted at the edge how far it has come.
+    let clean = ends(&site.edge, "telemetry");
+    site.position("replicator-edge-telemetry", &site.edge, "telemetry", &clean);
+    for with_ledger in [false, true] {
+        let report = site.audit_with(edge.clone(), with_ledger).await.unwrap();
+        assert!(report.is_clean(), "{report}");
+        assert!(report.notes.iter().any(|note| note.contains("the committed positions say")), "{report}");
+        assert_eq!(report.excused, if with_ledger { old } else { 0 }, "{report}");
+    }
+    // Not as far as that, and the cloud says the same.
+    site.position("replicator-edge-telemetry", &site.edge, "telemetry", &vec![0; clean.len()]);
+    let report = site.audit_with(edge, true).await.unwrap();
+    assert_eq!((only(&report), report.ledger.lost), ((Kind::RemovedUnread, old), old), "{report}");
+    let new: Vec<_> = (0..CARS).flat_map(|car| (40..80).map(move |seq| (car, BOOT, seq))).collect();
+    site.avro(At::Cloud, &new, now_ms());
+    site.position("replicator-edge-telemetry", &site.cloud, "telemetry", &vec![0; clean.len()]);
+    let both = Sources::new(Some(site.edge.clone()), Some(site.cloud.clone()), None);
+    let report = site.audit_with(both, true).await.unwrap();
+    assert_eq!((report.counts[&Kind::Missing], report.ledger.lost), (old, old), "each is counted once: {report}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_clock_excuses_no_more_than_was_removed() {
+    let site = Site::new();
+    let (old_ms, future_ms) = (now_ms() - 30 * 24 * 3_600_000, 4_070_908_800_000);
+    let all: Vec<_> = (0..SEQS).map(|seq| (0, BOOT, seq)).collect();
+    let (first, rest) = all.split_at(1);
+    // The oldest record that is left says 2099. One of the others is nowhere.
+    let kept: Vec<_> = rest.iter().copied().filter(|(_, _, seq)| *seq != 50).collect();
+    for (readings, time_ms) in [(first, old_ms), (&kept[..1], future_ms), (&kept[1..], now_ms())] {
+        site.raw(readings, time_ms);
+        site.avro(At::Clean, readings, time_ms);
+        if time_ms == old_ms {
+            site.clock.pass(Duration::from_secs(30 * 24 * 3600));
+        }
+    }
+    site.caught_up();
+    site.position("replicator-edge-telemetry", &site.edge, "telemetry", &ends(&site.edge, "telemetry"));
+    site.edge.maintain().unwrap();
+    for topic in ["telemetry.raw", "telemetry"] {
+        let removed = site.edge.describe(topic).unwrap().partitions.iter().map(|bounds| bounds.first).sum::<u64>();
+        assert_eq!(removed, 1, "{topic}");
+    }
+    site.ledger(&all.iter().map(|(car, _, seq)| (*car, *seq, "valid", "acknowledged")).collect::<Vec<_>>(), true);
+    let edge = Sources::new(Some(site.edge.clone()), None, None);
+    let report = site.audit_with(edge, true).await.unwrap();
+    assert_eq!((only(&report), report.ledger.lost), ((Kind::Missing, 1), 1), "{report}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_ledger_the_numbers_tell_what_is_missing() {
     let gone = [(0, 0), (1, 30), (1, 31), (2, 69)];

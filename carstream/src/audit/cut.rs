@@ -14,13 +14,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use event_log::{Error, Log, PartitionDescription, Range, batches, progress};
+use event_log::{Error, Log, LogUrl, PartitionDescription, Range, batches, progress};
 use lake::{Footer, Lake, ObjectName};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::flow::Flow;
-use super::{Scores, Sources};
+use super::{Hop, Scores, Sources};
 
 /// How long a reader may take to come up with the first record of a partition.
 const FIRST_RECORD: Duration = Duration::from_secs(10);
@@ -115,6 +115,19 @@ impl LakeCut {
     }
 }
 
+/// Offsets that retention has removed from a partition and that a stage had not read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Unread {
+    pub(crate) hop: Hop,
+    pub(crate) partition: u32,
+    /// Its position, and the first offset that is left.
+    pub(crate) offsets: std::ops::Range<u64>,
+    /// Who had not read them; none if no reader of this hop is known.
+    pub(crate) reader: Option<&'static str>,
+    /// Some of them may be the markers of Kafka's transactions, and no records.
+    pub(crate) may_be_markers: bool,
+}
+
 /// Everything that is looked at.
 #[derive(Debug)]
 pub(crate) struct Cuts {
@@ -130,6 +143,8 @@ pub(crate) struct Cuts {
     pub(crate) replicator: Vec<u64>,
     /// What the scorer has committed of the clean topic.
     pub(crate) scorer: Vec<u64>,
+    /// What was removed from the topics before the next stage had read it, as far as the committed positions say.
+    pub(crate) unread: Vec<Unread>,
 }
 
 impl Cuts {
@@ -154,8 +169,74 @@ impl Cuts {
         let (cloud, clean) = (cut(cloud, clean)?, cut(edge, clean)?);
         let dead_letters = cut(edge, flow.dead_letters())?;
         let raw = cut(edge, flow.raw())?;
-        Ok(Self { raw, dead_letters, clean, cloud, lake, scores, preprocessor, replicator, scorer })
+        let mut cuts = Self {
+            raw,
+            dead_letters,
+            clean,
+            cloud,
+            lake,
+            scores,
+            preprocessor,
+            replicator,
+            scorer,
+            unread: Vec::new(),
+        };
+        cuts.unread = cuts.unread(sources)?;
+        Ok(cuts)
     }
+
+    /// Compares what retention has left of each topic with the positions of the stages that read it.
+    fn unread(&self, sources: &Sources) -> anyhow::Result<Vec<Unread>> {
+        let mut unread = Vec::new();
+        let mut compare = |hop, cut: &Option<Cut>, log: &Option<Arc<dyn Log>>, readers: &[(&'static str, Vec<u64>)]| {
+            let (Some(cut), Some(log)) = (cut, log) else { return };
+            // Nothing but the bridge writes raw topics, and it writes without transactions.
+            let may_be_markers = hop != Hop::Raw && matches!(log.url(), LogUrl::Kafka { .. });
+            for (partition, bounds) in (0..).zip(&cut.partitions) {
+                let mut note = |reader, position: u64| {
+                    if position < bounds.first {
+                        let offsets = position..bounds.first;
+                        unread.push(Unread { hop, partition, offsets, reader, may_be_markers });
+                    }
+                };
+                for (reader, positions) in readers {
+                    note(Some(*reader), positions.get(partition as usize).copied().unwrap_or(0));
+                }
+                if readers.is_empty() {
+                    note(None, 0);
+                }
+            }
+        };
+        compare(Hop::Raw, &self.raw, &sources.edge, &[("preprocessor", self.preprocessor.clone())]);
+        let mut of_clean = Vec::new();
+        if self.scores.is_some() {
+            of_clean.push(("scorer", self.scorer.clone()));
+        }
+        if self.cloud.is_some() {
+            of_clean.push(("replicator", self.replicator.clone()));
+        } else if let Some(positions) = noted_at_the_edge(sources)? {
+            of_clean.push(("replicator", positions));
+        }
+        // With the lake and without the log between, offsets do not tell: each reading is looked for in the lake.
+        if self.cloud.is_some() || self.lake.is_none() || !of_clean.is_empty() {
+            compare(Hop::Clean, &self.clean, &sources.edge, &of_clean);
+        }
+        let reached = |lake: &LakeCut| {
+            let partitions = self.cloud.as_ref().map_or(0, |cut| cut.partitions.len() as u32);
+            (0..partitions).map(|partition| lake.covered.get(&partition).map_or(0, |covered| covered.1)).collect()
+        };
+        let of_cloud: Vec<_> = self.lake.iter().map(|lake| ("sink", reached(lake))).collect();
+        compare(Hop::Cloud, &self.cloud, &sources.cloud, &of_cloud);
+        Ok(unread)
+    }
+}
+
+/// How far the replicator has come, as the edge's own log knows it; `None` if it knows no replicator.
+fn noted_at_the_edge(sources: &Sources) -> anyhow::Result<Option<Vec<u64>>> {
+    let Some(edge) = &sources.edge else { return Ok(None) };
+    let (clean, group) = (sources.flow.clean(), replicator::group_of(&sources.site, sources.flow.clean()));
+    let known = edge.groups()?.into_iter().find(|known| *known.name == *group && known.topic == *clean);
+    Ok(known.map(|known| known.positions.into_iter().map(Option::unwrap_or_default).collect()))
 }
 
 /// The committed positions of a group on a topic, by partition; they are in the log that has the group's outputs.

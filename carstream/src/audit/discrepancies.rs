@@ -30,6 +30,8 @@ pub enum Kind {
     DoubledDeadLetter,
     /// A dead letter does not name an existing raw record.
     StrayDeadLetter,
+    /// Retention removed records that the next stage had not read.
+    RemovedUnread,
     /// Without a ledger: numbers are missing in the middle of a car's readings.
     Gap,
     /// A record or an object that cannot be read.
@@ -49,6 +51,7 @@ impl Kind {
             Self::NoDeadLetter => "no-dead-letter",
             Self::DoubledDeadLetter => "doubled-dead-letter",
             Self::StrayDeadLetter => "stray-dead-letter",
+            Self::RemovedUnread => "removed-unread",
             Self::Gap => "gap",
             Self::Unreadable => "unreadable",
             Self::Objects => "objects",

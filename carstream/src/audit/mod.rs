@@ -53,7 +53,7 @@ pub(crate) use cut::Cut;
 pub(crate) use readings::Identity;
 pub(crate) use report::thousands;
 
-use cut::Cuts;
+use cut::{Cuts, Unread};
 use tally::Tally;
 
 /// How long to retry a log that does not answer.
@@ -295,17 +295,30 @@ fn hops(sources: &Sources, cuts: &Cuts, tally: &Tally, sums: &settle::Sums) -> V
 /// What a person should know.
 fn notes(report: &Report, tally: &Tally) -> Vec<String> {
     let mut notes = Vec::new();
+    let unread = |hop: &str| tally.unread.iter().any(|unread| unread.hop.key() == hop && !unread.may_be_markers);
     for hop in report.hops.iter().filter(|hop| !hop.begins_at.is_empty()) {
         let begins: Vec<_> =
             hop.begins_at.iter().map(|(partition, offset)| format!("/{partition} at {offset}")).collect();
-        notes.push(format!(
-            "{} starts at an offset above 0 ({}): earlier records are not expected in it",
-            hop.place,
-            begins.join(", ")
-        ));
+        let (place, begins) = (&hop.place, begins.join(", "));
+        let proof = match hop.hop {
+            "raw" | "clean" | "cloud" if !unread(hop.hop) => {
+                "the committed positions say that it had been read by then"
+            }
+            "raw" | "clean" | "cloud" => "not all of it had been read by then, see below",
+            _ => "it is not expected there",
+        };
+        notes.push(format!("{place} starts at an offset above 0 ({begins}); what was before was removed: {proof}"));
     }
-    if report.excused > 0 {
-        notes.push(format!("{} readings could not be checked at every hop because of that", thousands(report.excused)));
+    for unread in tally.unread.iter().filter(|unread| unread.may_be_markers) {
+        let Unread { hop, partition, offsets, reader, .. } = unread;
+        notes.push(format!(
+            "{}, partition {partition}: offsets {} to {} were removed, and the {}'s position is before them; they may \
+             be markers of Kafka's transactions, which hold no reading",
+            tally.flow.name(*hop),
+            offsets.start,
+            offsets.end - 1,
+            reader.unwrap_or("next stage"),
+        ));
     }
     let stages = ["", "preprocessor", "replicator", "sink", "scorer"];
     for (stage, lag) in stages.iter().zip(tally.lag).filter(|(_, lag)| *lag > 0) {

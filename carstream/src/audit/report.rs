@@ -71,7 +71,8 @@ pub struct Report {
     pub unknown: u64,
     /// Without a ledger: numbers missing in the middle of cars' readings.
     pub gaps: u64,
-    /// Readings that could not be checked at every hop, because of retention.
+    /// Readings that could not be checked at every hop: retention removed them there, after the next stage had read
+    /// them.
     pub excused: u64,
     /// Readings that cars dropped because their buffer was full.
     pub dropped: u64,
@@ -128,6 +129,13 @@ impl Report {
         }
         row("lost", l.lost, "missing at a hop where they must be".into())?;
         row("doubled", l.doubled, "more than once at some hop past the duplicate filter".into())?;
+        if self.excused > 0 {
+            row(
+                "not checked",
+                self.excused,
+                "removed by retention from a hop, after the next stage: see above".into(),
+            )?;
+        }
         if self.gaps > 0 {
             row("gaps", self.gaps, "numbers that cars left out, or that were lost before the first hop".into())?;
         }

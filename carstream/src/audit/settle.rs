@@ -7,11 +7,14 @@
 //!  behind the duplicate filter ─► no more than once
 //! ```
 //!
-//! A reading that retention may have removed from a hop is not expected there, but still at the later hops.
+//! A reading that retention may have removed from a hop is not expected there, but still at the later hops. That it may
+//! have been is a matter of times, and clocks can be wrong; so no more readings are excused at a hop than offsets were
+//! removed there. And what was removed before the next stage had read it is lost, whoever removed it.
 
 use std::collections::HashMap;
 
 use super::Hop;
+use super::cut::Unread;
 use super::discrepancies::{Discrepancies, Discrepancy, Kind};
 use super::readings::{Identity, Reading};
 use super::report::Ledger;
@@ -38,12 +41,15 @@ pub(crate) fn settle(tally: &mut Tally) -> Sums {
         sums: Sums::default(),
         broken: HashMap::new(),
         unidentified: tally.unidentified.clone(),
+        removed: tally.removed,
+        untraced: 0,
         tally,
     };
     judge.tally.readings.each_boot(|car, boot_id, readings| judge.boot(car, boot_id, readings));
     judge.broken_ones();
+    let removed_unread = judge.removed_unread();
     let Judge { discrepancies, mut sums, .. } = judge;
-    let by_kind = |kinds: &[Kind]| kinds.iter().map(|kind| discrepancies.count(*kind)).sum();
+    let by_kind = |kinds: &[Kind]| kinds.iter().map(|kind| discrepancies.count(*kind)).sum::<u64>();
     let unknown = if tally.ledgers.as_ref().is_some_and(|ledgers| ledgers.complete) { sums.unknown } else { 0 };
     let [raw, clean, cloud, lake, scores] = tally.records;
     sums.ledger = Ledger {
@@ -54,7 +60,7 @@ pub(crate) fn settle(tally: &mut Tally) -> Sums {
         replicated: cloud,
         parquet_rows: lake,
         scored: scores,
-        lost: by_kind(&[Kind::Missing, Kind::BrokenMissing, Kind::NoDeadLetter]),
+        lost: by_kind(&[Kind::Missing, Kind::BrokenMissing, Kind::NoDeadLetter]) + removed_unread,
         doubled: by_kind(&[Kind::Doubled, Kind::DoubledDeadLetter]) + unknown,
         ..sums.ledger
     };
@@ -70,6 +76,10 @@ struct Judge<'t> {
     broken: HashMap<u32, (u64, Identity)>,
     /// What is left of [`Tally::unidentified`].
     unidentified: HashMap<u32, u64>,
+    /// What is left of [`Tally::removed`].
+    removed: [u64; Hop::ALL.len()],
+    /// Readings that the ledgers have as acknowledged and that are at no hop any more.
+    untraced: u64,
 }
 
 impl Judge<'_> {
@@ -109,8 +119,19 @@ impl Judge<'_> {
     }
 
     fn hops(&mut self, identity: Identity, reading: Reading) {
-        let (missing, excused) = missing(reading, &self.tally.present);
-        self.sums.excused += u64::from(excused);
+        let (mut missing, excused) = missing(reading, &self.tally.present);
+        // One that is missing at a later hop is told of there.
+        let counted = if missing.is_none() { excused } else { 0 };
+        for hop in Hop::ALL.into_iter().filter(|hop| counted & 1 << *hop as u32 != 0) {
+            match self.removed[hop as usize].checked_sub(1) {
+                Some(left) => self.removed[hop as usize] = left,
+                // Times said that it was removed, but fewer were: some clock was wrong.
+                None => missing = missing.or(Some(hop)),
+            }
+        }
+        self.sums.excused += u64::from(excused != 0 && missing.is_none());
+        let nowhere = Hop::ALL.into_iter().all(|hop| reading.seen(hop) == 0);
+        self.untraced += u64::from(nowhere && excused != 0 && missing.is_none() && reading.is(Reading::KNOWN));
         if let Some(hop) = missing {
             let what = if reading.is(Reading::ACKNOWLEDGED) { "was acknowledged and" } else { "is at other hops, but" };
             self.add(Kind::Missing, identity, hop, &format!("{what} is missing in {}", self.tally.flow.name(hop)));
@@ -167,6 +188,32 @@ impl Judge<'_> {
         }
     }
 
+    /// Records that retention removed before the next stage had read them. Returns how many readings are lost with
+    /// them, besides those that are missing at a later hop.
+    fn removed_unread(&mut self) -> u64 {
+        let mut records = 0;
+        for Unread { hop, partition, offsets, reader, may_be_markers } in &self.tally.unread {
+            let traced = self.tally.ledgers.is_some() && self.untraced == 0;
+            if *may_be_markers && (traced || self.tally.ledgers.is_none()) {
+                continue; // said in a note
+            }
+            let flow = &self.tally.flow;
+            let topic = if *hop == Hop::Raw { flow.raw() } else { flow.clean() };
+            let (count, last) = (offsets.end - offsets.start, offsets.end - 1);
+            let removed = format!("retention removed {topic}/{partition} offsets {} to {last}", offsets.start);
+            let what = match reader {
+                Some(reader) => format!("{removed} before the {reader} had read them"),
+                None => format!("{removed}, and nothing shows that they were passed on: name the next hop, too"),
+            };
+            let places = vec![format!("{topic}/{partition}{} begins at offset {}", hop.side(), offsets.end)];
+            let (car, boot_id, seq, about) = (None, None, None, None);
+            let (kind, hop) = (Kind::RemovedUnread, hop.key());
+            self.discrepancies.add(kind, count, || Discrepancy { kind, hop, what, car, boot_id, seq, places, about });
+            records += count;
+        }
+        if self.tally.ledgers.is_some() { records.min(self.untraced) } else { records }
+    }
+
     fn add(&mut self, kind: Kind, identity: Identity, hop: Hop, what: &str) {
         let tally = self.tally;
         self.discrepancies.add(kind, 1, || named(tally, kind, identity, hop, what));
@@ -192,12 +239,12 @@ fn named(tally: &Tally, kind: Kind, identity: Identity, hop: Hop, what: &str) ->
     }
 }
 
-/// The first hop where a reading should be and is not; and whether retention excuses it from one.
-fn missing(reading: Reading, present: &HopsPresent) -> (Option<Hop>, bool) {
+/// The first hop where a reading should be and is not; and at which hops retention excuses that, a bit each.
+fn missing(reading: Reading, present: &HopsPresent) -> (Option<Hop>, u32) {
     let in_hop = |hop: &Hop| reading.seen(*hop) > 0;
     // A broken one has no claim to go further than to the dead letters.
     let mut due = reading.is(Reading::ACKNOWLEDGED) && !reading.is(Reading::BROKEN);
-    let mut excused = false;
+    let mut excused = 0;
     let mut due_scores = false;
     for (index, hop) in present.chain.iter().enumerate() {
         let rest = &present.chain[index + 1..];
@@ -210,7 +257,7 @@ fn missing(reading: Reading, present: &HopsPresent) -> (Option<Hop>, bool) {
             // Its dead letter is where it ends.
             due = false;
         } else if reading.is_excused(*hop) {
-            excused |= due || later;
+            excused |= u32::from(due || later) << *hop as u32;
             due_scores |= *hop == Hop::Clean && due;
         } else if due || later {
             return (Some(*hop), excused);
@@ -220,7 +267,7 @@ fn missing(reading: Reading, present: &HopsPresent) -> (Option<Hop>, bool) {
         if !reading.is_excused(Hop::Scores) {
             return (Some(Hop::Scores), excused);
         }
-        excused = true;
+        excused |= 1 << Hop::Scores as u32;
     }
     (None, excused)
 }
@@ -279,9 +326,9 @@ mod tests {
     fn what_is_due_and_absent_is_missing_at_the_first_hop_that_lacks_it() {
         let all = present(&CHAIN, true);
         for flags in [0, Reading::ACKNOWLEDGED] {
-            assert_eq!(missing(everywhere_but(&[], flags), &all), (None, false));
+            assert_eq!(missing(everywhere_but(&[], flags), &all), (None, 0));
             for hop in Hop::ALL {
-                assert_eq!(missing(everywhere_but(&[hop], flags), &all), (Some(hop), false), "{hop:?}");
+                assert_eq!(missing(everywhere_but(&[hop], flags), &all), (Some(hop), 0), "{hop:?}");
             }
         }
         let two = everywhere_but(&[Hop::Cloud, Hop::Lake], 0);
@@ -304,9 +351,9 @@ mod tests {
         let mut reading = Reading::default();
         reading.set(Reading::ACKNOWLEDGED);
         reading.see(Hop::Raw);
-        assert_eq!(missing(reading, &present(&CHAIN, true)), (None, false));
+        assert_eq!(missing(reading, &present(&CHAIN, true)), (None, 0));
         reading.set_due(Hop::Clean);
-        assert_eq!(missing(reading, &present(&CHAIN, true)), (Some(Hop::Clean), false));
+        assert_eq!(missing(reading, &present(&CHAIN, true)), (Some(Hop::Clean), 0));
     }
 
     #[test]
@@ -315,20 +362,20 @@ mod tests {
         for hop in Hop::ALL {
             let mut reading = everywhere_but(&[hop], Reading::ACKNOWLEDGED);
             reading.excuse(hop);
-            assert_eq!(missing(reading, &all), (None, true), "{hop:?}");
+            assert_eq!(missing(reading, &all), (None, 1 << hop as u32), "{hop:?}");
         }
         let mut reading = everywhere_but(&[Hop::Raw, Hop::Clean], Reading::ACKNOWLEDGED);
         reading.excuse(Hop::Raw);
-        assert_eq!(missing(reading, &all), (Some(Hop::Clean), true));
+        assert_eq!(missing(reading, &all), (Some(Hop::Clean), 0b1));
         reading.excuse(Hop::Clean);
-        assert_eq!(missing(reading, &all), (None, true));
+        assert_eq!(missing(reading, &all), (None, 0b11));
     }
 
     #[test]
     fn a_dead_letter_is_where_a_reading_ends() {
         let all = present(&CHAIN, true);
         let refused = everywhere_but(&Hop::ALL, Reading::ACKNOWLEDGED | Reading::REFUSED);
-        assert_eq!(missing(refused, &all), (None, false));
+        assert_eq!(missing(refused, &all), (None, 0));
         let both = everywhere_but(&[Hop::Raw], Reading::ACKNOWLEDGED | Reading::REFUSED);
         assert_eq!(missing(both, &all).0, Some(Hop::Raw), "clean, though its only raw record was refused");
     }

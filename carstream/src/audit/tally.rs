@@ -17,7 +17,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::cars::Cars;
-use super::cut::{Cuts, LakeCut};
+use super::cut::{Cut, Cuts, LakeCut, Unread};
 use super::discrepancies::{Discrepancies, Discrepancy, Kind};
 use super::flow::Flow;
 use super::ledger::{self, Outcome};
@@ -82,6 +82,10 @@ pub(crate) struct Tally {
     pub(crate) unidentified: HashMap<u32, u64>,
     /// By hop: records written later than this still exist. Only for hops where records were removed.
     pub(crate) kept_since: Vec<(Hop, i64)>,
+    /// By hop: how many offsets retention has removed. No more readings than that can be missing because of it.
+    pub(crate) removed: [u64; Hop::ALL.len()],
+    /// What was removed before the next stage had read it.
+    pub(crate) unread: Vec<Unread>,
     dead_letters_kept_since: Option<i64>,
     refusals: Refusals,
 }
@@ -102,6 +106,8 @@ impl Tally {
             dead_letters: BTreeMap::new(),
             unidentified: HashMap::new(),
             kept_since: Vec::new(),
+            removed: [0; Hop::ALL.len()],
+            unread: Vec::new(),
             dead_letters_kept_since: None,
             refusals: Refusals::default(),
         };
@@ -161,11 +167,18 @@ impl Tally {
         self.present = HopsPresent::of(cuts);
         let topics =
             [(Hop::Raw, &cuts.raw), (Hop::Clean, &cuts.clean), (Hop::Cloud, &cuts.cloud), (Hop::Scores, &cuts.scores)];
-        let of_topic = |cut: &Option<super::cut::Cut>| cut.as_ref().and_then(|cut| cut.kept_since_ms);
+        let of_topic = |cut: &Option<Cut>| cut.as_ref().and_then(|cut| cut.kept_since_ms);
         self.kept_since = topics.iter().filter_map(|(hop, cut)| Some((*hop, of_topic(cut)?))).collect();
         let lake = cuts.lake.as_ref().and_then(|cut| cut.kept_since_ms);
         self.kept_since.extend(lake.map(|since_ms| (Hop::Lake, since_ms)));
         self.dead_letters_kept_since = of_topic(&cuts.dead_letters);
+        for (hop, cut) in &topics {
+            let first = |cut: &Cut| cut.partitions.iter().map(|bounds| bounds.first).sum();
+            self.removed[*hop as usize] = cut.as_ref().map_or(0, first);
+        }
+        let before_lake = |cut: &LakeCut| cut.covered.values().map(|covered| covered.0).sum();
+        self.removed[Hop::Lake as usize] = cuts.lake.as_ref().map_or(0, before_lake);
+        self.unread = cuts.unread.clone();
         if self.kept_since.is_empty() {
             return Ok(());
         }
