@@ -11,7 +11,9 @@ A lake in S3 is read the same way; give DuckDB the store's credentials first:
 
 What to know about the lake:
   - Objects are TOPIC/date=YYYY-MM-DD/partition=N/START-OFFSET.parquet. They are created once and never changed, so a
-    query needs no lock. A date in the path lets DuckDB skip files.
+    query needs no lock. The date is the day (UTC) on which the bridge received a reading, which is log_timestamp_ms; it
+    lets DuckDB skip files. Cars may send readings days later: for those of a day by the cars' clocks, filter by
+    event_time_ms, and by the dates from that day to as long after it as late readings matter to you.
   - Each row has log_offset and log_timestamp_ms beside the columns of its schema (schemas/*.avsc).
   - (car, boot_id, seq) identifies a reading. It joins readings with their scores.
 """
@@ -28,7 +30,7 @@ db.execute("SET TimeZone = 'UTC'")
 for topic in ("telemetry", "scores"):
     db.execute(f"CREATE VIEW {topic} AS FROM read_parquet('{lake}/{topic}/**/*.parquet', hive_partitioning = true)")
 
-print("Readings and cars per day")
+print("Readings received and cars seen per day")
 print(db.sql("SELECT date, count(*) AS readings, count(DISTINCT car) AS cars FROM telemetry GROUP BY date ORDER BY date"))
 
 print("The ten cars with the highest scores, and what they measured then")

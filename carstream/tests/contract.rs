@@ -295,7 +295,7 @@ proptest! {
         messages.iter().for_each(|message| decoder.decode(message).unwrap());
         prop_assert_eq!(&decoder.finish(), &clean);
         let name = lake::ObjectName::new("s", 0, 0, 0);
-        let mut object = lake::ObjectWriter::new(name, &stream.output.arrow, 200).unwrap();
+        let mut object = lake::ObjectWriter::new(name, &stream.output.arrow, 200, lake::Encodings::default()).unwrap();
         object.write(&clean, &[0, 1], &[5, 6]).unwrap();
     }
 

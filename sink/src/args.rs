@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use contract::{Contract, Topic};
 use event_log::{LogArgs, LogUrl};
-use lake::{LakeArgs, LakeUrl};
+use lake::{Encodings, LakeArgs, LakeUrl};
 use schema_registry::SchemaRegistryArgs;
 use service::{ConfigError, ContractArgs, DrainArgs, ServiceArgs, settings, values};
 
@@ -12,7 +12,7 @@ use service::{ConfigError, ContractArgs, DrainArgs, ServiceArgs, settings, value
 ///
 /// After a restart it resumes from the objects in the store: it keeps no other state, may be killed at any moment, and
 /// may run twice. Parquet files lie under TOPIC/date=…/partition=…/ and are never changed, so that DuckDB, pyarrow,
-/// Spark and others can read them at any time.
+/// polars, Spark and others can read them at any time. The date is the day (UTC) on which the log got the record.
 #[derive(Debug, Clone, clap::Parser)]
 #[command(name = "sink", version)]
 pub struct Args {
@@ -44,6 +44,9 @@ pub struct Args {
     #[arg(long, env = "CARSTREAM_SINK_MAX_AGE", value_name = "DURATION", default_value = "60s",
         value_parser = values::duration)]
     pub max_age: Duration,
+    /// How numbers are laid out in the files.
+    #[arg(long, env = "CARSTREAM_SINK_ENCODINGS", value_name = "LAYOUT", value_enum, default_value_t)]
+    pub encodings: Layout,
     /// Hold at most this size of records in memory, over all partitions.
     ///
     /// At this bound files are closed early, and if the store does not take them, nothing more is read.
@@ -64,6 +67,25 @@ pub struct Args {
     /// What every process has.
     #[command(flatten)]
     pub service: ServiceArgs,
+}
+
+/// How numbers are laid out in the files.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Layout {
+    /// In encodings that every reader of Parquet knows.
+    #[default]
+    Standard,
+    /// Smaller, for DuckDB, pyarrow and polars; Spark before 4.2 and Iceberg's readers cannot read it at full speed.
+    Compact,
+}
+
+impl From<Layout> for Encodings {
+    fn from(layout: Layout) -> Self {
+        match layout {
+            Layout::Standard => Self::Standard,
+            Layout::Compact => Self::Compact,
+        }
+    }
 }
 
 impl Args {

@@ -1,11 +1,15 @@
 //! Records of one partition on their way to the store, as they are in the log.
 //!
 //! ```text
-//!  batch ─► │ open segment │ ──(rows, bytes, age, memory, drain)──► │ closed │ closed │ ─► one upload at a time
+//!  batch ─► │ open segment │ ──(rows, bytes, age, day, memory, drain)──► │ closed │ closed │ ─► one upload at a time
 //! ```
 //!
 //! One upload at a time, in order: were the second object there and the first not, a crash would leave a gap.
 //! Records stay encoded until they are uploaded: a tenth of the memory of rows, and it is known to the byte.
+//!
+//! A segment ends with its day, by the log's timestamps, so that a folder `date=…` holds that day. Timestamps that go
+//! back a little (bridges whose clocks differ) stay in the segment. A clock that is wrong by more ends it too, but not
+//! again and again: where one bridge of several has such a clock, a file per record would be worse than a mixed file.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -15,6 +19,11 @@ use event_log::{Batch, RecordRef};
 
 /// What a batch costs per record beside its bytes: where key, value and headers lie.
 const RECORD_OVERHEAD_BYTES: usize = 40;
+
+const DAY_MS: i64 = 24 * 3600 * 1000;
+
+/// So much before its day a segment still takes: clocks that agree to a minute, and records that were retried.
+const DAY_SLACK_MS: i64 = 10 * 60 * 1000;
 
 /// When a segment ends.
 #[derive(Debug, Clone, Copy)]
@@ -33,14 +42,25 @@ pub(crate) struct Segment {
     pub(crate) end: u64,
     pub(crate) records: u64,
     pub(crate) bytes: u64,
+    /// When its day begins: that of its first record.
+    day_ms: i64,
     opened: Instant,
     closed: bool,
     parts: Vec<(Arc<Batch>, std::ops::Range<usize>)>,
 }
 
 impl Segment {
-    fn open(start: u64) -> Self {
-        Self { start, end: start, records: 0, bytes: 0, opened: Instant::now(), closed: false, parts: Vec::new() }
+    fn open(start: u64, first_ms: i64) -> Self {
+        let (opened, day_ms) = (Instant::now(), first_ms - first_ms.rem_euclid(DAY_MS));
+        Self { start, end: start, records: 0, bytes: 0, day_ms, opened, closed: false, parts: Vec::new() }
+    }
+
+    fn begins_after(&self, timestamp_ms: i64) -> bool {
+        timestamp_ms < self.day_ms.saturating_sub(DAY_SLACK_MS)
+    }
+
+    fn ended_before(&self, timestamp_ms: i64) -> bool {
+        timestamp_ms >= self.day_ms.saturating_add(DAY_MS)
     }
 
     /// The records, in offset order.
@@ -63,12 +83,14 @@ pub(crate) struct Buffer {
     /// The segment being uploaded, if any, is out of here; only the last one can be open.
     queue: VecDeque<Segment>,
     uploading: Option<u64>,
+    /// When a segment last ended because timestamps went back.
+    went_back: Option<Instant>,
 }
 
 impl Buffer {
     /// A buffer that resumes at `next`.
     pub(crate) fn new(next: u64) -> Self {
-        Self { next, stored: next, queue: VecDeque::new(), uploading: None }
+        Self { next, stored: next, queue: VecDeque::new(), uploading: None, went_back: None }
     }
 
     /// Forgets everything that is not in the lake, and resumes at `next`.
@@ -83,21 +105,34 @@ impl Buffer {
         let batch = Arc::new(batch);
         let mut from = 0;
         while from < batch.len() {
-            if self.queue.back().is_none_or(|segment| segment.is_due(limits)) {
+            let first_ms = batch.get(from).timestamp_ms;
+            if self.queue.back().is_none_or(|segment| segment.is_due(limits) || segment.ended_before(first_ms)) {
                 self.close();
-                self.queue.push_back(Segment::open(self.next));
+                self.queue.push_back(Segment::open(self.next, first_ms));
             }
             let segment = self.queue.back_mut().expect("pushed just now");
+            let may_go_back = self.went_back.is_some_and(|at| at.elapsed() < limits.age);
             let mut to = from;
             while to < batch.len() && segment.records < limits.rows && segment.bytes < limits.bytes {
-                segment.bytes += record_bytes(&batch.get(to));
+                let record = batch.get(to);
+                if segment.ended_before(record.timestamp_ms) {
+                    break;
+                }
+                if segment.begins_after(record.timestamp_ms) && !may_go_back {
+                    segment.closed = true;
+                    self.went_back = Some(Instant::now());
+                    break;
+                }
+                segment.bytes += record_bytes(&record);
                 segment.records += 1;
                 to += 1;
             }
-            segment.end = batch.get(to - 1).offset + 1;
-            self.next = segment.end;
-            segment.parts.push((batch.clone(), from..to));
-            from = to;
+            if to > from {
+                segment.end = batch.get(to - 1).offset + 1;
+                self.next = segment.end;
+                segment.parts.push((batch.clone(), from..to));
+                from = to;
+            }
         }
     }
 
@@ -201,6 +236,36 @@ mod tests {
         assert!(buffer.start_upload(&limits).is_none());
         let old = Limits { age: Duration::ZERO, ..limits };
         assert_eq!(offsets(&buffer.start_upload(&old).unwrap()), [2]);
+    }
+
+    #[test]
+    fn segments_end_with_their_day() {
+        const NOON: i64 = 20_000 * DAY_MS + DAY_MS / 2;
+        let limits = Limits { rows: 1_000, ..LIMITS };
+        let segments = |times: &[i64], age| {
+            let limits = Limits { age, ..limits };
+            let mut batch = Batch::new("t".into(), 0);
+            times.iter().zip(0..).for_each(|(time, offset)| batch.push(offset, *time, b"k", Some(b"v"), []));
+            let mut buffer = Buffer::new(0);
+            buffer.push(batch, &limits);
+            buffer.close();
+            let mut segments: Vec<Vec<i64>> = Vec::new();
+            while let Some(segment) = buffer.start_upload(&Limits { rows: 0, ..limits }) {
+                segments.push(segment.iter().map(|record| (record.timestamp_ms - NOON) / (DAY_MS / 24)).collect());
+                buffer.uploaded(segment.end);
+            }
+            segments
+        };
+        let at = |hours: &[i64]| hours.iter().map(|hour| NOON + hour * DAY_MS / 24).collect::<Vec<_>>();
+        let whole: [Vec<i64>; 2] = [vec![0, 11], vec![12, 13, 35]];
+        assert_eq!(segments(&at(&[0, 11, 12, 13, 35]), Duration::MAX), whole);
+        // A record that is a minute late for its day stays with the next one.
+        let late = [NOON + DAY_MS / 2, NOON + DAY_MS / 2 - 60_000];
+        assert_eq!(segments(&late, Duration::MAX), [vec![12, 11]]);
+        // A clock that is days ahead for one record; and one that comes again and again.
+        assert_eq!(segments(&at(&[0, 240, 1, 2]), Duration::MAX), [vec![0], vec![240], vec![1, 2]]);
+        let mixed: [Vec<i64>; 4] = [vec![0], vec![240], vec![1], vec![240, 2, 240, 3]];
+        assert_eq!(segments(&at(&[0, 240, 1, 240, 2, 240, 3]), Duration::MAX), mixed, "no file for each");
     }
 
     #[test]

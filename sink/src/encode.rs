@@ -56,7 +56,7 @@ pub(crate) fn encode(
     segment: &Segment,
     skip: bool,
 ) -> anyhow::Result<Encoded> {
-    let mut rows = Rows::new(stream, decoder, topic, partition, segment.start);
+    let mut rows = Rows::new(stream, decoder, topic, partition, segment);
     let mut encoded = Encoded { object: None, undecodable: Vec::new(), stopped_at: None };
     let mut end = segment.end;
     for record in segment.iter() {
@@ -70,7 +70,6 @@ pub(crate) fn encode(
             encoded.stopped_at = Some(undecodable);
             break;
         }
-        rows.date_from(record.timestamp_ms);
         encoded.undecodable.push(undecodable);
     }
     if end > segment.start {
@@ -88,16 +87,18 @@ struct Rows<'s> {
     decoder: AvroDecoder,
     offsets: Vec<u64>,
     timestamps_ms: Vec<i64>,
-    /// Made with the first row: the object's name has the date of its first record. That record alone decides, whether
-    /// it could be decoded or not, so that every sink gives an object of this start offset the same name.
-    date_ms: Option<i64>,
+    /// The log's time of the first record. It alone decides on the object's date, whether that record can be decoded or
+    /// not, so that every sink gives an object of this start offset the same name.
+    first_ms: i64,
     writer: Option<ObjectWriter>,
 }
 
 impl<'s> Rows<'s> {
-    fn new(stream: &'s Stream, decoder: AvroDecoder, topic: &'s str, partition: u32, start: u64) -> Self {
+    fn new(stream: &'s Stream, decoder: AvroDecoder, topic: &'s str, partition: u32, segment: &Segment) -> Self {
+        let start = segment.start;
+        let first_ms = segment.iter().next().map_or(0, |record| record.timestamp_ms);
         let (offsets, timestamps_ms) = (Vec::new(), Vec::new());
-        Self { stream, topic, partition, start, decoder, offsets, timestamps_ms, date_ms: None, writer: None }
+        Self { stream, topic, partition, start, decoder, offsets, timestamps_ms, first_ms, writer: None }
     }
 
     fn push(&mut self, record: &RecordRef<'_>) -> Result<(), Reject> {
@@ -108,13 +109,6 @@ impl<'s> Rows<'s> {
         Ok(())
     }
 
-    /// The first record could not be decoded, but has a timestamp.
-    fn date_from(&mut self, timestamp_ms: i64) {
-        if self.offsets.is_empty() && self.writer.is_none() {
-            self.date_ms.get_or_insert(timestamp_ms);
-        }
-    }
-
     /// Writes what was decoded, if it is at least `rows`.
     fn write_chunk(&mut self, rows: usize) -> anyhow::Result<()> {
         if self.offsets.len() < rows {
@@ -122,10 +116,9 @@ impl<'s> Rows<'s> {
         }
         let batch = self.decoder.finish();
         if self.writer.is_none() {
-            let first_ms = || lake::first_event_time_ms(&batch).or(self.timestamps_ms.first().copied());
-            let date_ms = self.date_ms.or_else(first_ms).unwrap_or_default();
-            let name = ObjectName::new(self.topic, self.partition, self.start, date_ms);
-            self.writer = Some(ObjectWriter::new(name, &self.stream.schema.arrow, self.stream.schema_id)?);
+            let stream = self.stream;
+            let name = ObjectName::new(self.topic, self.partition, self.start, self.first_ms);
+            self.writer = Some(ObjectWriter::new(name, &stream.schema.arrow, stream.schema_id, stream.encodings)?);
         }
         if let Some(writer) = &mut self.writer {
             writer.write(&batch, &self.offsets, &self.timestamps_ms)?;

@@ -75,7 +75,9 @@ pub async fn run_on(
     else {
         return Ok(());
     };
-    let stream = |topic: &contract::Topic| Some((topic.name.clone(), stream::Stream::of(topic.clone(), &schemas)?));
+    let stream = |topic: &contract::Topic| {
+        Some((topic.name.clone(), stream::Stream::of(topic.clone(), &schemas, args.encodings.into())?))
+    };
     let streams = topics.iter().filter_map(stream).collect();
     let names: Vec<_> = topics.iter().map(|topic| &*topic.name).collect();
     tracing::info!("writing {} of {} to {}", names.join(", "), log.url(), lake.url());

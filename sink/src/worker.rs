@@ -11,6 +11,7 @@
 //! not answer, and reads dropped records again.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
@@ -76,6 +77,8 @@ pub(crate) struct Worker {
     stopped: BTreeMap<Arc<str>, String>,
     uploads: Uploads,
     waiting: Waiting,
+    /// A reader without records does not notice that the log is away.
+    answer: Waiting,
     lag_at: Option<Instant>,
 }
 
@@ -114,6 +117,7 @@ impl Worker {
         Self {
             streams,
             waiting: Waiting::new(format!("the log {}", log.url())).with_readiness(&metrics.readiness),
+            answer: Waiting::new(format!("the log {} to answer", log.url())).with_readiness(&metrics.readiness),
             limits: Limits { rows: args.max_rows, bytes: args.max_bytes, age: args.max_age },
             max_memory: args.max_memory,
             runtime: Handle::current(),
@@ -417,12 +421,37 @@ impl Worker {
             return;
         }
         self.lag_at = Some(Instant::now());
-        for topic in self.streams.keys() {
-            let Ok(described) = self.log.describe(topic) else { continue };
+        for topic in self.streams.keys().cloned().collect::<Vec<_>>() {
+            let described = match self.log.describe(&topic) {
+                Ok(described) => described,
+                Err(error) => {
+                    self.answer.note(&error);
+                    continue;
+                }
+            };
+            self.answer.resolved();
+            self.take_added(&topic, &described.partitions);
             let stored = |partition| self.buffers.get(&TopicPartition { topic: topic.clone(), partition });
             let positions = (0..described.partitions.len() as u32).map(|p| stored(p).map(|buffer| buffer.stored));
-            let behind = progress::behind(topic, &described.partitions, &positions.collect::<Vec<_>>());
-            self.metrics.lag_records.get_or_create(&Topic::new(topic)).set(progress::offsets(&behind) as i64);
+            let behind = progress::behind(&topic, &described.partitions, &positions.collect::<Vec<_>>());
+            self.metrics.lag_records.get_or_create(&Topic::new(&topic)).set(progress::offsets(&behind) as i64);
+        }
+    }
+
+    /// Reads partitions that were added to the topic, from their beginning. What is added during the drain is left to
+    /// the next start.
+    fn take_added(&mut self, topic: &Arc<str>, partitions: &[PartitionDescription]) {
+        if self.phase != Phase::Following || self.stopped.contains_key(topic) {
+            return;
+        }
+        for (partition, bounds) in (0..).zip(partitions) {
+            let at = TopicPartition { topic: topic.clone(), partition };
+            if let Entry::Vacant(added) = self.buffers.entry(at) {
+                let first = bounds.first;
+                tracing::info!("partition {partition} was added to {topic}: writing it from offset {first} on");
+                added.insert(Buffer::new(bounds.first));
+                self.reader = None;
+            }
         }
     }
 }

@@ -4,10 +4,16 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use event_log::{
+    Appender, Consumer, Error, Log, LogUrl, OnCompletion, ProcessorOptions, Range, Reader, TopicDescription, TopicSpec,
+    Transactor,
+};
 use lake::Lake;
-use support::{Place, append, assert_complete, readings, rows_of_lake, rows_of_log, start, wait_until};
+use support::{Place, append, assert_complete, readings, rows_of_lake, rows_of_log, start, start_on, wait_until};
 
 const V2: &str = "telemetry.v2.avsc";
 
@@ -135,13 +141,67 @@ async fn a_sink_goes_on_where_another_left_off() {
     // Another sink got as far as offset 1 of partition 0.
     let rows = rows_of_log(&log, "telemetry", V2);
     let first = &rows[0];
-    let time_ms = lake::first_event_time_ms(&first.batch).unwrap();
-    let name = lake::ObjectName::new("telemetry", 0, 0, time_ms);
-    let mut writer = lake::ObjectWriter::new(name.clone(), first.batch.schema_ref(), 2).unwrap();
+    let name = lake::ObjectName::new("telemetry", 0, 0, first.timestamps_ms[0]);
+    let mut writer =
+        lake::ObjectWriter::new(name.clone(), first.batch.schema_ref(), 2, lake::Encodings::default()).unwrap();
     writer.write(&first.batch.slice(0, 1), &first.offsets[..1], &first.timestamps_ms[..1]).unwrap();
     let object = writer.finish(1).unwrap();
     lake.put_object(&object).await.unwrap();
     start(place.args(&["telemetry"])).stop().await.unwrap();
     assert_eq!(lake.get(&name.to_string()).await.unwrap(), object.bytes);
+    assert_complete(&log, &lake, "telemetry", V2).await;
+}
+
+/// A log that shows the first `shown` partitions of its topics only, as if the others were still to be added.
+#[derive(Debug)]
+struct Growing {
+    log: Arc<dyn Log>,
+    shown: AtomicUsize,
+}
+
+impl Log for Growing {
+    fn url(&self) -> &LogUrl {
+        self.log.url()
+    }
+    fn ensure_topic(&self, spec: &TopicSpec) -> Result<(), Error> {
+        self.log.ensure_topic(spec)
+    }
+    fn describe(&self, topic: &str) -> Result<TopicDescription, Error> {
+        let mut described = self.log.describe(topic)?;
+        described.partitions.truncate(self.shown.load(Ordering::Relaxed));
+        Ok(described)
+    }
+    fn committed(&self, group: &str, topic: &str) -> Result<Vec<Option<u64>>, Error> {
+        self.log.committed(group, topic)
+    }
+    fn appender(self: Arc<Self>, on_completion: OnCompletion) -> Result<Arc<dyn Appender>, Error> {
+        self.log.clone().appender(on_completion)
+    }
+    fn reader(self: Arc<Self>, ranges: Vec<Range>) -> Result<Box<dyn Reader>, Error> {
+        self.log.clone().reader(ranges)
+    }
+    fn consumer(self: Arc<Self>, options: &ProcessorOptions) -> Result<Box<dyn Consumer>, Error> {
+        self.log.clone().consumer(options)
+    }
+    fn transactor(self: Arc<Self>, options: &ProcessorOptions) -> Result<Box<dyn Transactor>, Error> {
+        self.log.clone().transactor(options)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_that_are_added_meanwhile_are_written() {
+    let place = Place::new();
+    let log = place.log();
+    append(&log, "telemetry", 0, &readings(0, 200, 2));
+    let growing = Arc::new(Growing { log: log.clone(), shown: AtomicUsize::new(1) });
+    let mut args = place.args(&["telemetry"]);
+    args.max_age = SOON;
+    let sink = start_on(args, growing.clone(), place.lake());
+    let lake = place.lake();
+    wait_until("the first partition", async || !lake.objects("telemetry").await.unwrap().is_empty()).await;
+    assert!(lake.objects("telemetry").await.unwrap().iter().all(|name| name.partition == 0));
+    growing.shown.store(4, Ordering::Relaxed);
+    wait_until("all partitions", async || sink.metrics.rows("telemetry") == 200).await;
+    sink.stop().await.unwrap();
     assert_complete(&log, &lake, "telemetry", V2).await;
 }

@@ -13,7 +13,7 @@ use carstream::audit::{Evidence, Report, Sources, audit};
 use event_log::{
     Clock, Log, LogUrl, Outcome, Outputs, Position, ProcessorOptions, Range, Read, Record, partition_for_key,
 };
-use lake::{Lake, LakeUrl, ObjectName, ObjectWriter};
+use lake::{Encodings, Lake, LakeUrl, ObjectName, ObjectWriter};
 use pipeline::DeadLetterHeader;
 use serde_json::json;
 use telemetry::avro::AvroEncoder;
@@ -195,7 +195,7 @@ impl Site {
                 continue;
             }
             let name = ObjectName::new("telemetry", partition, start, 1_795_219_200_000);
-            let mut writer = ObjectWriter::new(name, schema, 2).unwrap();
+            let mut writer = ObjectWriter::new(name, schema, 2, Encodings::default()).unwrap();
             let offsets: Vec<_> = (start..start + rows).collect();
             writer
                 .write(&self.rows("telemetry.v2.avsc", &of_partition), &offsets, &vec![now_ms(); rows as usize])

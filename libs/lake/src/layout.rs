@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! telemetry/date=2026-11-21/partition=3/00000000000000012345.parquet
-//! topic     event time of the   Kafka's  start offset, 20 digits,
-//!           first record (UTC)  number   so that names sort as offsets do
+//! topic     day (UTC) of the    Kafka's  start offset, 20 digits,
+//!           log's timestamps    number   so that names sort as offsets do
 //! ```
 //!
 //! The end offset is in the footer and not in the name: two writers that start at the same offset must collide,
@@ -21,7 +21,7 @@ use crate::Error;
 pub struct ObjectName {
     /// The topic that the rows come from.
     pub topic: String,
-    /// The day, `YYYY-MM-DD`, of the first record's event time.
+    /// The day, `YYYY-MM-DD`, of the first record's timestamp in the log.
     pub date: String,
     /// The partition.
     pub partition: u32,
@@ -30,10 +30,10 @@ pub struct ObjectName {
 }
 
 impl ObjectName {
-    /// The name of the object that starts at `start` with a record of event time `event_time_ms`.
-    pub fn new(topic: &str, partition: u32, start: u64, event_time_ms: i64) -> Self {
+    /// The name of the object that starts at `start` with a record that the log has stamped `first_ms`.
+    pub fn new(topic: &str, partition: u32, start: u64, first_ms: i64) -> Self {
         // A time that no calendar has (a broken clock) goes to the first day instead of stopping the pipeline.
-        let time: DateTime<Utc> = DateTime::from_timestamp_millis(event_time_ms).unwrap_or_default();
+        let time: DateTime<Utc> = DateTime::from_timestamp_millis(first_ms).unwrap_or_default();
         Self { topic: topic.to_owned(), date: time.format("%Y-%m-%d").to_string(), partition, start }
     }
 

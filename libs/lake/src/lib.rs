@@ -34,9 +34,7 @@ use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode};
 pub use args::{LakeArgs, LakeUrl};
 pub use error::{BoxError, Error};
 pub use layout::{ObjectName, OffsetRange, check_name, undecodable_name};
-pub use object::{
-    Footer, LOG_OFFSET, LOG_TIMESTAMP_MS, Object, ObjectWriter, Rows, event_time_column, first_event_time_ms,
-};
+pub use object::{Encodings, Footer, LOG_OFFSET, LOG_TIMESTAMP_MS, Object, ObjectWriter, Rows, event_time_column};
 pub use row_hash::{RowHash, UnhashableType};
 pub use rows::RangeReader;
 pub use s3::S3Args;

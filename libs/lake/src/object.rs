@@ -31,6 +31,17 @@ pub const LOG_TIMESTAMP_MS: &str = "log_timestamp_ms";
 /// Levels above 1 cost three times the CPU for a few per cent.
 const ZSTD_LEVEL: i32 = 1;
 
+/// How the values of numbers are laid out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Encodings {
+    /// As every reader of Parquet knows them: plain and dictionary.
+    #[default]
+    Standard,
+    /// Smaller: BYTE_STREAM_SPLIT and DELTA_BINARY_PACKED. DuckDB, pyarrow and polars read them. Spark before 4.2 and
+    /// Iceberg's readers need their slower, not vectorised readers for them.
+    Compact,
+}
+
 /// Rows decoded at a time.
 const READ_BATCH_ROWS: usize = 8192;
 
@@ -120,13 +131,13 @@ pub struct ObjectWriter {
 
 impl ObjectWriter {
     /// An object of this name with no rows yet. `schema` is the reader schema of the topic; `schema_id` its id.
-    pub fn new(name: ObjectName, schema: &Schema, schema_id: u32) -> Result<Self, Error> {
+    pub fn new(name: ObjectName, schema: &Schema, schema_id: u32, encodings: Encodings) -> Result<Self, Error> {
         let failed = encode_error(&name);
         let mut fields = schema.fields().to_vec();
         fields.push(Arc::new(Field::new(LOG_OFFSET, DataType::Int64, false)));
         fields.push(Arc::new(Field::new(LOG_TIMESTAMP_MS, timestamp_type(), false)));
         let with_log: SchemaRef = Arc::new(Schema::new(fields));
-        let writer = ArrowWriter::try_new(Vec::new(), with_log.clone(), Some(properties(&with_log)))
+        let writer = ArrowWriter::try_new(Vec::new(), with_log.clone(), Some(properties(&with_log, encodings)))
             .map_err(|e| failed(e.into()))?;
         let footer = Footer {
             topic: name.topic.clone(),
@@ -196,12 +207,6 @@ pub fn event_time_column(schema: &Schema) -> Option<usize> {
     ["event_time_ms", "began_ms"].iter().find_map(|name| schema.index_of(name).ok())
 }
 
-/// The first event time of a batch of the reader schema; none without rows or without such a column.
-pub fn first_event_time_ms(rows: &RecordBatch) -> Option<i64> {
-    let times = as_int64(rows.column(event_time_column(rows.schema_ref())?))?;
-    (!times.is_empty() && times.is_valid(0)).then(|| times.value(0))
-}
-
 fn time_range(times: &ArrayRef) -> Option<(i64, i64)> {
     let times = as_int64(times)?;
     min(&times).zip(max(&times))
@@ -218,7 +223,7 @@ fn as_int64(times: &ArrayRef) -> Option<Int64Array> {
     }
 }
 
-fn properties(schema: &Schema) -> WriterProperties {
+fn properties(schema: &Schema, encodings: Encodings) -> WriterProperties {
     let level = ZstdLevel::try_new(ZSTD_LEVEL).expect("a level that zstd has");
     let mut properties = WriterProperties::builder()
         .set_compression(Compression::ZSTD(level))
@@ -226,11 +231,13 @@ fn properties(schema: &Schema) -> WriterProperties {
         .set_created_by(concat!("carstream ", env!("CARGO_PKG_VERSION")).to_owned());
     for field in schema.fields() {
         let column = ColumnPath::from(field.name().as_str());
-        let encoding = match field.data_type() {
-            // Measurements hardly repeat; their exponents do, which is what this encoding brings together.
-            DataType::Float32 | DataType::Float64 => Encoding::BYTE_STREAM_SPLIT,
+        let encoding = match (encodings, field.data_type()) {
+            // Measurements hardly repeat: a dictionary of them costs and saves nothing.
+            (Encodings::Standard, DataType::Float32 | DataType::Float64) => Encoding::PLAIN,
+            // But their exponents do, which is what this encoding brings together.
+            (Encodings::Compact, DataType::Float32 | DataType::Float64) => Encoding::BYTE_STREAM_SPLIT,
             // Times, offsets and counters grow by little.
-            DataType::Int64 | DataType::Timestamp(..) => Encoding::DELTA_BINARY_PACKED,
+            (Encodings::Compact, DataType::Int64 | DataType::Timestamp(..)) => Encoding::DELTA_BINARY_PACKED,
             _ => continue,
         };
         properties =

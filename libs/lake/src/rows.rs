@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use arrow::datatypes::SchemaRef;
+use chrono::NaiveDate;
 use futures_util::{StreamExt, TryStreamExt};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::ParquetMetaDataReader;
@@ -69,6 +70,25 @@ impl Lake {
     /// overlap is an error that names the objects.
     pub async fn coverage(&self, topic: &str) -> Result<Vec<OffsetRange>, Error> {
         self.contiguous(self.objects(topic).await?).await
+    }
+
+    /// The ranges that begin with the first object of a folder `first_date` or later, one per partition, up to the end
+    /// of the lake. Reads the names of all objects, but few footers: whether the objects join is found out when a range
+    /// is read.
+    pub async fn coverage_since(&self, topic: &str, first_date: NaiveDate) -> Result<Vec<OffsetRange>, Error> {
+        let first_date = first_date.format("%Y-%m-%d").to_string();
+        let (mut starts, mut newest) = (BTreeMap::new(), Vec::new());
+        for objects in self.objects(topic).await?.chunk_by(|a, b| a.partition == b.partition) {
+            if let Some(first) = objects.iter().find(|object| object.date >= first_date) {
+                starts.insert(first.partition, first.start);
+                newest.extend_from_slice(&objects[objects.len().saturating_sub(NEWEST_OBJECTS)..]);
+            }
+        }
+        let mut covered = self.contiguous(newest).await?;
+        for range in &mut covered {
+            range.start = starts[&range.partition];
+        }
+        Ok(covered)
     }
 
     async fn footers_of(&self, names: Vec<ObjectName>) -> Result<Vec<(ObjectName, Footer)>, Error> {

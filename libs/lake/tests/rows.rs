@@ -7,7 +7,8 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, Float32Array, Int64Array, RecordBatch, StringArray, TimestampMillisecondArray};
 use arrow::compute::concat_batches;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
-use lake::{Error, Lake, LakeUrl, Object, ObjectName, ObjectWriter, OffsetRange, RowHash};
+use lake::{Encodings, Error, Lake, LakeUrl, Object, ObjectName, ObjectWriter, OffsetRange, RowHash};
+use parquet::file::metadata::ParquetMetaDataReader;
 use proptest::prelude::*;
 
 /// 2026-11-21, a little before midnight.
@@ -42,12 +43,28 @@ fn rows(offsets: &[u64]) -> RecordBatch {
 
 fn object(partition: u32, start: u64, end: u64, offsets: &[u64]) -> Object {
     let first_ms = offsets.first().map_or(TIME_MS, |o| TIME_MS + 1000 * *o as i64);
-    let mut writer = ObjectWriter::new(ObjectName::new("telemetry", partition, start, first_ms), &schema(), 2).unwrap();
+    let mut writer =
+        ObjectWriter::new(ObjectName::new("telemetry", partition, start, first_ms), &schema(), 2, Encodings::default())
+            .unwrap();
     for part in offsets.chunks(17) {
         let timestamps: Vec<_> = part.iter().map(|o| *o as i64).collect();
         writer.write(&rows(part), part, &timestamps).unwrap();
     }
     writer.finish(end).unwrap()
+}
+
+/// Readers whose fast path knows few encodings (Spark before 4.2, Iceberg's) must be able to read the lake.
+#[test]
+fn objects_have_encodings_that_every_reader_knows() {
+    use parquet::basic::Encoding::{PLAIN, RLE, RLE_DICTIONARY};
+    let bytes = object(0, 0, 100, &(0..100).collect::<Vec<_>>()).bytes;
+    let file = ParquetMetaDataReader::new().parse_and_finish(&bytes).unwrap();
+    let columns = file.row_groups().iter().flat_map(|group| group.columns());
+    for column in columns {
+        let unusual: Vec<_> =
+            column.encodings().filter(|encoding| ![PLAIN, RLE, RLE_DICTIONARY].contains(encoding)).collect();
+        assert!(unusual.is_empty(), "{}: {unusual:?}", column.column_path());
+    }
 }
 
 fn range(start: u64, end: u64) -> OffsetRange {
