@@ -26,6 +26,7 @@ use crate::clients::{Directory, Slots};
 use crate::close::Refusal;
 use crate::complaints::Complaints;
 use crate::connection::{self, Arrival};
+use crate::log_watch::LogWatch;
 use crate::metrics::KindLabel;
 use crate::session::Rules;
 use crate::shared::{AssignedIds, KindOfMessage, Room, Shared};
@@ -50,6 +51,7 @@ pub struct Bridge {
     doors: Vec<Door>,
     shared: Arc<Shared>,
     follower: Option<Follower>,
+    log: Arc<dyn Log>,
 }
 
 /// Where clients come in.
@@ -142,7 +144,7 @@ impl Bridge {
             complaints: Complaints::default(),
             assigned_ids: AssignedIds::default(),
         });
-        Ok(Self { doors, shared, follower })
+        Ok(Self { doors, shared, follower, log })
     }
 
     /// Where it listens, without TLS if it does; the port is known also if any was asked for.
@@ -157,9 +159,17 @@ impl Bridge {
 
     /// Serves until `shutdown`; then acknowledges what was accepted, as far as the log commits it within
     /// `--drain-timeout`, and closes all connections.
+    ///
+    /// # Errors
+    /// A log that takes nothing more: then it ends, so that whoever supervises it opens the log again.
     pub async fn serve(self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let Self { doors, shared, follower } = self;
+        let Self { doors, shared, follower, log } = self;
+        let topic =
+            shared.kinds.first().map(|kind| kind.topic.clone()).context("the contract has no topic for cars")?;
+        let mut watch = LogWatch::start(&log, topic, &shared.metrics.readiness).context("cannot start a thread")?;
+        drop(log);
         shared.metrics.readiness.started();
+        let shutdown = shutdown.child_token();
         let follower = follower.map(|follower| {
             let shutdown = shutdown.clone();
             tokio::task::spawn_blocking(move || follower.run(&shutdown))
@@ -172,12 +182,21 @@ impl Bridge {
             }
             watching.spawn(door.watch(shared.clone(), tasks.clone(), shutdown.clone()));
         }
+        let mut failed = Ok(());
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            Ok(error) = &mut watch.failed => failed = Err(error).context("the log takes nothing more"),
+        }
+        shutdown.cancel();
         watching.join_all().await;
+        if failed.is_err() {
+            shared.abandon.cancel(); // nothing more will be confirmed
+        }
         drain(&shared, &tasks).await;
         if let Some(follower) = follower {
             follower.await.context("the thread that follows alerts")?;
         }
-        Ok(())
+        failed
     }
 }
 

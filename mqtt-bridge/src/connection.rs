@@ -187,7 +187,9 @@ impl Connection {
             self.shared.metrics.alerts_dropped.inc_by(sent.dropped);
         }
         let Some(drain_by) = self.drain_by else { return Ok(()) };
-        if self.undecided() == 0 || drain_by <= Instant::now() { Err(Close::Draining) } else { Ok(()) }
+        // Nothing more will be decided, or not in time.
+        let over = self.shared.abandon.is_cancelled() || drain_by <= Instant::now();
+        if over || self.undecided() == 0 { Err(Close::Draining) } else { Ok(()) }
     }
 
     fn take_mail(&mut self) -> Result<(), Close> {

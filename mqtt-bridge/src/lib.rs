@@ -40,6 +40,7 @@ mod close;
 mod complaints;
 mod connection;
 mod input;
+mod log_watch;
 mod metrics;
 mod session;
 mod shared;

@@ -10,6 +10,7 @@ use event_log::{LogArgs, LogUrl};
 use mqtt_bridge::{Args, Metrics};
 use prometheus_client::registry::Registry;
 use support::client::{Client, V3, V5};
+use support::gate::Trouble;
 use support::{A_MOMENT, CAR, PATIENCE, TestBridge, any_port, key_file, wait_until};
 use test_support::process::OwnedChild;
 use tokio_util::sync::CancellationToken;
@@ -50,6 +51,34 @@ fn a_drain_ends_at_its_deadline_without_acknowledging_what_is_undecided() {
     bridge.shutdown.cancel();
     car.expect_end(0x8b); // and no PUBACK before
     bridge.stopped().unwrap();
+}
+
+#[test]
+fn a_bridge_whose_log_does_not_answer_is_not_ready_until_it_does() {
+    let mut bridge = TestBridge::start(|_| {});
+    wait_until("it is ready", || bridge.readiness.is_ready());
+    bridge.gate.set_trouble(Some(Trouble::Unavailable));
+    wait_until("it is not", || !bridge.readiness.is_ready());
+    let why = bridge.readiness.reasons().join("; ");
+    assert!(why.contains("the log") && why.contains("no answer"), "{why}");
+    bridge.gate.set_trouble(None);
+    wait_until("it is again", || bridge.readiness.is_ready());
+    bridge.shutdown.cancel();
+    bridge.stopped().unwrap();
+}
+
+/// A store that failed once takes nothing more until it is opened again: so the process ends, and is started again.
+#[test]
+fn a_bridge_whose_log_takes_nothing_more_ends_though_no_car_says_anything() {
+    let mut bridge = TestBridge::start(|args| args.limits.drain.timeout = PATIENCE);
+    let mut car = Client::connect(bridge.address, V5, CAR);
+    bridge.gate.hold();
+    car.publish(TELEMETRY, 1, b"undecided");
+    wait_until("the log has it", || bridge.gate.held() == 1);
+    bridge.gate.set_trouble(Some(Trouble::Ended));
+    car.expect_end(0x8b); // and no PUBACK before, nor a wait for one
+    let error = format!("{:#}", bridge.stopped().unwrap_err());
+    assert!(error.contains("takes nothing more") && error.contains("the disk was full"), "{error}");
 }
 
 #[test]

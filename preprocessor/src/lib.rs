@@ -210,7 +210,7 @@ fn run_stream(
     let (input, output) = (&definition.input.topic, &definition.output_topic);
     tracing::info!("stream {}: {input} to {output} in {}", definition.name, log.url());
     let group = definition.group();
-    let _lag = metrics.lag.watch(&log, &group, input).context("cannot start a thread")?;
+    let _lag = metrics.lag.watch(&log, &group, input, &metrics.pipeline.readiness).context("cannot start a thread")?;
     let options = pipeline::Options {
         source: log.clone(),
         target: log,

@@ -17,7 +17,7 @@ use anyhow::{Context, anyhow};
 use contract::Contract;
 use event_log::{Error, Event, Log, LogUrl, Outputs, Processor, ProcessorOptions, Range, TopicSpec, progress};
 use pipeline::Options;
-use service::{Readiness, retry_until};
+use service::{Readiness, Waiting, retry_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::args::group_of;
@@ -96,7 +96,7 @@ impl Replication {
         let (stop, ended) = (CancellationToken::new(), CancellationToken::new());
         std::thread::scope(|scope| {
             let watcher = || {
-                let problem = self.watch(&origin, &of_topic, shutdown, &ended);
+                let problem = self.watch(&origin, &of_topic, &metrics.pipeline.readiness, shutdown, &ended);
                 if problem.is_none() {
                     self.drain(&origin, args.drain.timeout, &ended);
                 }
@@ -270,16 +270,21 @@ impl Replication {
         &self,
         origin: &Origin,
         metrics: &TopicMetrics,
+        readiness: &Readiness,
         shutdown: &CancellationToken,
         ended: &CancellationToken,
     ) -> Option<Problem> {
+        // An idle loop would not notice that a log is away.
+        let what = format!("{} and {} to answer about {}", self.source.url(), self.target.url(), self.topic);
+        let mut waiting = Waiting::new(what).with_readiness(readiness);
         let mut lag = Lag::new(&self.topic, &self.source_name, &self.source, &self.target);
         let mut at: Option<Instant> = None;
         while !shutdown.is_cancelled() && !ended.is_cancelled() {
             if at.is_none_or(|at| at.elapsed() >= LOOK_EVERY) {
-                // What a log does not say now it says at the next look.
-                if let Ok(Some(problem)) = self.watch_once(origin, &mut lag, metrics) {
-                    return Some(problem);
+                match self.watch_once(origin, &mut lag, metrics) {
+                    Ok(Some(problem)) => return Some(problem),
+                    Ok(None) => waiting.resolved(),
+                    Err(error) => waiting.note(&error),
                 }
                 at = Some(Instant::now());
             }

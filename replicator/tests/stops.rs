@@ -84,7 +84,7 @@ async fn the_source_keeps_what_is_not_copied_yet_and_no_more() {
     };
     write(&edge, "telemetry", &records(1, 100));
     // No uplink yet: nothing answers there.
-    let uplink = std::mem::replace(&mut args.cloud.log, Some("kafka://127.0.0.1:1".parse().unwrap()));
+    let uplink = args.cloud.log.replace("kafka://127.0.0.1:1".parse().unwrap());
     args.drain.timeout = Duration::from_millis(100);
     let waiting = start(args.clone());
     wait_until("the source knows the replicator", || !edge.groups().unwrap().is_empty()).await;

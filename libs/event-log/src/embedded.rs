@@ -39,8 +39,8 @@ mod topics;
 mod transactor;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 
 use self::commit::Request;
 use self::groups::Role;
@@ -79,6 +79,11 @@ impl Log for Embedded {
 
     fn describe(&self, topic: &str) -> Result<TopicDescription, Error> {
         Ok(self.store.topic(topic)?.describe())
+    }
+
+    fn check_writable(&self, topic: &str) -> Result<(), Error> {
+        self.store.topic(topic)?;
+        self.store.disk.check_writable()
     }
 
     fn committed(&self, group: &str, topic: &str) -> Result<Vec<Option<u64>>, Error> {
@@ -147,7 +152,7 @@ impl Log for Embedded {
     }
 
     fn forget_group(&self, group: &str) -> Result<bool, Error> {
-        let joined = self.store.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        let joined = self.store.groups.lock();
         if joined.contains(group) {
             return Err(Error::GroupInUse { log: self.url.to_string(), group: group.to_owned() });
         }

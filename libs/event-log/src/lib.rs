@@ -103,6 +103,12 @@ pub trait Log: Send + Sync + Debug {
     /// The topic as it is now. [`Error::UnknownTopic`] if there is none.
     fn describe(&self, topic: &str) -> Result<TopicDescription, Error>;
 
+    /// Whether records can be appended to the topic now, as far as that can be known without appending one: the log
+    /// answers, and no earlier write has ended it. An error that is not retriable stays until the log is opened again.
+    fn check_writable(&self, topic: &str) -> Result<(), Error> {
+        self.describe(topic).map(drop)
+    }
+
     /// The committed positions of `group`, one per partition of `topic`; `None` where it has committed nothing.
     fn committed(&self, group: &str, topic: &str) -> Result<Vec<Option<u64>>, Error>;
 

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
-use event_log::{Log, progress};
+use event_log::{Error, Log, progress};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use service::Registrar;
+use service::{Readiness, Registrar, Waiting};
 
 use crate::metrics::Topic;
 
@@ -33,16 +33,30 @@ impl Lag {
     }
 
     /// Keeps it up to date until the watch is dropped. Topic and positions are of one log.
-    pub fn watch(&self, log: &Arc<dyn Log>, group: &str, topic: &Arc<str>) -> std::io::Result<LagWatch> {
+    ///
+    /// A log that does not answer is also what `readiness` waits for: an idle loop would not notice.
+    pub fn watch(
+        &self,
+        log: &Arc<dyn Log>,
+        group: &str,
+        topic: &Arc<str>,
+        readiness: &Readiness,
+    ) -> std::io::Result<LagWatch> {
         let (ends, ended) = mpsc::channel();
         let gauge = self.0.get_or_create_owned(&Topic::new(topic));
         // The watch is not to keep open a log that nobody works on any more.
+        let mut waiting = Waiting::new(format!("the log {}", log.url())).with_readiness(readiness);
         let (log, group, topic) = (Arc::downgrade(log), group.to_owned(), topic.clone());
         let watch = move || {
             while let Some(log) = log.upgrade() {
-                // What a log does not say now it says at the next look; the loop says what is wrong with it.
-                if let Ok(lag) = progress::lag(log.as_ref(), log.as_ref(), &group, &topic) {
-                    gauge.set(i64::try_from(lag).unwrap_or(i64::MAX));
+                match progress::lag(log.as_ref(), log.as_ref(), &group, &topic) {
+                    Ok(lag) => {
+                        waiting.resolved();
+                        gauge.set(i64::try_from(lag).unwrap_or(i64::MAX));
+                    }
+                    // Not there yet: the loop waits for it.
+                    Err(Error::UnknownTopic { .. }) => {}
+                    Err(error) => waiting.note(&error),
                 }
                 drop(log);
                 if ended.recv_timeout(LOOK_EVERY) != Err(RecvTimeoutError::Timeout) {

@@ -13,7 +13,16 @@ struct State {
     holding: bool,
     failing: bool,
     full: bool,
+    /// What is wrong with it: that it does not answer, or that it takes nothing more.
+    trouble: Option<Trouble>,
     held: Vec<Completion>,
+}
+
+/// What a log may say when it is asked whether it can be written to.
+#[derive(Debug, Clone, Copy)]
+pub enum Trouble {
+    Unavailable,
+    Ended,
 }
 
 /// What the test does to the completions.
@@ -32,6 +41,11 @@ impl Gate {
     /// From now on the log says of every record that it may not be durable.
     pub fn fail(&self) {
         self.state.lock().unwrap().failing = true;
+    }
+
+    /// What the log says from now on when it is asked whether it can be written to.
+    pub fn set_trouble(&self, trouble: Option<Trouble>) {
+        self.state.lock().unwrap().trouble = trouble;
     }
 
     /// Whether the append queue has no room.
@@ -96,6 +110,16 @@ impl Log for GatedLog {
 
     fn describe(&self, topic: &str) -> Result<TopicDescription, Error> {
         self.inner.describe(topic)
+    }
+
+    fn check_writable(&self, topic: &str) -> Result<(), Error> {
+        let trouble = self.gate.state.lock().unwrap().trouble;
+        let (operation, log) = ("write", self.url().to_string());
+        match trouble {
+            None => self.inner.check_writable(topic),
+            Some(Trouble::Unavailable) => Err(Error::Unavailable { operation, log, source: "no answer".into() }),
+            Some(Trouble::Ended) => Err(Error::Refused { operation, log, source: "the disk was full".into() }),
+        }
     }
 
     fn committed(&self, group: &str, topic: &str) -> Result<Vec<Option<u64>>, Error> {

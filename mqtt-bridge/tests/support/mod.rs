@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use event_log::{Log, LogArgs, LogUrl, Range, Read, Record};
 use mqtt_bridge::{Args, Bridge, Metrics};
 use prometheus_client::registry::Registry;
+use service::Readiness;
 use tempfile::TempDir;
 use test_support::clock::now_ms;
 use tokio::runtime::Runtime;
@@ -41,6 +42,7 @@ pub struct TestBridge {
     pub log: Arc<dyn Log>,
     pub gate: Arc<Gate>,
     pub shutdown: CancellationToken,
+    pub readiness: Readiness,
     registry: Registry,
     serving: Option<JoinHandle<anyhow::Result<()>>>,
     runtime: Option<Runtime>,
@@ -71,6 +73,7 @@ impl TestBridge {
         let gated = Arc::new(GatedLog { inner: log.clone(), gate: gate.clone() });
         let mut registry = Registry::default();
         let metrics = Metrics::new(&mut registry);
+        let readiness = metrics.readiness.clone();
         let bridge = runtime.block_on(Bridge::bind_on(gated, args, metrics)).unwrap();
         let (address, tls_address) = (bridge.local_addr(), bridge.tls_local_addr());
         let shutdown = CancellationToken::new();
@@ -81,6 +84,7 @@ impl TestBridge {
             log,
             gate,
             shutdown,
+            readiness,
             registry,
             serving,
             runtime: Some(runtime),
