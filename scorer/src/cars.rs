@@ -12,7 +12,7 @@ use anyhow::{Context, ensure};
 use model::{AlertRule, AlertState, CarState, Verdict};
 
 /// What comes first. A new number whenever the same readings would make other state, or the same state other bytes.
-pub const FORMAT: u8 = 1;
+pub const FORMAT: u8 = 2;
 
 /// The state of the cars of one partition.
 #[derive(Debug, Default, PartialEq)]

@@ -26,6 +26,8 @@ pub struct Metrics {
     pub scored: Counter,
     /// Readings whose score was above the threshold.
     pub anomalous: Counter,
+    /// Of these, readings that were not newer than the newest of their car.
+    pub late: Counter,
     /// Alerts opened.
     pub alerts_opened: Counter,
     /// Alerts closed.
@@ -74,13 +76,16 @@ impl Metrics {
             pipeline,
             lag,
             scored: m.metric("scored", "Readings scored"),
+            late: m.metric(
+                "late",
+                "Readings that were not newer than the newest of their car: judged, and not learnt from",
+            ),
             anomalous: m.metric("anomalous", "Readings whose score was above the threshold"),
             alerts_opened: m.metric("alerts_opened", "Alerts opened"),
             alerts_closed: m.metric("alerts_closed", "Alerts closed"),
             open_alerts: m.metric("open_alerts", "Cars with an open alert"),
             cars: m.metric("cars", "Cars that have been scored"),
-            event_time_seconds: m
-                .metric("event_time_seconds", "Event time of the newest reading in the last batch, since the epoch"),
+            event_time_seconds: m.metric("event_time_seconds", "Median event time of the last batch, since the epoch"),
             models_refused: m.metric("models_refused", "Announced models that were refused"),
             score_ratio: m.existing(
                 "score_ratio",

@@ -201,8 +201,13 @@ impl Scoring {
         let judged = verdicts.iter().filter(|v| v.judged);
         emit.observe(&metrics.score_ratio, judged.map(|v| f64::from(v.score / v.threshold)).collect());
         self.show_cars();
-        if let Some(newest_ms) = arrow::compute::max(&readings.event_times) {
-            metrics.event_time_seconds.set(newest_ms as f64 / 1000.0);
+        emit.count(&metrics.late, verdicts.iter().filter(|v| v.late).count() as u64);
+        // The median: one car whose clock is wrong must not make models look young or old.
+        let mut times = readings.event_times.values().to_vec();
+        let middle = times.len() / 2;
+        if middle < times.len() {
+            let (_, median_ms, _) = times.select_nth_unstable(middle);
+            metrics.event_time_seconds.set(*median_ms as f64 / 1000.0);
         }
     }
 

@@ -40,9 +40,19 @@ pub struct Args {
 
     /// Train on this part of a partition, offsets START to END, END excluded; may be repeated.
     ///
-    /// The topic is telemetry (readings) or faults (workshop findings). Without it: everything that both hold now.
+    /// The topic is telemetry (readings) or faults (workshop findings). Without it: what both got within --window.
     #[arg(long = "range", value_name = "TOPIC/PARTITION:START-END")]
     pub ranges: Vec<Range>,
+
+    /// Train on what was received within this time, by whole days in the lake; all for everything.
+    #[arg(long, env = "CARSTREAM_TRAINER_WINDOW", value_name = "DURATION|all", default_value = "7d")]
+    pub window: Window,
+
+    /// Hold at most this many readings, about 250 bytes each; of a larger fleet, cars are drawn by --seed.
+    // Enough for a threshold of 0.05 alarms per car and day, in the memory of a small container.
+    #[arg(long, env = "CARSTREAM_TRAINER_MAX_READINGS", value_name = "READINGS", default_value_t = 2_000_000,
+        value_parser = clap::value_parser!(u64).range(1..))]
+    pub max_readings: u64,
 
     /// Give the model this name.
     #[arg(long, env = "CARSTREAM_TRAINER_NAME", value_name = "NAME", default_value = DEFAULT_NAME)]
@@ -74,7 +84,7 @@ pub struct Args {
 
     /// Train the network on at most this many readings, a sample drawn by --seed.
     ///
-    /// Scaling, threshold and metrics always come from all readings.
+    /// Scaling, threshold and metrics come from all readings that are held.
     #[arg(long, env = "CARSTREAM_TRAINER_SAMPLE_ROWS", value_name = "ROWS", default_value_t = 500_000)]
     pub sample_rows: usize,
 
@@ -133,6 +143,33 @@ pub enum Source {
     Lake,
     /// The topics themselves, as far as retention has kept them.
     Log,
+}
+
+/// How far back a training looks, by the time of receipt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Window {
+    /// Everything.
+    All,
+    /// This long.
+    Last(Duration),
+}
+
+impl FromStr for Window {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        if s == "all" { Ok(Self::All) } else { values::positive_duration(s).map(Self::Last) }
+    }
+}
+
+impl Window {
+    /// When it begins, in milliseconds since the epoch; none if it has no beginning.
+    pub(crate) fn start_ms(self, now_ms: i64) -> Option<i64> {
+        match self {
+            Self::All => None,
+            Self::Last(window) => Some(now_ms.saturating_sub(i64::try_from(window.as_millis()).unwrap_or(i64::MAX))),
+        }
+    }
 }
 
 /// A part of a partition, as a setting.

@@ -198,8 +198,17 @@ async fn read_and_train(
     let (args, shutdown) = (args.clone(), shutdown.clone());
     let runtime = tokio::runtime::Handle::current();
     let work = move || {
-        let Some(set) = runtime.block_on(from.read(ranges, &shutdown))? else { return Ok(None) };
-        tracing::info!("training on {} readings of {} cars", set.fleet.rows, set.fleet.cars.len());
+        let Some(mut set) = runtime.block_on(from.read(ranges, args.seed, args.max_readings, &shutdown))? else {
+            return Ok(None);
+        };
+        if let Some(strays) = set.fleet.leave_out_strays() {
+            tracing::warn!("{strays}");
+        }
+        let (held, rows, cars) = (set.fleet.held, set.fleet.rows, set.fleet.cars.len());
+        if held < rows {
+            tracing::info!("--max-readings: {held} of {rows} readings are held, those of {cars} cars");
+        }
+        tracing::info!("training on {held} readings of {cars} cars");
         let ranges = set.ranges.iter().map(|range| TrainingRange {
             topic: range.topic.clone(),
             partition: range.partition,

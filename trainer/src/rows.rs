@@ -12,8 +12,9 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
+use chrono::DateTime;
 use contract::{ModelDefinition, Topic};
-use event_log::{Log, Read};
+use event_log::{Log, Read, batches};
 use lake::{Lake, OffsetRange, RowHash};
 use schema_registry::SchemaSource;
 use service::Readiness;
@@ -25,6 +26,9 @@ use crate::fleet::Fleet;
 
 /// Records per read of the log.
 const BATCH_RECORDS: usize = 8_192;
+
+/// How long a look at one record may take: on Kafka a reader connects first.
+const READ_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long a read of the log blocks: a shutdown is noticed that soon.
 const READ_TIMEOUT_MS: u64 = 100;
@@ -92,8 +96,9 @@ impl From {
     pub async fn ranges(&self, args: &Args) -> anyhow::Result<Vec<OffsetRange>> {
         let mut ranges: Vec<_> = args.ranges.iter().map(|range| range.0.clone()).collect();
         if ranges.is_empty() {
+            let since_ms = args.window.start_ms(service::now_ms());
             for (topic, _) in [&self.readings, &self.findings] {
-                ranges.extend(self.all_of(topic).await?);
+                ranges.extend(self.all_of(topic, since_ms).await?);
             }
         }
         ranges.retain(|range| range.start < range.end);
@@ -101,38 +106,49 @@ impl From {
         Ok(ranges)
     }
 
-    async fn all_of(&self, topic: &Arc<str>) -> anyhow::Result<Vec<OffsetRange>> {
+    /// All that was received since then.
+    async fn all_of(&self, topic: &Arc<str>, since_ms: Option<i64>) -> anyhow::Result<Vec<OffsetRange>> {
         let log = match &self.store {
-            Store::Lake(lake) => return Ok(lake.coverage(topic).await?),
+            Store::Lake(lake) => {
+                let day = since_ms.and_then(DateTime::from_timestamp_millis).map(|time| time.date_naive());
+                return Ok(match day {
+                    Some(day) => lake.coverage_since(topic, day).await?,
+                    None => lake.coverage(topic).await?,
+                });
+            }
             Store::Log(log) => log.clone(),
         };
-        let described = {
-            let topic = topic.clone();
-            tokio::task::spawn_blocking(move || log.describe(&topic)).await?
-        };
-        let partitions = match described {
-            Ok(description) => description.partitions,
-            // Nothing was written yet: not an error, but nothing to read either.
-            Err(event_log::Error::UnknownTopic { .. }) => Vec::new(),
-            Err(error) => return Err(error.into()),
-        };
-        let range = |(partition, bounds): (usize, &event_log::PartitionDescription)| OffsetRange {
-            topic: topic.to_string(),
-            partition: partition as u32,
-            start: bounds.first,
-            end: bounds.next,
-        };
-        Ok(partitions.iter().enumerate().map(range).collect())
+        let topic = topic.clone();
+        let ranges = tokio::task::spawn_blocking(move || {
+            let partitions = match log.describe(&topic) {
+                Ok(description) => description.partitions,
+                // Nothing was written yet: not an error, but nothing to read either.
+                Err(event_log::Error::UnknownTopic { .. }) => Vec::new(),
+                Err(error) => return Err(error),
+            };
+            let mut ranges = Vec::new();
+            for (partition, bounds) in (0..).zip(partitions) {
+                let start = match since_ms {
+                    Some(since_ms) => first_since(&log, &topic, partition, bounds, since_ms)?,
+                    None => bounds.first,
+                };
+                ranges.push(OffsetRange { topic: topic.to_string(), partition, start, end: bounds.next });
+            }
+            Ok(ranges)
+        });
+        Ok(ranges.await??)
     }
 
     /// Reads the ranges. `None`: shut down meanwhile.
     pub async fn read(
         &self,
         ranges: Vec<OffsetRange>,
+        seed: u64,
+        max_readings: u64,
         shutdown: &CancellationToken,
     ) -> anyhow::Result<Option<TrainingSet>> {
         let mut hash = RowHash::new(self.schema(&self.readings.1)?.as_ref())?;
-        let mut fleet = Fleet::default();
+        let mut fleet = Fleet::new(seed, max_readings);
         // Readings first: findings belong to cars that are known by then.
         for (topic, schema) in [&self.readings, &self.findings] {
             for range in ranges.iter().filter(|range| *range.topic == **topic) {
@@ -165,6 +181,29 @@ impl From {
         let schema = self.schemas.schemas().file(file).with_context(|| format!("the contract has no {file}"))?;
         Ok(schema.arrow.clone())
     }
+}
+
+/// The first offset of a partition whose record came at that time or later. By bisection: time stamps grow with the
+/// offsets but for a little, and what is off by that is as good.
+fn first_since(
+    log: &Arc<dyn Log>,
+    topic: &Arc<str>,
+    partition: u32,
+    bounds: event_log::PartitionDescription,
+    since_ms: i64,
+) -> Result<u64, event_log::Error> {
+    let (mut low, mut high) = (bounds.first, bounds.next);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        let range = event_log::Range { topic: topic.clone(), partition, start: middle, end: Some(high) };
+        let first = batches(log, vec![range], 1)?.patience(READ_PATIENCE).next().transpose()?;
+        match first.and_then(|batch| batch.iter().next().map(|record| (record.offset, record.timestamp_ms))) {
+            Some((offset, timestamp_ms)) if timestamp_ms < since_ms => low = offset + 1,
+            // Or there is no record behind it.
+            _ => high = middle,
+        }
+    }
+    Ok(low)
 }
 
 async fn read_lake(

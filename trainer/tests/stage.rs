@@ -311,6 +311,27 @@ async fn only_the_training_split_is_learnt_from() {
     assert_eq!(got.manifest.weights_sha256, expected.manifest.weights_sha256);
 }
 
+/// A car's clock after a flat battery, and one that is years ahead.
+#[tokio::test(flavor = "multi_thread")]
+async fn readings_of_wrong_clocks_change_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = filled_log(&directory.path().join("log"), &|_| false);
+    let args = args(directory.path(), &["--from", "log", "--no-announce"]);
+    let expected = trained(&args).await.manifest;
+    let keys: Vec<_> = (0..CARS).map(pseudonym).collect();
+    for wrong_ms in [946_684_800_000, 4_070_908_800_000] {
+        append(&log, "telemetry", 2, &readings((wrong_ms - START_MS) / 30_000, &|_| false), &keys);
+    }
+    let got = trained(&args).await.manifest;
+    assert_eq!(got.training.rows, expected.training.rows + 2 * CARS as u64, "they were read");
+    assert_eq!(got.training.event_time_ms, expected.training.event_time_ms);
+    assert_eq!(got.training.split, expected.training.split);
+    assert_eq!((got.scaling, got.threshold), (expected.scaling, expected.threshold));
+    assert_eq!((got.weights_sha256, got.metrics), (expected.weights_sha256, expected.metrics));
+    let time = |version: &str| version.split('-').next().map(str::to_owned);
+    assert_eq!(time(&got.version), time(&expected.version), "a version is named after the newest true reading");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_trained_on_is_refused_with_advice() {
     let directory = tempfile::tempdir().unwrap();

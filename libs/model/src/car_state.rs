@@ -14,6 +14,9 @@
 //! *A late reading* (not newer than the newest seen) is judged with a copy of the state and changes nothing. A value
 //! that is not a number counts as usual for that feature.
 //!
+//! *A clock that was wrong once* must not make all later readings late for ever: once [`RESYNC_READINGS`] readings in a
+//! row are late by more than [`RESYNC_AFTER_MS`], the newest time seen was not a time, and the car goes on from here.
+//!
 //! All arithmetic is in a fixed order: the same readings give the same state, to the bit.
 
 use serde::{Deserialize, Serialize};
@@ -28,6 +31,14 @@ const MIN_DEVIATION: f64 = 0.2;
 /// After warm-up a reading moves a car's own mean no further than one that many deviations away, and its deviation
 /// never: a fault is to be seen, not to be learnt.
 const LEARN_CLIP: f64 = 3.0;
+
+/// So many readings in a row, each late by more than [`RESYNC_AFTER_MS`], show that the newest time was wrong. Cars
+/// that send what they have stored oldest first never have one; with newest first a store is smaller than this, or its
+/// readings are then learnt from in their order, which does no harm.
+const RESYNC_READINGS: u8 = 20;
+
+/// Clocks that are set while a car drives jump by less than this.
+const RESYNC_AFTER_MS: i64 = 3_600_000;
 
 /// How a car's state runs. Part of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -75,6 +86,8 @@ pub struct CarState {
     last_event_time_ms: i64,
     /// Of the driving car.
     readings: u32,
+    /// Readings in a row that were late by more than [`RESYNC_AFTER_MS`].
+    far_late: u8,
     mean: Values,
     variance: Values,
     smoothed: Values,
@@ -82,15 +95,16 @@ pub struct CarState {
 
 impl CarState {
     /// The length of a stored state.
-    pub const STORED_BYTES: usize = 8 + 4 + 3 * 8 * FEATURE_COUNT;
+    pub const STORED_BYTES: usize = 8 + 4 + 1 + 3 * 8 * FEATURE_COUNT;
 
     /// To be stored: the time and the count of readings, then mean, variance and smoothed residual of each feature; all
     /// little-endian, and exact to the bit.
     pub fn to_bytes(&self) -> [u8; Self::STORED_BYTES] {
         let mut bytes = [0; Self::STORED_BYTES];
-        let (head, values) = bytes.split_at_mut(12);
+        let (head, values) = bytes.split_at_mut(13);
         head[..8].copy_from_slice(&self.last_event_time_ms.to_le_bytes());
-        head[8..].copy_from_slice(&self.readings.to_le_bytes());
+        head[8..12].copy_from_slice(&self.readings.to_le_bytes());
+        head[12] = self.far_late;
         let all = self.mean.iter().chain(&self.variance).chain(&self.smoothed);
         for (to, value) in values.chunks_exact_mut(8).zip(all) {
             to.copy_from_slice(&value.to_le_bytes());
@@ -102,10 +116,11 @@ impl CarState {
     pub fn from_bytes(bytes: &[u8; Self::STORED_BYTES]) -> Self {
         let eight = |at: usize| std::array::from_fn::<u8, 8, _>(|i| bytes[at + i]);
         let values =
-            |nth: usize| std::array::from_fn(|i| f64::from_le_bytes(eight(12 + 8 * (nth * FEATURE_COUNT + i))));
+            |nth: usize| std::array::from_fn(|i| f64::from_le_bytes(eight(13 + 8 * (nth * FEATURE_COUNT + i))));
         Self {
             last_event_time_ms: i64::from_le_bytes(eight(0)),
             readings: u32::from_le_bytes(std::array::from_fn(|i| bytes[8 + i])),
+            far_late: bytes[12],
             mean: values(0),
             variance: values(1),
             smoothed: values(2),
@@ -117,15 +132,29 @@ impl CarState {
         Self {
             last_event_time_ms: i64::MIN,
             readings: 0,
+            far_late: 0,
             mean: scaling.level.map(f64::from),
             variance: scaling.spread.map(|s| f64::from(s) * f64::from(s)),
             smoothed: [0.0; FEATURE_COUNT],
         }
     }
 
-    /// Whether a reading of that time is not newer than the newest seen.
-    pub fn is_late(&self, event_time_ms: i64) -> bool {
-        event_time_ms <= self.last_event_time_ms
+    /// Whether a reading of that time is not newer than the newest seen. To be asked once for each reading, in order:
+    /// this is where a newest time that was wrong is noticed.
+    pub fn is_late(&mut self, event_time_ms: i64) -> bool {
+        if event_time_ms > self.last_event_time_ms {
+            self.far_late = 0;
+            return false;
+        }
+        if self.last_event_time_ms.saturating_sub(event_time_ms) <= RESYNC_AFTER_MS {
+            return true;
+        }
+        self.far_late += 1;
+        if self.far_late < RESYNC_READINGS {
+            return true;
+        }
+        (self.far_late, self.last_event_time_ms) = (0, i64::MIN);
+        false
     }
 
     /// Whether it has driven long enough to be judged.
@@ -199,10 +228,42 @@ mod tests {
         let (settings, scaling) = (Settings::default(), scaling());
         let mut state = CarState::new(&scaling);
         assert!(state.observe(&settings, &scaling, 1, &driving(1.0)).is_some());
-        let before = state.clone();
+        let mut before = state.clone();
         assert_eq!(state.observe(&settings, &scaling, 2, &[0.0; FEATURE_COUNT]), None);
         assert!(state.is_late(2) && !before.is_late(2));
         assert_eq!(CarState { last_event_time_ms: 1, ..state }, before);
+    }
+
+    #[test]
+    fn one_reading_of_a_wrong_clock_does_not_silence_a_car() {
+        let (settings, scaling) = (Settings::default(), scaling());
+        let (now, future, second) = (1_700_000_000_000, 4_102_444_799_999, 1_000);
+        let mut state = CarState::new(&scaling);
+        for time in [now, future] {
+            assert!(!state.is_late(time));
+            state.observe(&settings, &scaling, time, &driving(1.0));
+        }
+        let late: Vec<i64> = (1..100)
+            .filter(|i| {
+                let time = now + i * second;
+                let late = state.is_late(time);
+                if !late {
+                    state.observe(&settings, &scaling, time, &driving(1.0));
+                }
+                late
+            })
+            .collect();
+        assert_eq!(late, (1..i64::from(RESYNC_READINGS)).collect::<Vec<_>>(), "it goes on after a few");
+        // What is late by less stays late, however much of it there is, and so does a backlog between live readings.
+        assert!((1..100).all(|_| state.is_late(now)));
+        for i in 100..200 {
+            assert!(!state.is_late(now + i * second), "live");
+            state.observe(&settings, &scaling, now + i * second, &driving(1.0));
+            assert!(state.is_late(now - i * RESYNC_AFTER_MS), "stored");
+        }
+        let mut again = CarState::from_bytes(&state.to_bytes());
+        assert_eq!(again, state);
+        assert!((1..RESYNC_READINGS - 1).all(|_| again.is_late(0)) && !again.is_late(0), "the count is stored, too");
     }
 
     #[test]
