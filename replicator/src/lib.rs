@@ -115,6 +115,7 @@ pub async fn run_on(
         readiness.waits_for(replication.awaited(), replication.not_started());
     }
     readiness.started();
+    metrics.stopped_topics.set(0);
     let mut topics = JoinSet::new();
     for replication in replications {
         let (args, metrics, shutdown) = (args.clone(), metrics.clone(), shutdown.clone());

@@ -141,11 +141,9 @@ async fn follow_and_score(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut topics = own_topics(&flow.place);
-    let announcements = flow.place.announcements.clone();
+    // In another log it is not the scorer's to make: the follower waits for it.
     if Arc::ptr_eq(&log, follower.log()) {
-        topics.push(announcements);
-    } else if !ensure_topics(follower.log().clone(), vec![announcements], &metrics, &shutdown).await? {
-        return Ok(());
+        topics.push(flow.place.announcements.clone());
     }
     if !ensure_topics(log.clone(), topics, &metrics, &shutdown).await? {
         return Ok(());
@@ -157,7 +155,7 @@ async fn follow_and_score(
     };
     let scored = score(args, log, flow, models, metrics, shutdown).await;
     stop.cancel();
-    following.await.context("the follower of models panicked")??;
+    following.await.context("the follower of models panicked")?;
     scored
 }
 
@@ -177,7 +175,7 @@ async fn score(
     readiness.waits_for(A_MODEL, "none is announced, or none can be loaded yet");
     readiness.started();
     let (log, group, topic) = (&options.source, &options.group, &options.topics[0]);
-    let _lag = metrics.lag.watch(log, group, topic).context("cannot start a thread")?;
+    let _lag = metrics.lag.watch(log, group, topic, &readiness).context("cannot start a thread")?;
     let scorer = Scorer { options, flow, metrics, drain_timeout: args.drain.timeout, shutdown };
     loop {
         let model = tokio::select! {

@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use event_log::{Error, Log, LogUrl};
+use event_log::{Log, LogUrl};
 use lake::Lake;
 use model::Model;
 use model_registry::{Announcement, Announcements, MANIFEST, Unusable, WEIGHTS};
@@ -102,8 +102,9 @@ impl ModelFollower {
         self.announcements.log()
     }
 
-    /// Follows until shutdown. Blocking. The error: the log failed for good.
-    pub(crate) fn run(mut self, shutdown: &CancellationToken) -> Result<(), Error> {
+    /// Follows until shutdown, whatever the log says: it may be the cloud's, and the model in force scores on. What
+    /// fails for good in the log of the readings ends the scoring itself. Blocking.
+    pub(crate) fn run(mut self, shutdown: &CancellationToken) {
         let log = self.log().url().to_string();
         let mut model = Waiting::new("a model");
         let mut topic = Waiting::new(format!("topic {} in {log}", self.topic));
@@ -114,8 +115,7 @@ impl ModelFollower {
                     topic.resolved();
                     self.newest = newest.or(self.newest.take());
                 }
-                Err(error) if error.is_retriable() || matches!(error, Error::UnknownTopic { .. }) => topic.note(&error),
-                Err(error) => return Err(error),
+                Err(error) => topic.note(&error),
             }
             match self.take_newest(shutdown) {
                 Ok(()) => artefact.resolved(),
@@ -127,7 +127,6 @@ impl ModelFollower {
             }
             std::thread::sleep(Duration::from_millis(POLL_MS));
         }
-        Ok(())
     }
 
     /// Gives out the newest announced model, or refuses it. The error: the lake does not answer; to be tried again.

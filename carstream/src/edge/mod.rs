@@ -6,24 +6,32 @@
 //!    └────── alerts ◄──── └──── preprocessor ───── scorer ─────────┘
 //! ```
 //!
-//! The same stages as in the binaries, over one log. A stage that fails ends the process with its error, after the
-//! others have drained; a supervisor starts it again, and everything resumes from the log. There is no state outside
-//! the log, so kill -9 at any moment costs only the repeats of unacknowledged readings.
+//! The same stages as in the binaries, over one log. If the bridge, the preprocessor or the scorer fails, the process
+//! ends with its error, after the others have drained; a supervisor starts it again, and everything resumes from the
+//! log. There is no state outside the log, so kill -9 at any moment costs only the repeats of unacknowledged readings.
 //!
-//! Without an uplink only the replicator stalls. It resumes when the cloud is back: the log keeps what is not copied,
-//! as long as its disk has room.
+//! What is wrong in the cloud does not stop the cars. Without an uplink only the replicator stalls. If the cloud
+//! refuses what it sends, it is started again and again, and the site goes on without it. It resumes once that is put
+//! right: the log keeps what is not copied, as long as its disk has room.
 
 mod args;
 mod log_metrics;
 
+use std::time::Duration;
+
 use mqtt_bridge::Bridge;
 use prometheus_client::registry::Registry;
+use service::ConfigError;
 use tokio_util::sync::CancellationToken;
 
 pub use args::Args;
 
 use self::log_metrics::LogMetrics;
 use crate::stage::RunningStage;
+
+/// Before the replicator is started again. Twice as long each time, so that the log output stays readable.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// Runs the site until shutdown, with the metrics of all stages at one admin port; then drains stage by stage in the
 /// order of the flow.
@@ -77,9 +85,8 @@ async fn run_with(args: &Args, metrics: Metrics, shutdown: CancellationToken) ->
         RunningStage::start("scorer", &ended, |stop| scorer::run_with(scorer, metrics.scorer, stop)),
     ];
     if let Some(replicator) = args.replicator() {
-        stages.push(RunningStage::start("replicator", &ended, |stop| {
-            replicator::run_with(replicator, metrics.replicator, stop)
-        }));
+        stages
+            .push(RunningStage::start("replicator", &ended, |stop| keep_copying(replicator, metrics.replicator, stop)));
     }
     tokio::select! {
         () = shutdown.cancelled() => {}
@@ -90,6 +97,29 @@ async fn run_with(args: &Args, metrics: Metrics, shutdown: CancellationToken) ->
     drained?;
     tracing::info!("stopped: everything accepted is in the log");
     Ok(())
+}
+
+/// Runs the replicator, and runs it again when it fails: what the cloud refuses is put right there, and not by a site
+/// that takes no readings meanwhile.
+async fn keep_copying(
+    args: replicator::Args,
+    metrics: replicator::Metrics,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let Err(error) = replicator::run_with(args.clone(), metrics.clone(), stop.clone()).await else { return Ok(()) };
+        if stop.is_cancelled() || error.downcast_ref::<ConfigError>().is_some() {
+            return Err(error);
+        }
+        tracing::error!(
+            "the replicator failed, and the site goes on without it; starting it again in {pause:?}: {error:#}"
+        );
+        if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+            return Ok(());
+        }
+        pause = (2 * pause).min(LONGEST_PAUSE);
+    }
 }
 
 /// Drains all stages, whatever becomes of each. The error: that of the stage that had failed before.

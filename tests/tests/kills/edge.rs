@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use event_log::TopicSpec;
 use whole_pipeline_tests::audit::Audit;
 use whole_pipeline_tests::process::Process;
 
@@ -74,6 +75,32 @@ impl Site {
 /// The address of a cloud that nothing answers at.
 pub(super) fn no_uplink() -> String {
     format!("kafka://{}", std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap())
+}
+
+/// Nothing on the cloud's side can stop the cars: here all its topics have other partitions than the site's.
+#[test]
+fn what_is_wrong_in_the_cloud_does_not_stop_the_cars() {
+    let directory = tempfile::tempdir().unwrap();
+    let site = Site::new(directory.path());
+    {
+        let cloud = event_log::open(&site.cloud.parse().unwrap(), &[]).unwrap();
+        for topic in contract::Contract::builtin().leaving_the_edge() {
+            cloud.ensure_topic(&TopicSpec { partitions: 7, ..topics::spec(topic) }).unwrap();
+        }
+    }
+    let mut edge = site.edge(&site.cloud);
+    edge.line_with(&["the site goes on without it", "partitions"]);
+    let cars = site.cars();
+    std::thread::sleep(Duration::from_secs(2));
+    cars.terminate();
+    cars.succeed();
+    assert!(!edge.has_ended(), "{}", edge.said());
+    edge.terminate();
+    edge.succeed();
+    let logs = ["--edge-log", &site.log, "--scores", "yes"];
+    let audit = Audit::of(&[&logs[..], &["--pseudonym-key-file", &site.key, "--ledger", &site.ledger]].concat());
+    audit.assert_clean();
+    assert!(audit.said["ledger"]["acknowledged"].as_u64() > Some(0), "{}", audit.said);
 }
 
 #[test]
