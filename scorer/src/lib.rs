@@ -175,6 +175,7 @@ async fn score(
     readiness.waits_for(A_MODEL, "none is announced, or none can be loaded yet");
     readiness.started();
     let (log, group, topic) = (&options.source, &options.group, &options.topics[0]);
+    metrics.pipeline.begin(topic);
     let _lag = metrics.lag.watch(log, group, topic, &readiness).context("cannot start a thread")?;
     let scorer = Scorer { options, flow, metrics, drain_timeout: args.drain.timeout, shutdown };
     loop {

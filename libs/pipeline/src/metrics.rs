@@ -145,8 +145,9 @@ impl Metrics {
         }
     }
 
-    /// Shows the latency of a topic before there is any.
-    pub(crate) fn begin(&self, topic: &str) {
+    /// Shows the latency of a topic before there is any: without a first value of 0, Prometheus sees no increase where
+    /// all comes at once. The loop does it, too; a stage that waits before its loop does it at its start.
+    pub fn begin(&self, topic: &str) {
         drop(self.latency_seconds.get_or_create(&Topic::new(topic)));
     }
 
