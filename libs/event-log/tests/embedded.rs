@@ -6,7 +6,7 @@ mod support;
 
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use event_log::*;
@@ -138,18 +138,25 @@ fn what_is_too_large_is_refused_and_what_is_too_much_waits() {
     let backend = embedded();
     let log = backend.open();
     let name = topic(&*log, "bounds", 1);
-    let completions = Completions::default();
-    let appender = log.clone().appender(completions.callback()).unwrap();
+    let (completions, gate) = (Completions::default(), Arc::new(Mutex::new(())));
+    let (complete, entered) = (completions.callback(), gate.clone());
+    let on_completion = move |new: &[Completion]| {
+        let _entered = entered.lock();
+        complete(new);
+    };
+    let appender = log.clone().appender(Box::new(on_completion)).unwrap();
     let large = vec![0; 9 << 20];
     let record = |value| Record { key: b"k", value: Some(value), headers: &[], timestamp_ms: 0 };
     let refused = appender.append(&name, &record(&large), 0).unwrap_err();
     assert!(chain(&refused).contains("more than 8388608"), "{refused}");
-    // Nobody writes 4 GiB before this loop has queued 128 records.
+    // The queue is not emptied meanwhile, however fast the disk is: the first completion waits.
+    let held = gate.lock().unwrap();
     let mut full = false;
     for token in 0..128 {
         full |= matches!(appender.append(&name, &record(&large[..4 << 20]), token), Err(AppendError::Full));
     }
     assert!(full);
+    drop(held);
     assert!(appender.flush(PATIENCE));
     assert!(completions.all().iter().all(|c| c.durable));
 }
