@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use event_log::TopicPartition;
 use lake::{Error, Lake, Object};
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use service::Waiting;
 use telemetry::avro::AvroDecoder;
 use tokio::sync::Semaphore;
@@ -121,21 +121,17 @@ impl Uploader {
         loop {
             match tokio::time::timeout(self.timeout, attempt()).await {
                 Ok(Ok(value)) => {
-                    self.waiting().resolved();
+                    self.waiting.lock().resolved();
                     return Ok(value);
                 }
                 Ok(Err(error)) if !error.is_retriable() => return Err(error),
-                Ok(Err(error)) => self.waiting().note(&error),
-                Err(elapsed) => self.waiting().note(&elapsed),
+                Ok(Err(error)) => self.waiting.lock().note(&error),
+                Err(elapsed) => self.waiting.lock().note(&elapsed),
             }
             self.metrics.retries.inc();
             tokio::time::sleep(pause).await;
             pause = (2 * pause).min(LAST_PAUSE);
         }
-    }
-
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock()
     }
 }
 

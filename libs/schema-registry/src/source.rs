@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use service::{Readiness, Waiting};
 use telemetry::avro::{AvroDecoder, AvroEncoder, schema_id};
 use telemetry::schema::{Schema, Schemas};
@@ -113,14 +113,14 @@ impl SchemaSource {
 
 impl Others {
     fn writer(&self, id: u32) -> Result<Writer, Error> {
-        match self.found().get(&id) {
+        match self.found.lock().get(&id) {
             Some(Writer::Absent(asked)) if asked.elapsed() >= ASK_AGAIN_AFTER => {}
             Some(writer) => return Ok(writer.clone()),
             None => {}
         }
         // Not under the lock, so that others can use the known schemas.
         let writer = self.ask(id)?;
-        let mut found = self.found();
+        let mut found = self.found.lock();
         if found.len() >= MAX_ABSENT {
             found.retain(|_, writer| !matches!(writer, Writer::Absent(_)));
         }
@@ -171,9 +171,5 @@ impl Others {
             }
             Err(error) => Writer::Unreadable(error.what.into()),
         }
-    }
-
-    fn found(&self) -> MutexGuard<'_, BTreeMap<u32, Writer>> {
-        self.found.lock()
     }
 }

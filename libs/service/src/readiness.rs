@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
 /// What stands on the list of a stage that has only just begun.
 const START: &str = "the start";
@@ -30,12 +30,12 @@ impl Default for Readiness {
 impl Readiness {
     /// From now on it waits for `what`; `why` says what is wrong with it, as far as that is known.
     pub fn waits_for(&self, what: impl Into<String>, why: impl Into<String>) {
-        self.awaited().insert(what.into(), why.into());
+        self.awaited.lock().insert(what.into(), why.into());
     }
 
     /// `what` is available.
     pub fn available(&self, what: &str) {
-        self.awaited().remove(what);
+        self.awaited.lock().remove(what);
     }
 
     /// The stage has started: what it waits for from now on, it has named.
@@ -45,13 +45,13 @@ impl Readiness {
 
     /// Whether it waits for nothing.
     pub fn is_ready(&self) -> bool {
-        self.awaited().is_empty()
+        self.awaited.lock().is_empty()
     }
 
     /// What it waits for, in words: one clause for each cause. That it has not started says less than what keeps it
     /// from it.
     pub fn reasons(&self) -> Vec<String> {
-        let awaited = self.awaited();
+        let awaited = self.awaited.lock();
         let only = awaited.len() == 1;
         let mut by_cause: Vec<(&str, Vec<&str>)> = Vec::new();
         for (what, why) in awaited.iter().filter(|(what, _)| only || *what != START) {
@@ -61,11 +61,6 @@ impl Readiness {
             }
         }
         by_cause.into_iter().map(|(why, parts)| format!("{}: {why}", parts.join(", "))).collect()
-    }
-
-    fn awaited(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
-        // Each change is one insertion or one removal: there is nothing that a panic could leave half done.
-        self.awaited.lock()
     }
 }
 

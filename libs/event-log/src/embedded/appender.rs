@@ -11,6 +11,8 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use parking_lot::{Condvar, Mutex};
+
 use super::Embedded;
 use super::block::pack_new;
 use super::commit::Request;
@@ -18,7 +20,6 @@ use super::partition::Partition;
 use super::store::Store;
 use super::topics::Topic;
 use crate::{AppendError, Appender, Batch, Completion, Error, OnCompletion, Record, partition_for_key};
-use parking_lot::{Condvar, Mutex, MutexGuard};
 
 /// Queued and not completed; for one process that is more than the disk takes in a tenth of a second.
 const MAX_QUEUED_RECORDS: usize = 64 * 1024;
@@ -88,7 +89,7 @@ impl EmbeddedAppender {
 impl Appender for EmbeddedAppender {
     fn append(&self, topic: &Arc<str>, record: &Record<'_>, token: u64) -> Result<(), AppendError> {
         let bytes = self.check(topic, record)?;
-        let mut queue = self.shared.lock();
+        let mut queue = self.shared.queue.lock();
         // One record always fits, so that a large one is not refused for ever.
         if queue.records >= MAX_QUEUED_RECORDS || (queue.records > 0 && queue.bytes + bytes > MAX_QUEUED_BYTES) {
             return Err(AppendError::Full);
@@ -112,7 +113,7 @@ impl Appender for EmbeddedAppender {
     }
 
     fn flush(&self, timeout: Duration) -> bool {
-        let mut queue = self.shared.lock();
+        let mut queue = self.shared.queue.lock();
         self.shared.drained.wait_while_for(&mut queue, |queue| queue.records > 0, timeout);
         queue.records == 0
     }
@@ -121,7 +122,7 @@ impl Appender for EmbeddedAppender {
 impl Drop for EmbeddedAppender {
     /// Waits until everything queued has completed.
     fn drop(&mut self) {
-        self.shared.lock().closed = true;
+        self.shared.queue.lock().closed = true;
         self.shared.filled.notify_one();
         if let Some(thread) = self.thread.take()
             && thread.thread().id() != std::thread::current().id()
@@ -130,12 +131,6 @@ impl Drop for EmbeddedAppender {
             // durable.
             let _ = thread.join();
         }
-    }
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock()
     }
 }
 
@@ -153,7 +148,7 @@ fn write_queued(store: &Store, shared: &Shared, on_completion: &OnCompletion) {
         completions.extend(tokens.drain(..).map(|token| Completion { token, durable: written.is_ok() }));
         on_completion(&completions);
 
-        let mut queue = shared.lock();
+        let mut queue = shared.queue.lock();
         queue.records -= completions.len();
         queue.bytes -= bytes;
         drop(queue);
@@ -163,7 +158,7 @@ fn write_queued(store: &Store, shared: &Shared, on_completion: &OnCompletion) {
 
 /// Waits for records and takes all there are. `None`: closed and empty.
 fn take_queued(shared: &Shared, tokens: &mut Vec<u64>, taken: &mut Vec<(Arc<Partition>, Batch)>) -> Option<usize> {
-    let mut queue = shared.lock();
+    let mut queue = shared.queue.lock();
     shared.filled.wait_while(&mut queue, |queue| queue.tokens.is_empty() && !queue.closed);
     if queue.tokens.is_empty() {
         return None;

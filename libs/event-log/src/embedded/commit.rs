@@ -11,12 +11,13 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use parking_lot::{Condvar, Mutex};
+
 use super::block::Block;
 use super::disk::Disk;
 use super::partition::Partition;
 use super::positions::PositionKey;
 use crate::Error;
-use parking_lot::{Condvar, Mutex, MutexGuard};
 
 /// Blocks and positions that become durable and visible together or not at all.
 pub(super) struct Request {
@@ -55,7 +56,7 @@ impl Commits {
         request: Request,
         write: impl Fn(Vec<Request>) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let mut queue = self.lock();
+        let mut queue = self.queue.lock();
         disk.check_writable()?;
         queue.waiting.push(request);
         queue.last += 1;
@@ -71,7 +72,7 @@ impl Commits {
             // A panic, which is printed, must not leave the others waiting for ever.
             let written = catch_unwind(AssertUnwindSafe(|| write(requests)));
             let failed = written.unwrap_or_else(|_| Err(disk.stop("commit", "a panic".to_owned()))).is_err();
-            queue = self.lock();
+            queue = self.queue.lock();
             queue.writing = false;
             queue.decided = to;
             if failed {
@@ -83,9 +84,5 @@ impl Commits {
             Some(from) if ticket >= from => disk.check_writable(),
             _ => Ok(()),
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock()
     }
 }

@@ -9,12 +9,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Weak};
 
+use parking_lot::{Condvar, Mutex};
+
 use super::Embedded;
 use super::disk::{self, database};
 use super::maintenance::Maintenance;
 use super::store::Store;
 use crate::{Clock, Error, LogUrl};
-use parking_lot::{Condvar, Mutex, MutexGuard};
 
 const LOCK_FILE: &str = "lock";
 const STORE_FOLDER: &str = "store";
@@ -28,12 +29,6 @@ struct OpenDirectories {
 }
 
 static OPEN: LazyLock<OpenDirectories> = LazyLock::new(OpenDirectories::default);
-
-impl OpenDirectories {
-    fn lock(&self) -> MutexGuard<'_, HashMap<PathBuf, Weak<Embedded>>> {
-        self.open.lock()
-    }
-}
 
 /// A directory that this process holds. Dropped after everything in it is closed.
 #[derive(Debug)]
@@ -57,7 +52,7 @@ impl Drop for DirectoryLock {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        let mut open = OPEN.lock();
+        let mut open = OPEN.open.lock();
         self.lock.take();
         open.remove(&self.path);
         OPEN.released.notify_all();
@@ -81,7 +76,7 @@ pub(super) fn open(path: &Path, clock: Clock) -> Result<Arc<Embedded>, Error> {
     std::fs::create_dir_all(path).map_err(|e| cannot("the directory cannot be created", e))?;
     let canonical = path.canonicalize().map_err(|e| cannot("the directory cannot be found", e))?;
 
-    let mut open = OPEN.lock();
+    let mut open = OPEN.open.lock();
     while let Some(held) = open.get(&canonical) {
         if let Some(log) = held.upgrade() {
             return Ok(log);

@@ -11,6 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use parking_lot::{Condvar, Mutex};
+
 use super::commit::{Commits, Request};
 use super::disk::Disk;
 use super::groups::Groups;
@@ -19,7 +21,6 @@ use super::positions::{self, PositionKey, Positions};
 use super::time::{LogTime, Moment};
 use super::topics::{Topic, Topics};
 use crate::{Clock, Error, LogUrl};
-use parking_lot::{Condvar, Mutex};
 
 /// Where log time is stored: see `topics`.
 const MOMENT: &str = "time";

@@ -45,7 +45,8 @@ impl Transactor for EmbeddedTransactor {
         Ok(partitions.iter().flat_map(committed).collect())
     }
 
-    /// A write is whole or it is not, and a failed one ends the log: there is no unknown outcome, so never `Ok(false)`.
+    /// A write is whole or it is not, and a failed one ends the log: there is no unknown outcome, so never
+    /// [`Outcome::RolledBack`].
     fn commit(&mut self, outputs: &Outputs, positions: &[Position], _: &Membership) -> Result<Outcome, Error> {
         let store = &self.log.store;
         let mut packed = Vec::new();

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Mutex, MutexGuard, RwLock};
+use parking_lot::{Mutex, RwLock};
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -196,7 +196,7 @@ impl Shared {
     fn collect(&self, time: Duration, batch: &mut Vec<Completion>, on_completion: &OnCompletion) {
         thread::sleep(time); // see `clients::serve`
         let producer = self.producer.read();
-        clients::serve(&producer, |deliveries| deliveries.reported().completions.len());
+        clients::serve(&producer, |deliveries| deliveries.reported.lock().completions.len());
         self.hand_on(producer.context(), batch, on_completion);
         let fatal = producer.client().fatal_error();
         drop(producer);
@@ -222,14 +222,14 @@ impl Shared {
         let deadline = Instant::now() + PURGE_TIMEOUT;
         while self.outstanding() > 0 && Instant::now() < deadline {
             thread::sleep(COLLECT);
-            clients::serve(producer, |deliveries| deliveries.reported().completions.len());
+            clients::serve(producer, |deliveries| deliveries.reported.lock().completions.len());
             self.hand_on(producer.context(), batch, on_completion);
         }
     }
 
     fn hand_on(&self, deliveries: &Deliveries, batch: &mut Vec<Completion>, on_completion: &OnCompletion) {
         let cause = {
-            let mut reported = deliveries.reported();
+            let mut reported = deliveries.reported.lock();
             std::mem::swap(&mut reported.completions, batch);
             reported.failure.take()
         };
@@ -282,12 +282,6 @@ struct Reported {
     failure: Option<KafkaError>,
 }
 
-impl Deliveries {
-    fn reported(&self) -> MutexGuard<'_, Reported> {
-        self.reported.lock()
-    }
-}
-
 impl ClientContext for Deliveries {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         clients::log(level, facility, message);
@@ -302,7 +296,7 @@ impl ProducerContext for Deliveries {
     type DeliveryOpaque = usize;
 
     fn delivery(&self, result: &DeliveryResult<'_>, token: usize) {
-        let mut reported = self.reported();
+        let mut reported = self.reported.lock();
         reported.completions.push(Completion { token: token as u64, durable: result.is_ok() });
         if let Err((error, _)) = result
             && error.rdkafka_error_code() != Some(RDKafkaErrorCode::PurgeQueue)

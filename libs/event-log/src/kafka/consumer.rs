@@ -119,7 +119,7 @@ impl KafkaConsumer {
 
     /// What the group has decided since the last call.
     fn group_event(&mut self) -> Result<Option<Event>, Error> {
-        let mut group = self.client.context().group();
+        let mut group = self.client.context().group.lock();
         if std::mem::take(&mut group.overtaken) {
             group.assigned = None;
             drop(group);
@@ -392,7 +392,7 @@ impl Drop for KafkaConsumer {
     fn drop(&mut self) {
         self.client.context().closing.store(true, Ordering::Release);
         let untold = {
-            let mut group = self.client.context().group();
+            let mut group = self.client.context().group.lock();
             group.assigned.take().is_some() || !group.revoked.is_empty()
         };
         if untold || self.giving_back || !self.waiting.is_empty() {

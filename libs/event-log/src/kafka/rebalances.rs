@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use rdkafka::TopicPartitionList;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
@@ -17,7 +17,7 @@ use super::clients::Diagnostics;
 /// Notes what the group decides. Runs within [`BaseConsumer::poll`].
 #[derive(Default)]
 pub(super) struct Rebalances {
-    group: Mutex<Group>,
+    pub(super) group: Mutex<Group>,
     /// Nobody polls any more.
     pub(super) closing: AtomicBool,
     pub(super) diagnostics: Diagnostics,
@@ -37,12 +37,6 @@ pub(super) struct Assigned {
     pub(super) partitions: Vec<(String, u32)>,
     /// This instance in the group as of this assignment.
     pub(super) member: Option<Arc<ConsumerGroupMetadata>>,
-}
-
-impl Rebalances {
-    pub(super) fn group(&self) -> MutexGuard<'_, Group> {
-        self.group.lock()
-    }
 }
 
 impl ClientContext for Rebalances {
@@ -68,7 +62,7 @@ impl ConsumerContext for Rebalances {
         if event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
             return self.assign(client, partitions);
         }
-        let mut group = self.group();
+        let mut group = self.group.lock();
         // If the caller has not heard of the assignment, it need not hear of its end.
         let heard = group.assigned.take().is_none() && !partitions.is_empty();
         if heard && !self.closing.load(Ordering::Acquire) {
@@ -93,7 +87,7 @@ impl Rebalances {
         // After a long pause this assignment may be over, and the place in the group be that of the next one: with it,
         // the broker would accept positions of partitions that are no longer ours. librdkafka marks an assignment as
         // lost before it joins again; so one that is not marked now was not lost when we asked for the place.
-        let mut group = self.group();
+        let mut group = self.group.lock();
         group.overtaken |= client.assignment_lost();
         group.assigned = Some(Assigned { partitions, member });
     }

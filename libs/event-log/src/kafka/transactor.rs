@@ -40,7 +40,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
@@ -205,12 +205,12 @@ impl KafkaTransactor {
         membership: &Membership,
     ) -> Result<(), Failure> {
         let deadline = Instant::now() + self.timeout * 2 / 3;
-        producer.context().failure().take();
+        producer.context().first_failure.lock().take();
         producer.begin_transaction().map_err(|e| self.judge(producer, e, false))?;
         self.send(producer, outputs, deadline)?;
         self.send_positions(producer, positions, membership, deadline)?;
         drain(producer, deadline);
-        if let Some((topic, error)) = producer.context().failure().take() {
+        if let Some((topic, error)) = producer.context().first_failure.lock().take() {
             return Err(self.judge_record(producer, &topic, error));
         }
         if producer.in_flight_count() > 0 {
@@ -410,12 +410,6 @@ struct Deliveries {
     diagnostics: Diagnostics,
 }
 
-impl Deliveries {
-    fn failure(&self) -> MutexGuard<'_, Option<(String, KafkaError)>> {
-        self.first_failure.lock()
-    }
-}
-
 impl ClientContext for Deliveries {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         clients::log(level, facility, message);
@@ -432,7 +426,7 @@ impl ProducerContext for Deliveries {
     fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
         if let Err((error, message)) = result {
             use rdkafka::Message as _;
-            self.failure().get_or_insert_with(|| (message.topic().to_owned(), error.clone()));
+            self.first_failure.lock().get_or_insert_with(|| (message.topic().to_owned(), error.clone()));
         }
     }
 }
