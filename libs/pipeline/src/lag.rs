@@ -3,15 +3,15 @@
 //! The loop itself only reads records from its log: a slow answer here must not delay it. And the lag matters most when
 //! the loop is stalled.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 use event_log::{Error, Log, progress};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use service::{Readiness, Registrar, Waiting};
+use service::{Periodic, Readiness, Registrar, Waiting};
 
 use crate::metrics::Topic;
 
@@ -41,37 +41,23 @@ impl Lag {
         group: &str,
         topic: &Arc<str>,
         readiness: &Readiness,
-    ) -> std::io::Result<LagWatch> {
-        let (ends, ended) = mpsc::channel();
+    ) -> std::io::Result<Periodic> {
         let gauge = self.0.get_or_create_owned(&Topic::new(topic));
-        // The watch is not to keep open a log that nobody works on any more.
         let mut waiting = Waiting::new(format!("the log {}", log.url())).with_readiness(readiness);
+        // The watch is not to keep open a log that nobody works on any more.
         let (log, group, topic) = (Arc::downgrade(log), group.to_owned(), topic.clone());
-        let watch = move || {
-            while let Some(log) = log.upgrade() {
-                match progress::lag(log.as_ref(), log.as_ref(), &group, &topic) {
-                    Ok(lag) => {
-                        waiting.resolved();
-                        gauge.set(i64::try_from(lag).unwrap_or(i64::MAX));
-                    }
-                    // Not there yet: the loop waits for it.
-                    Err(Error::UnknownTopic { .. }) => {}
-                    Err(error) => waiting.note(&error),
+        Periodic::start("lag", LOOK_EVERY, move || {
+            let Some(log) = log.upgrade() else { return ControlFlow::Break(()) };
+            match progress::lag(log.as_ref(), log.as_ref(), &group, &topic) {
+                Ok(lag) => {
+                    waiting.resolved();
+                    gauge.set(i64::try_from(lag).unwrap_or(i64::MAX));
                 }
-                drop(log);
-                if ended.recv_timeout(LOOK_EVERY) != Err(RecvTimeoutError::Timeout) {
-                    return;
-                }
+                // Not there yet: the loop waits for it.
+                Err(Error::UnknownTopic { .. }) => {}
+                Err(error) => waiting.note(&error),
             }
-        };
-        std::thread::Builder::new().name("lag".into()).spawn(watch)?;
-        Ok(LagWatch { _ends: ends })
+            ControlFlow::Continue(())
+        })
     }
-}
-
-/// A watch that runs until this is dropped.
-#[derive(Debug)]
-pub struct LagWatch {
-    /// Dropping the sender stops the watch.
-    _ends: mpsc::Sender<()>,
 }

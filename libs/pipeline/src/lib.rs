@@ -35,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 pub use args::{LoopArgs, SnapshotArgs};
 pub use drain::{drain, run_and_drain};
 pub use emit::{DeadLetterHeader, Emit};
-pub use lag::{Lag, LagWatch};
+pub use lag::Lag;
 pub use metrics::{Metrics, Topic};
 use state::State;
 

@@ -11,6 +11,7 @@
 mod admin;
 mod clock;
 mod contract;
+mod periodic;
 mod process;
 mod readiness;
 mod registrar;
@@ -31,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 pub use crate::contract::{ContractArgs, read_contract};
 pub use admin::{AdminError, stage, with_admin};
 pub use clock::now_ms;
+pub use periodic::Periodic;
 pub use readiness::Readiness;
 pub use registrar::{Histograms, Registrar};
 use settings::Variables;
