@@ -8,7 +8,7 @@
 use std::fmt::Write as _;
 
 use anyhow::bail;
-use event_log::{Log, LogUrl};
+use event_log::{Log, LogUrl, progress};
 use service::{ConfigError, values};
 
 /// Lists the groups that retention of an embedded log waits for, and forgets those that are gone for good.
@@ -61,11 +61,7 @@ fn list(log: &dyn Log) -> Result<String, event_log::Error> {
     let mut said = String::new();
     for group in log.groups()? {
         let bounds = log.describe(&group.topic)?.partitions;
-        let left =
-            group.positions.iter().zip(&bounds).map(|(position, bounds)| {
-                bounds.next - position.unwrap_or(bounds.first).clamp(bounds.first, bounds.next)
-            });
-        let left: u64 = left.sum();
+        let left = progress::offsets(&progress::behind(&group.topic, &bounds, &group.positions));
         let positions: Vec<_> =
             group.positions.iter().map(|p| p.map_or_else(|| "-".to_owned(), |offset| offset.to_string())).collect();
         let _ = writeln!(said, "{:<32} {:<28} {left:>10} left, at {}", group.name, group.topic, positions.join(" "));

@@ -8,7 +8,8 @@ use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::TimestampMillisecondType;
 use chrono::DateTime;
 use model::{Readings, Row};
-use sha2::{Digest, Sha256};
+
+use crate::split::number_of;
 
 /// An alert within this time after a repair still counts to the fault: the score falls over the next readings.
 const GRACE_MS: i64 = 3_600_000;
@@ -44,9 +45,7 @@ struct Draw {
 
 impl Draw {
     fn number(&self, name: &str) -> u64 {
-        let hash =
-            Sha256::new().chain_update(b"draw").chain_update(self.seed.to_le_bytes()).chain_update(name).finalize();
-        hash.iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))
+        number_of(self.seed, b"draw", name)
     }
 }
 

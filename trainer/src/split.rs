@@ -33,13 +33,17 @@ pub(crate) enum Part {
 
 /// The place of car `pseudonym`.
 pub(crate) fn part(seed: u64, pseudonym: &str) -> Part {
-    let hash = Sha256::new().chain_update(seed.to_le_bytes()).chain_update(pseudonym).finalize();
-    let number = hash.iter().take(8).fold(0u64, |number, byte| number << 8 | u64::from(*byte));
-    match number % 100 {
+    match number_of(seed, b"", pseudonym) % 100 {
         place if place < TRAINING_PERCENT => Part::Training,
         place if place < TRAINING_PERCENT + VALIDATION_PERCENT => Part::Validation,
         _ => Part::Test,
     }
+}
+
+/// A number that follows from `seed` and `pseudonym`: another one for each `purpose`, evenly distributed.
+pub(crate) fn number_of(seed: u64, purpose: &[u8], pseudonym: &str) -> u64 {
+    let hash = Sha256::new().chain_update(purpose).chain_update(seed.to_le_bytes()).chain_update(pseudonym).finalize();
+    hash.iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
 /// Readings of training cars from this time on are not trained on.

@@ -11,9 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::MARKS;
 use super::args::Position;
-use super::letters::{Letter, Topic};
-
-const READ_RECORDS: usize = 8192;
+use super::letters::{Letter, READ_RECORDS, Topic};
 
 /// What is known of one replayed dead letter.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

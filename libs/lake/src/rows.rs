@@ -60,7 +60,7 @@ impl Lake {
     pub async fn next_offsets(&self, topic: &str) -> Result<BTreeMap<u32, u64>, Error> {
         let mut newest = Vec::new();
         for objects in self.objects(topic).await?.chunk_by(|a, b| a.partition == b.partition) {
-            newest.extend_from_slice(&objects[objects.len().saturating_sub(NEWEST_OBJECTS)..]);
+            newest.extend_from_slice(newest_of(objects));
         }
         let covered = self.contiguous(newest).await?;
         Ok(covered.into_iter().map(|range| (range.partition, range.end)).collect())
@@ -81,7 +81,7 @@ impl Lake {
         for objects in self.objects(topic).await?.chunk_by(|a, b| a.partition == b.partition) {
             if let Some(first) = objects.iter().find(|object| object.date >= first_date) {
                 starts.insert(first.partition, first.start);
-                newest.extend_from_slice(&objects[objects.len().saturating_sub(NEWEST_OBJECTS)..]);
+                newest.extend_from_slice(newest_of(objects));
             }
         }
         let mut covered = self.contiguous(newest).await?;
@@ -175,6 +175,11 @@ impl Lake {
         }
         Ok(names)
     }
+}
+
+/// The newest of one partition's sorted objects.
+fn newest_of(objects: &[ObjectName]) -> &[ObjectName] {
+    &objects[objects.len().saturating_sub(NEWEST_OBJECTS)..]
 }
 
 /// Whether an object is what its name says.
