@@ -11,8 +11,7 @@ use std::time::{Duration, Instant};
 use carstream::dead_letter::{Filter, REPLAYED_FROM, list, replay};
 use contract::Contract;
 use event_log::{
-    Appender, Consumer, Error, Log, LogUrl, Membership, OnCompletion, Outcome, Outputs, Position, ProcessorOptions,
-    Range, Reader, Record, TopicDescription, TopicPartition, TopicSpec, Transactor,
+    Error, Log, LogUrl, Membership, Outcome, Outputs, Position, ProcessorOptions, Record, TopicPartition, Transactor,
 };
 use prometheus_client::registry::Registry;
 use support::{BOOT, Site, Whole, carstream, commit, ends, payload, records, vin};
@@ -350,27 +349,8 @@ impl Transactor for MoodyTransactor {
 }
 
 impl Log for Moody {
-    fn url(&self) -> &LogUrl {
-        self.log.url()
-    }
-    fn ensure_topic(&self, spec: &TopicSpec) -> Result<(), Error> {
-        self.log.ensure_topic(spec)
-    }
-    fn describe(&self, topic: &str) -> Result<TopicDescription, Error> {
-        self.log.describe(topic)
-    }
-    fn committed(&self, group: &str, topic: &str) -> Result<Vec<Option<u64>>, Error> {
-        self.log.committed(group, topic)
-    }
-    fn appender(self: Arc<Self>, on_completion: OnCompletion) -> Result<Arc<dyn Appender>, Error> {
-        self.log.clone().appender(on_completion)
-    }
-    fn reader(self: Arc<Self>, ranges: Vec<Range>) -> Result<Box<dyn Reader>, Error> {
-        self.log.clone().reader(ranges)
-    }
-    fn consumer(self: Arc<Self>, options: &ProcessorOptions) -> Result<Box<dyn Consumer>, Error> {
-        self.log.clone().consumer(options)
-    }
+    test_support::passes_on!(log: url ensure_topic describe committed appender reader consumer);
+
     fn transactor(self: Arc<Self>, options: &ProcessorOptions) -> Result<Box<dyn Transactor>, Error> {
         let inner = self.log.clone().transactor(options)?;
         Ok(Box::new(MoodyTransactor { inner, commits: self.commits, attempts: self.attempts.clone() }))

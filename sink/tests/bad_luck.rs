@@ -8,10 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use event_log::{
-    Appender, Consumer, Error, Log, LogUrl, OnCompletion, ProcessorOptions, Range, Reader, TopicDescription, TopicSpec,
-    Transactor,
-};
+use event_log::{Error, Log, TopicDescription};
 use lake::Lake;
 use support::{Place, append, assert_complete, readings, rows_of_lake, rows_of_log, start, start_on, wait_until};
 
@@ -160,31 +157,12 @@ struct Growing {
 }
 
 impl Log for Growing {
-    fn url(&self) -> &LogUrl {
-        self.log.url()
-    }
-    fn ensure_topic(&self, spec: &TopicSpec) -> Result<(), Error> {
-        self.log.ensure_topic(spec)
-    }
+    test_support::passes_on!(log: url ensure_topic committed appender reader consumer transactor);
+
     fn describe(&self, topic: &str) -> Result<TopicDescription, Error> {
         let mut described = self.log.describe(topic)?;
         described.partitions.truncate(self.shown.load(Ordering::Relaxed));
         Ok(described)
-    }
-    fn committed(&self, group: &str, topic: &str) -> Result<Vec<Option<u64>>, Error> {
-        self.log.committed(group, topic)
-    }
-    fn appender(self: Arc<Self>, on_completion: OnCompletion) -> Result<Arc<dyn Appender>, Error> {
-        self.log.clone().appender(on_completion)
-    }
-    fn reader(self: Arc<Self>, ranges: Vec<Range>) -> Result<Box<dyn Reader>, Error> {
-        self.log.clone().reader(ranges)
-    }
-    fn consumer(self: Arc<Self>, options: &ProcessorOptions) -> Result<Box<dyn Consumer>, Error> {
-        self.log.clone().consumer(options)
-    }
-    fn transactor(self: Arc<Self>, options: &ProcessorOptions) -> Result<Box<dyn Transactor>, Error> {
-        self.log.clone().transactor(options)
     }
 }
 

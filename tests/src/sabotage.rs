@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use event_log::{
-    AppendError, Appender, Completion, Consumer, Error, Log, LogUrl, Membership, OnCompletion, Outcome, Outputs,
-    Position, ProcessorOptions, Range, Reader, Record, TopicDescription, TopicPartition, TopicSpec, Transactor,
+    AppendError, Appender, Completion, Error, Log, Membership, OnCompletion, Outcome, Outputs, Position,
+    ProcessorOptions, Record, TopicPartition, Transactor,
 };
 use futures_util::stream::BoxStream;
 use lake::Lake;
@@ -57,21 +57,7 @@ struct LyingLog {
 }
 
 impl Log for LyingLog {
-    fn url(&self) -> &LogUrl {
-        self.inner.url()
-    }
-
-    fn ensure_topic(&self, spec: &TopicSpec) -> std::result::Result<(), Error> {
-        self.inner.ensure_topic(spec)
-    }
-
-    fn describe(&self, topic: &str) -> std::result::Result<TopicDescription, Error> {
-        self.inner.describe(topic)
-    }
-
-    fn committed(&self, group: &str, topic: &str) -> std::result::Result<Vec<Option<u64>>, Error> {
-        self.inner.committed(group, topic)
-    }
+    test_support::passes_on!(inner: url identity ensure_topic describe committed reader consumer consumer_of maintain);
 
     fn appender(self: Arc<Self>, on_completion: OnCompletion) -> std::result::Result<Arc<dyn Appender>, Error> {
         if !matches!(self.lie, Lie::PubackFirst) {
@@ -82,36 +68,12 @@ impl Log for LyingLog {
         Ok(Arc::new(HastyAppender::start(inner, on_completion)))
     }
 
-    fn reader(self: Arc<Self>, ranges: Vec<Range>) -> std::result::Result<Box<dyn Reader>, Error> {
-        self.inner.clone().reader(ranges)
-    }
-
-    fn consumer(self: Arc<Self>, options: &ProcessorOptions) -> std::result::Result<Box<dyn Consumer>, Error> {
-        self.inner.clone().consumer(options)
-    }
-
-    fn consumer_of(
-        self: Arc<Self>,
-        source: Arc<dyn Log>,
-        options: &ProcessorOptions,
-    ) -> std::result::Result<Box<dyn Consumer>, Error> {
-        self.inner.clone().consumer_of(source, options)
-    }
-
-    fn identity(&self) -> String {
-        self.inner.identity()
-    }
-
     fn transactor(self: Arc<Self>, options: &ProcessorOptions) -> std::result::Result<Box<dyn Transactor>, Error> {
         let inner = self.inner.clone().transactor(options)?;
         Ok(match self.lie {
             Lie::PositionsFirst(pause) => Box::new(HastyTransactor { inner, pause }),
             Lie::PubackFirst => inner,
         })
-    }
-
-    fn maintain(&self) -> std::result::Result<(), Error> {
-        self.inner.maintain()
     }
 }
 

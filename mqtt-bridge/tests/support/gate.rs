@@ -3,10 +3,7 @@
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use event_log::{
-    AppendError, Appender, Completion, Consumer, Error, Log, LogUrl, OnCompletion, ProcessorOptions, Range, Reader,
-    Record, TopicDescription, TopicSpec, Transactor,
-};
+use event_log::{AppendError, Appender, Completion, Error, Log, OnCompletion, Record};
 
 #[derive(Default)]
 struct State {
@@ -100,17 +97,7 @@ impl std::fmt::Debug for Gate {
 }
 
 impl Log for GatedLog {
-    fn url(&self) -> &LogUrl {
-        self.inner.url()
-    }
-
-    fn ensure_topic(&self, spec: &TopicSpec) -> Result<(), Error> {
-        self.inner.ensure_topic(spec)
-    }
-
-    fn describe(&self, topic: &str) -> Result<TopicDescription, Error> {
-        self.inner.describe(topic)
-    }
+    test_support::passes_on!(inner: url ensure_topic describe committed reader consumer transactor);
 
     fn check_writable(&self, topic: &str) -> Result<(), Error> {
         let trouble = self.gate.state.lock().unwrap().trouble;
@@ -122,27 +109,11 @@ impl Log for GatedLog {
         }
     }
 
-    fn committed(&self, group: &str, topic: &str) -> Result<Vec<Option<u64>>, Error> {
-        self.inner.committed(group, topic)
-    }
-
     fn appender(self: Arc<Self>, on_completion: OnCompletion) -> Result<Arc<dyn Appender>, Error> {
         assert!(self.gate.deliver.set(Arc::new(on_completion)).is_ok(), "one appender a gate");
         let gate = self.gate.clone();
         let inner = self.inner.clone().appender(Box::new(move |completions| gate.completed(completions)))?;
         Ok(Arc::new(GatedAppender { inner, gate: self.gate.clone() }))
-    }
-
-    fn reader(self: Arc<Self>, ranges: Vec<Range>) -> Result<Box<dyn Reader>, Error> {
-        self.inner.clone().reader(ranges)
-    }
-
-    fn consumer(self: Arc<Self>, options: &ProcessorOptions) -> Result<Box<dyn Consumer>, Error> {
-        self.inner.clone().consumer(options)
-    }
-
-    fn transactor(self: Arc<Self>, options: &ProcessorOptions) -> Result<Box<dyn Transactor>, Error> {
-        self.inner.clone().transactor(options)
     }
 }
 

@@ -15,7 +15,7 @@ const KEY: &str = "a key of one test site, and no other";
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../libs/model/tests/independent");
 
 /// Until all readings have gone all the way, on a busy machine.
-pub(super) const PATIENCE: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// How long the edge lives before it is killed, in ms.
 const LIFE_MS: (u64, u64) = (300, 2_500);
@@ -69,6 +69,22 @@ impl Site {
     pub(super) fn audit(&self) -> Audit {
         let logs = ["--edge-log", &self.log, "--cloud-log", &self.cloud, "--scores", "yes"];
         Audit::of(&[&logs[..], &["--pseudonym-key-file", &self.key, "--ledger", &self.ledger]].concat())
+    }
+
+    /// Stops `edge`, and lets it run again until every reading has gone all the way.
+    pub(super) fn audit_at_the_end(&self, mut edge: Process) -> Audit {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            edge.terminate();
+            edge.succeed();
+            let audit = self.audit();
+            if audit.caught_up() {
+                return audit;
+            }
+            assert!(Instant::now() < deadline, "something stands still: {}", audit.said);
+            edge = self.edge(&self.cloud);
+            std::thread::sleep(Duration::from_millis(500));
+        }
     }
 }
 
@@ -125,23 +141,12 @@ fn a_killed_edge_box_goes_on_where_it_was() {
             cars = site.cars();
         }
     }
-    let mut edge = site.edge(&site.cloud);
+    let edge = site.edge(&site.cloud);
     std::thread::sleep(Duration::from_secs(3));
     // What is not acknowledged by now stays with the cars: the audit wants it nowhere, or everywhere.
     cars.terminate();
     cars.succeed();
-    let deadline = Instant::now() + PATIENCE;
-    let audit = loop {
-        edge.terminate();
-        edge.succeed();
-        let audit = site.audit();
-        if audit.caught_up() {
-            break audit;
-        }
-        assert!(Instant::now() < deadline, "something stands still: {}", audit.said);
-        edge = site.edge(&site.cloud);
-        std::thread::sleep(Duration::from_millis(500));
-    };
+    let audit = site.audit_at_the_end(edge);
     eprintln!("{kills} kills: {}", audit.said["ledger"]);
     audit.assert_clean();
     for hop in ["replicated", "scored"] {

@@ -5,8 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use event_log::{
-    Appender, Consumer, Error, Event, Log, LogUrl, Membership, OnCompletion, Outcome, Outputs, Position,
-    ProcessorOptions, Range, Reader, TopicDescription, TopicPartition, TopicSpec, Transactor,
+    Consumer, Error, Event, Log, Membership, Outcome, Outputs, Position, ProcessorOptions, TopicPartition, Transactor,
 };
 use test_support::random::Random;
 
@@ -46,29 +45,7 @@ impl fmt::Debug for Troubled {
 }
 
 impl Log for Troubled {
-    fn url(&self) -> &LogUrl {
-        self.log.url()
-    }
-
-    fn ensure_topic(&self, spec: &TopicSpec) -> Result<(), Error> {
-        self.log.ensure_topic(spec)
-    }
-
-    fn describe(&self, topic: &str) -> Result<TopicDescription, Error> {
-        self.log.describe(topic)
-    }
-
-    fn committed(&self, group: &str, topic: &str) -> Result<Vec<Option<u64>>, Error> {
-        self.log.committed(group, topic)
-    }
-
-    fn appender(self: Arc<Self>, on_completion: OnCompletion) -> Result<Arc<dyn Appender>, Error> {
-        self.log.clone().appender(on_completion)
-    }
-
-    fn reader(self: Arc<Self>, ranges: Vec<Range>) -> Result<Box<dyn Reader>, Error> {
-        self.log.clone().reader(ranges)
-    }
+    test_support::passes_on!(log: url ensure_topic describe committed appender reader);
 
     fn consumer(self: Arc<Self>, options: &ProcessorOptions) -> Result<Box<dyn Consumer>, Error> {
         let consumer = self.log.clone().consumer(options)?;
