@@ -12,7 +12,7 @@ pub(crate) struct Cars {
     by_vin: HashMap<Box<str>, u32>,
     by_pseudonym: HashMap<Arc<str>, u32>,
     pseudonyms: Vec<Arc<str>>,
-    /// Whether any car was met by its VIN and by its pseudonym.
+    /// Whether a car was seen both with its VIN and with its pseudonym.
     any_matched: bool,
 }
 
@@ -43,8 +43,8 @@ impl Cars {
         car
     }
 
-    /// Whether cars were met by VIN and by pseudonym, and none by both: then the key is not the one that the pseudonyms
-    /// were made with.
+    /// Whether the pseudonyms were made with another key: there are VINs and pseudonyms, and no pseudonym belongs to a
+    /// VIN.
     pub(crate) fn is_other_key(&self) -> bool {
         !self.by_vin.is_empty() && self.pseudonyms.len() > self.by_vin.len() && !self.any_matched
     }

@@ -122,7 +122,7 @@ pub(crate) struct Unread {
     pub(crate) partition: u32,
     /// Its position, and the first offset that is left.
     pub(crate) offsets: std::ops::Range<u64>,
-    /// Who had not read them; none if no reader of this hop is known.
+    /// The stage that had not read them; `None` if no reader of this hop is known.
     pub(crate) reader: Option<&'static str>,
     /// Some of them may be the markers of Kafka's transactions, and no records.
     pub(crate) may_be_markers: bool,
@@ -143,7 +143,7 @@ pub(crate) struct Cuts {
     pub(crate) replicator: Vec<u64>,
     /// What the scorer has committed of the clean topic.
     pub(crate) scorer: Vec<u64>,
-    /// What was removed from the topics before the next stage had read it, as far as the committed positions say.
+    /// Offsets that were removed before the next stage had read them, by the committed positions.
     pub(crate) unread: Vec<Unread>,
 }
 

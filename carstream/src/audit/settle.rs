@@ -74,9 +74,9 @@ struct Judge<'t> {
     sums: Sums,
     /// By car: acknowledged broken readings that no dead letter names, and the first of them.
     broken: HashMap<u32, (u64, Identity)>,
-    /// What is left of [`Tally::unidentified`].
+    /// The part of [`Tally::unidentified`] that explains no reading yet.
     unidentified: HashMap<u32, u64>,
-    /// What is left of [`Tally::removed`].
+    /// The part of [`Tally::removed`] that explains no reading yet.
     removed: [u64; Hop::ALL.len()],
     /// Readings that the ledgers have as acknowledged and that are at no hop any more.
     untraced: u64,

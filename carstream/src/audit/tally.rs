@@ -84,7 +84,7 @@ pub(crate) struct Tally {
     pub(crate) kept_since: Vec<(Hop, i64)>,
     /// By hop: how many offsets retention has removed. No more readings than that can be missing because of it.
     pub(crate) removed: [u64; Hop::ALL.len()],
-    /// What was removed before the next stage had read it.
+    /// Offsets that were removed before the next stage had read them.
     pub(crate) unread: Vec<Unread>,
     dead_letters_kept_since: Option<i64>,
     refusals: Refusals,

@@ -90,7 +90,7 @@ pub(super) fn topics(log: &Arc<dyn Log>, known: &[Arc<str>], filter: &Filter) ->
     Ok(topics)
 }
 
-/// What to say of a `--reason` that no dead letter of these topics has: a typing error finds nothing, too.
+/// A note for the user if a `--reason` is on no dead letter of these topics: it may be a typing error.
 pub(super) fn unknown_reasons(
     log: &Arc<dyn Log>,
     topics: &[Topic],

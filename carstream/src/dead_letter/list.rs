@@ -22,7 +22,7 @@ pub struct Listing {
     pub counts: Vec<Count>,
     /// The newest, or oldest, first.
     pub lines: Vec<Line>,
-    /// What is wrong with the filter's reasons, if nothing was found.
+    /// If nothing was found: the reasons of the filter that no dead letter has.
     pub note: Option<String>,
 }
 

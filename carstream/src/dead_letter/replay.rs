@@ -46,7 +46,7 @@ pub struct Replayed {
     pub not_replayable: u64,
     /// Those that do not say where they come from.
     pub without_source: u64,
-    /// What is wrong with the filter's reasons, if nothing was found.
+    /// If nothing was found: the reasons of the filter that no dead letter has.
     #[serde(skip)]
     pub note: Option<String>,
 }

@@ -3,7 +3,7 @@
 use ::topics::Hours;
 use event_log::{Error, Log, LogUrl, TopicDescription, TopicSpec};
 
-/// What became of a topic.
+/// The result for one topic.
 pub(super) enum Deployed {
     /// It exists as it is declared.
     Exists,

@@ -80,7 +80,7 @@ pub struct Args {
 }
 
 impl Args {
-    /// What cannot work in any of the stages, before anything is opened.
+    /// Reports the settings of all stages that cannot work, before anything is opened.
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         let mut problems = Vec::new();
         if self.model.is_none() && self.lake.is_none() {
