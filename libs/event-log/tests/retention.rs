@@ -179,7 +179,8 @@ fn positions_of_another_log_hold_nothing_here() {
     assert_eq!((first(&source, &name), first(&target, &name)), (0, 10));
     assert_eq!((source.groups().unwrap().len(), target.groups().unwrap().len()), (1, 0));
     source.keep_for("copier", &name, &target.committed("copier", &name).unwrap()).unwrap();
-    assert_eq!((first(&source, &name), source.health().records_held), (0, 5), "a block goes as a whole");
+    assert!(first(&source, &name) <= 5, "blocks below the position go, and no other");
+    assert_eq!(source.health().records_held, 5);
     drop((copier, target));
     assert!(cloud.open().groups().unwrap().is_empty(), "known after a restart, too");
 }

@@ -254,7 +254,7 @@ mod tests {
         log.clock.pass(HOUR);
         log.append("a");
         log.append("b");
-        log.clock.pass(24 * HOUR);
+        log.clock.pass(24 * HOUR + HOUR / 4);
         log.append("a");
         log.reads("slow", "a", 3);
         log.reads("fast", "a", 20);
