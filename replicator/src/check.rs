@@ -11,12 +11,12 @@ use event_log::{Error, Log, TopicDescription};
 
 use crate::Args;
 use crate::copies::Copies;
-use crate::state::{self, Gap, Known};
+use crate::state::{self, CopyState, Gap};
 
 /// A topic as both logs have it.
 #[derive(Debug, Clone)]
 pub(crate) struct View {
-    pub(crate) known: Known,
+    pub(crate) copies: CopyState,
     /// The next offset to be copied, by partition of the target.
     pub(crate) positions: Vec<Option<u64>>,
     /// None: there is no such topic.
@@ -54,19 +54,19 @@ impl View {
         // In this order: positions only grow, so they are never beyond the source's end, which is read later. And they
         // are committed with the copies: all copies before the target's end, which was read earlier, are covered by
         // these positions, even while other instances start to copy. Later copies are not part of this check.
-        let known = state::load(target, &args.site, topic)?;
+        let copies = state::load(target, &args.site, topic)?;
         let described = target.describe(topic)?;
         let positions = target.committed(group, topic)?;
         let source = match source.describe(topic) {
             Err(Error::UnknownTopic { .. }) => None,
             described => Some(described?),
         };
-        Ok(Self { known, positions, source, target: described })
+        Ok(Self { copies, positions, source, target: described })
     }
 
     /// Whether every partition has a position to resume from.
     pub(crate) fn has_begun(&self) -> bool {
-        self.known.origin.is_some() && self.passed().is_empty() && self.positions.iter().all(Option::is_some)
+        self.copies.origin.is_some() && self.passed().is_empty() && self.positions.iter().all(Option::is_some)
     }
 
     /// Positions that retention has passed without taking a record: the source's first offset, by partition.
@@ -74,7 +74,7 @@ impl View {
         let Some(source) = &self.source else { return BTreeMap::new() };
         let partitions = (0..).zip(self.positions.iter().zip(&source.partitions));
         let passed = partitions.filter_map(|(partition, (position, bounds))| {
-            let empty = self.known.empty.get(&partition).filter(|empty| empty.topic_id == source.id)?;
+            let empty = self.copies.empty.get(&partition).filter(|empty| empty.topic_id == source.id)?;
             let position = position.filter(|position| *position < bounds.first)?;
             (empty.from <= position && bounds.first <= empty.to).then_some((partition, bounds.first))
         });
@@ -86,7 +86,7 @@ impl View {
         let positions = self.positions.clone();
         let Some(source) = &self.source else { return Some(Problem::Deleted { positions }) };
         let (source_count, target_count) = (source.partitions.len(), self.target.partitions.len());
-        if let Some(origin) = &self.known.origin {
+        if let Some(origin) = &self.copies.origin {
             if origin.topic_id != source.id {
                 let (old, new) = (origin.topic_id.clone(), source.id.clone());
                 return Some(Problem::Recreated { old, new, positions, source: source_count, target: target_count });
@@ -99,17 +99,19 @@ impl View {
         if source_count != target_count {
             return Some(Problem::Unlike { source: source_count, target: target_count });
         }
-        let known = (0..).zip(&source.partitions).zip(&positions);
-        let known: Vec<_> = known.filter_map(|((p, bounds), position)| Some((p, bounds, (*position)?))).collect();
+        let positioned = (0..).zip(&source.partitions).zip(&positions);
+        let positioned: Vec<_> =
+            positioned.filter_map(|((p, bounds), position)| Some((p, bounds, (*position)?))).collect();
         let passed = self.passed();
-        let gaps = known.iter().filter(|(p, bounds, position)| *position < bounds.first && !passed.contains_key(p));
+        let gaps =
+            positioned.iter().filter(|(p, bounds, position)| *position < bounds.first && !passed.contains_key(p));
         let gaps: Vec<_> = gaps
             .map(|(partition, bounds, from)| Gap { partition: *partition, from: *from, to: bounds.first })
             .collect();
         if !gaps.is_empty() {
             return Some(Problem::Gap(gaps));
         }
-        let behind = known.iter().filter(|(_, bounds, position)| *position > bounds.next);
+        let behind = positioned.iter().filter(|(_, bounds, position)| *position > bounds.next);
         let behind: Vec<_> = behind.map(|(partition, bounds, position)| (*partition, *position, bounds.next)).collect();
         (!behind.is_empty()).then_some(Problem::Behind(behind))
     }
@@ -121,7 +123,7 @@ impl View {
         topic: &Arc<str>,
         target: &Arc<dyn Log>,
     ) -> Result<Option<Problem>, Error> {
-        let Some(origin) = &self.known.origin else { return Ok(None) };
+        let Some(origin) = &self.copies.origin else { return Ok(None) };
         let mut forgotten = Vec::new();
         for (partition, (position, bounds)) in (0..).zip(self.positions.iter().zip(&self.target.partitions)) {
             let from = origin.target_from.get(partition as usize).copied().unwrap_or_default().max(bounds.first);

@@ -112,7 +112,7 @@ impl Place {
         let Some(bounds) = view.target.partitions.get(partition as usize) else {
             bail!("topic {topic} in {} has no partition {partition}", target.url());
         };
-        let target_from = view.known.origin.and_then(|origin| origin.target_from.get(partition as usize).copied());
+        let target_from = view.copies.origin.and_then(|origin| origin.target_from.get(partition as usize).copied());
         let (from, end) = (target_from.unwrap_or_default().max(bounds.first), bounds.next);
         let position = view.positions.get(partition as usize).copied().flatten();
         Ok(Self { partition, position, from, end, replication })

@@ -93,7 +93,7 @@ fn decide(args: &Args, accept: &Accept, replication: &Replication) -> anyhow::Re
     let Some(problem) = problem else {
         bail!("{topic}: it is not stopped; {} shows its progress", args.command_line("offsets"));
     };
-    let (Some(origin), Some(found)) = (&view.known.origin, &view.source) else {
+    let (Some(origin), Some(found)) = (&view.copies.origin, &view.source) else {
         bail!("{topic}: {}", problem.explain(args, topic));
     };
     let firsts: Vec<u64> = found.partitions.iter().map(|bounds| bounds.first).collect();

@@ -92,26 +92,26 @@ pub(crate) struct Empty {
     pub(crate) to: u64,
 }
 
-/// What is known of the copies of one topic.
+/// The state of the copies of one topic, as the target has it.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Known {
+pub(crate) struct CopyState {
     /// None: nothing was ever copied.
     pub(crate) origin: Option<Origin>,
     /// By partition.
     pub(crate) empty: BTreeMap<u32, Empty>,
 }
 
-/// Reads what the target knows.
-pub(crate) fn load(target: &Arc<dyn Log>, source_name: &str, topic: &str) -> Result<Known, Error> {
+/// Reads the state of the copies from the target.
+pub(crate) fn load(target: &Arc<dyn Log>, source_name: &str, topic: &str) -> Result<CopyState, Error> {
     let (key, empty) = (key(source_name, topic), format!("{}/empty/", key(source_name, topic)));
     let bounds = target.describe(STATE_TOPIC)?.partitions[0];
     let range = Range { topic: STATE_TOPIC.into(), partition: 0, start: bounds.first, end: Some(bounds.next) };
-    let mut known = Known::default();
+    let mut state = CopyState::default();
     let mut take = |record_key: &str, value: &[u8]| -> serde_json::Result<()> {
         if record_key == key {
-            known.origin = Some(serde_json::from_slice(value)?);
+            state.origin = Some(serde_json::from_slice(value)?);
         } else if let Some(partition) = record_key.strip_prefix(&empty).and_then(|p| p.parse().ok()) {
-            known.empty.insert(partition, serde_json::from_slice(value)?);
+            state.empty.insert(partition, serde_json::from_slice(value)?);
         }
         Ok(())
     };
@@ -124,7 +124,7 @@ pub(crate) fn load(target: &Arc<dyn Log>, source_name: &str, topic: &str) -> Res
             what: format!("what it says about {record_key} cannot be read: {error}"),
         })
     })?;
-    unreadable.map_or(Ok(known), Err)
+    unreadable.map_or(Ok(state), Err)
 }
 
 /// Notes that offsets hold no record. Best effort: without it, a later start may ask about a gap that is none.

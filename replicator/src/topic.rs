@@ -24,7 +24,7 @@ use crate::args::group_of;
 use crate::check::{Problem, View};
 use crate::copy::Copy;
 use crate::metrics::TopicMetrics;
-use crate::state::{self, Empty, Known, Origin, STATE_TOPIC};
+use crate::state::{self, CopyState, Empty, Origin, STATE_TOPIC};
 use crate::watch::Lag;
 use crate::{Args, Metrics};
 
@@ -223,7 +223,7 @@ impl Replication {
                 return Ok(Begun::No(problem));
             }
             if view.has_begun()
-                && let Some(origin) = view.known.origin
+                && let Some(origin) = view.copies.origin
             {
                 return Ok(Begun::Yes(origin));
             }
@@ -252,7 +252,7 @@ impl Replication {
                 }
             }
             let mut outputs = Outputs::default();
-            if view.known.origin.is_none() {
+            if view.copies.origin.is_none() {
                 // With positions and no origin, copies were made before origins were kept: they may be anywhere.
                 let target_from = view.positions.iter().zip(&view.target.partitions);
                 let target_from = target_from.map(|(p, bounds)| if p.is_some() { bounds.first } else { bounds.next });
@@ -297,8 +297,8 @@ impl Replication {
         let positions = self.target.committed(&self.group, &self.topic)?;
         let source = self.source.describe(&self.topic)?;
         let target = self.target.describe(&self.topic)?;
-        let known = Known { origin: Some(origin.clone()), ..Known::default() };
-        let view = View { known, positions, source: Some(source.clone()), target };
+        let copies = CopyState { origin: Some(origin.clone()), ..CopyState::default() };
+        let view = View { copies, positions, source: Some(source.clone()), target };
         // The loop notices a gap when it reaches it.
         if let Some(problem @ (Problem::Recreated { .. } | Problem::Partitions { .. })) = view.problem() {
             return Ok(Some(problem));

@@ -42,7 +42,7 @@ pub use fleet::{Car, Fault, Fleet};
 pub use metrics::Metrics;
 pub use plots::plots;
 pub use report::TrainedModel;
-pub use rows::{From, TrainingSet};
+pub use rows::{RowSource, TrainingSet};
 pub use train::{TooLittle, Trained, train};
 
 /// How often the trainer looks whether there are enough readings.
@@ -112,15 +112,15 @@ pub async fn train_once(
     shutdown: &CancellationToken,
 ) -> anyhow::Result<Option<TrainedModel>> {
     args.check()?;
-    let Some(from) = From::open(args, &metrics.readiness, shutdown).await? else { return Ok(None) };
+    let Some(rows) = RowSource::open(args, &metrics.readiness, shutdown).await? else { return Ok(None) };
     // Read before the training: a contract that is changed meanwhile must not cost the model its announcement.
-    let announcements = from.announcements.clone();
+    let announcements = rows.announcements.clone();
     let lake = args.lake.open()?;
     // Before the wait for readings: a log that another process has open shows now, and not after a training.
     let announcing = (!args.no_announce).then(|| args.log.open()).transpose()?;
-    let Some(ranges) = wait_for_ranges(args, &from, metrics, shutdown).await? else { return Ok(None) };
+    let Some(ranges) = wait_for_ranges(args, &rows, metrics, shutdown).await? else { return Ok(None) };
     let started = Instant::now();
-    let Some(trained) = read_and_train(args, from, ranges, shutdown).await? else { return Ok(None) };
+    let Some(trained) = read_and_train(args, rows, ranges, shutdown).await? else { return Ok(None) };
     let manifest = trained.0.model.manifest().clone();
     let files = ModelFiles {
         manifest: Bytes::from(trained.0.manifest),
@@ -154,18 +154,18 @@ struct TooFew {
 /// The ranges to train on, once they hold enough.
 async fn wait_for_ranges(
     args: &Args,
-    from: &From,
+    rows: &RowSource,
     metrics: &Metrics,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<Option<Vec<lake::OffsetRange>>> {
-    let mut waiting = service::Waiting::new(format!("{} readings in {}", args.min_rows.max(1), from.name()));
-    let mut source = service::Waiting::new(from.name()).with_readiness(&metrics.readiness);
+    let mut waiting = service::Waiting::new(format!("{} readings in {}", args.min_rows.max(1), rows.name()));
+    let mut source = service::Waiting::new(rows.name()).with_readiness(&metrics.readiness);
     loop {
-        match from.ranges(args).await {
+        match rows.ranges(args).await {
             Ok(ranges) => {
                 source.resolved();
                 metrics.readiness.started();
-                let found = from.count_readings(&ranges);
+                let found = rows.count_readings(&ranges);
                 metrics.rows_available.set(found as i64);
                 // Named ranges are what they are: waiting would not make them longer.
                 if found >= args.min_rows.max(1) || !args.ranges.is_empty() {
@@ -191,14 +191,14 @@ type Plots = Vec<(String, Vec<u8>)>;
 
 async fn read_and_train(
     args: &Args,
-    from: From,
+    rows: RowSource,
     ranges: Vec<lake::OffsetRange>,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<Option<(Trained, Plots)>> {
     let (args, shutdown) = (args.clone(), shutdown.clone());
     let runtime = tokio::runtime::Handle::current();
     let work = move || {
-        let Some(mut set) = runtime.block_on(from.read(ranges, args.seed, args.max_readings, &shutdown))? else {
+        let Some(mut set) = runtime.block_on(rows.read(ranges, args.seed, args.max_readings, &shutdown))? else {
             return Ok(None);
         };
         if let Some(strays) = set.fleet.leave_out_strays() {

@@ -35,7 +35,7 @@ const READ_TIMEOUT_MS: u64 = 100;
 
 /// Where rows are read from, and which.
 #[derive(Debug)]
-pub struct From {
+pub struct RowSource {
     store: Store,
     /// The topics with readings and findings, and the files of their schemas.
     readings: (Arc<str>, String),
@@ -62,7 +62,7 @@ pub struct TrainingSet {
     pub row_hash: String,
 }
 
-impl From {
+impl RowSource {
     /// As the settings say. `None`: shut down while waiting for a schema registry.
     pub async fn open(
         args: &Args,

@@ -66,7 +66,7 @@ pub struct Discrepancy {
     pub kind: Kind,
     /// Where: `raw`, `dead-letters`, `clean`, `cloud`, `parquet` or `scores`.
     pub hop: &'static str,
-    /// What, in a sentence.
+    /// The discrepancy in a sentence.
     pub what: String,
     /// The pseudonym of the car, if it is about one.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -5,10 +5,10 @@ use std::collections::HashMap;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
-use super::cut::Cuts;
 use super::discrepancies::Discrepancy;
+use super::extent::Extents;
 use super::flow::Flow;
-use super::read::{self, Seen, What};
+use super::read::{self, HopRecord, RecordKind};
 use super::readings::Identity;
 use super::tally::Tally;
 use super::{Hop, Sources};
@@ -37,7 +37,7 @@ pub(crate) fn locate(
     discrepancies: &mut [Discrepancy],
     tally: &Tally,
     sources: &Sources,
-    cuts: &Cuts,
+    extents: &Extents,
     runtime: &Handle,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
@@ -50,26 +50,26 @@ pub(crate) fn locate(
     if wanted.readings.is_empty() {
         return Ok(());
     }
-    let mut look = |seen: &Seen<'_>| {
-        wanted.look(seen);
+    let mut look = |record: &HopRecord<'_>| {
+        wanted.look(record);
         Ok(())
     };
-    if let (Some(edge), Some(cut)) = (&sources.edge, &cuts.raw) {
-        read::raw(&sources.flow, edge, cut, stop, &mut look)?;
+    if let (Some(edge), Some(extent)) = (&sources.edge, &extents.raw) {
+        read::raw(&sources.flow, edge, extent, stop, &mut look)?;
     }
     let topics = [
-        (Hop::Clean, &sources.edge, &cuts.clean),
-        (Hop::Cloud, &sources.cloud, &cuts.cloud),
-        (Hop::Scores, &sources.edge, &cuts.scores),
+        (Hop::Clean, &sources.edge, &extents.clean),
+        (Hop::Cloud, &sources.cloud, &extents.cloud),
+        (Hop::Scores, &sources.edge, &extents.scores),
     ];
-    for (hop, log, cut) in topics {
-        if let (Some(log), Some(cut)) = (log, cut) {
-            read::avro(&sources.flow, hop, log, &sources.schemas, cut, stop, &mut look)?;
+    for (hop, log, extent) in topics {
+        if let (Some(log), Some(extent)) = (log, extent) {
+            read::avro(&sources.flow, hop, log, &sources.schemas, extent, stop, &mut look)?;
         }
     }
-    if let (Some(lake), Some(cut)) = (&sources.lake, &cuts.lake) {
+    if let (Some(lake), Some(extent)) = (&sources.lake, &extents.lake) {
         // What cannot be read was found to be so before.
-        read::objects(&sources.flow, lake, cut, runtime, stop, &mut look, |_, _| {})?;
+        read::objects(&sources.flow, lake, extent, runtime, stop, &mut look, |_, _| {})?;
     }
     let mut found = wanted.readings.into_iter();
     for discrepancy in discrepancies.iter_mut() {
@@ -83,22 +83,24 @@ pub(crate) fn locate(
 }
 
 impl Wanted<'_> {
-    fn look(&mut self, seen: &Seen<'_>) {
-        let What::Reading { car, boot_id, seq } = seen.what else { return };
+    fn look(&mut self, record: &HopRecord<'_>) {
+        let RecordKind::Reading { car, boot_id, seq } = record.kind else { return };
         let cars = &self.tally.cars;
-        let car = if seen.hop == Hop::Raw { cars.find_vin(car) } else { cars.find_pseudonym(car) };
+        let car = if record.hop == Hop::Raw { cars.find_vin(car) } else { cars.find_pseudonym(car) };
         let Some(wanted) = car.and_then(|car| self.by_boot.get(&(car, boot_id))) else { return };
         for index in wanted {
             let (identity, found) = &mut self.readings[*index];
-            let found = &mut found[seen.hop as usize];
+            let found = &mut found[record.hop as usize];
             let nearer = |than: &Option<(i64, String)>| {
                 than.as_ref().is_none_or(|(other, _)| (seq - identity.seq).abs() < (other - identity.seq).abs())
             };
             match seq.cmp(&identity.seq) {
-                std::cmp::Ordering::Equal if found.places.len() < PLACES => found.places.push(seen.place.to_string()),
-                std::cmp::Ordering::Less if nearer(&found.before) => found.before = Some((seq, seen.place.to_string())),
+                std::cmp::Ordering::Equal if found.places.len() < PLACES => found.places.push(record.place.to_string()),
+                std::cmp::Ordering::Less if nearer(&found.before) => {
+                    found.before = Some((seq, record.place.to_string()))
+                }
                 std::cmp::Ordering::Greater if nearer(&found.after) => {
-                    found.after = Some((seq, seen.place.to_string()))
+                    found.after = Some((seq, record.place.to_string()))
                 }
                 _ => {}
             }

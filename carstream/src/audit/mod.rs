@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  ledgers ──────────────────────────────┐
-//!  positions, then ends (cut) ─► every hop, once (tally) ─► judgement (settle) ─┬─► clean
+//!  positions, then ends (extent) ─► every hop, once (tally) ─► judgement (settle) ─┬─► clean
 //!                                                                               └─► discrepancies ─► every hop again,
 //!                                                                                   for their places (locate)
 //! ```
@@ -17,8 +17,8 @@
 
 mod args;
 mod cars;
-mod cut;
 mod discrepancies;
+mod extent;
 mod flow;
 pub(crate) mod ledger;
 mod locate;
@@ -49,11 +49,11 @@ pub use flow::Flow;
 pub use report::{HopReport, Ledger, Report};
 
 pub(crate) use cars::Cars;
-pub(crate) use cut::Cut;
+pub(crate) use extent::TopicExtent;
 pub(crate) use readings::Identity;
 pub(crate) use report::thousands;
 
-use cut::{Cuts, Unread};
+use extent::{Extents, Unread};
 use tally::Tally;
 
 /// How long to retry a log that does not answer.
@@ -187,7 +187,7 @@ pub async fn audit(
     let runtime = Handle::current();
     let blocking = tokio::task::spawn_blocking(move || {
         if let Some(patience) = wait {
-            cut::wait(&sources, patience, &runtime, &shutdown)?;
+            extent::wait(&sources, patience, &runtime, &shutdown)?;
         }
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -220,9 +220,9 @@ pub fn audit_on(
     shutdown: &CancellationToken,
 ) -> anyhow::Result<Report> {
     let mut tally = Tally::of_ledgers(&sources.flow, &evidence.ledgers, evidence.key.clone())?;
-    let cuts = Cuts::take(sources, runtime)?;
-    tally.begin(&cuts, &evidence.ledgers)?;
-    tally.count(sources, &cuts, runtime, shutdown)?;
+    let extents = Extents::take(sources, runtime)?;
+    tally.begin(&extents, &evidence.ledgers)?;
+    tally.count(sources, &extents, runtime, shutdown)?;
     if tally.is_other_key() {
         // Every reading would be reported as lost, and another one as unknown.
         let problem = format!(
@@ -233,7 +233,7 @@ pub fn audit_on(
     }
     let sums = settle::settle(&mut tally);
     let (counts, mut discrepancies) = std::mem::take(&mut tally.discrepancies).into_parts();
-    locate::locate(&mut discrepancies, &tally, sources, &cuts, runtime, shutdown)?;
+    locate::locate(&mut discrepancies, &tally, sources, &extents, runtime, shutdown)?;
 
     let mut dead_letters_by_reason: Vec<_> = tally.dead_letters.clone().into_iter().collect();
     dead_letters_by_reason.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
@@ -241,7 +241,7 @@ pub fn audit_on(
         stream: sources.flow.stream.name.clone(),
         topics: [sources.flow.raw(), sources.flow.clean()].map(ToString::to_string),
         ledger: sums.ledger,
-        hops: hops(sources, &cuts, &tally, &sums),
+        hops: hops(sources, &extents, &tally, &sums),
         caught_up: tally.lag.iter().all(|lag| *lag == 0),
         dead_letters_by_reason,
         ledger_complete: tally.ledgers.as_ref().map(|ledgers| ledgers.complete),
@@ -250,7 +250,7 @@ pub fn audit_on(
         excused: sums.excused,
         dropped: sums.dropped + tally.ledgers.as_ref().map_or(0, |ledgers| ledgers.never_sent),
         unacknowledged: sums.unacknowledged,
-        objects: cuts.lake.as_ref().map_or(0, |lake| lake.objects.len() as u64),
+        objects: extents.lake.as_ref().map_or(0, |lake| lake.objects.len() as u64),
         counts,
         discrepancies,
         notes: Vec::new(),
@@ -259,35 +259,35 @@ pub fn audit_on(
     Ok(report)
 }
 
-fn hops(sources: &Sources, cuts: &Cuts, tally: &Tally, sums: &settle::Sums) -> Vec<HopReport> {
-    let topic = |hop: &'static str, log: &Option<Arc<dyn Log>>, cut: &Option<Cut>, records, lag| {
-        let (log, cut) = (log.as_ref()?, cut.as_ref()?);
-        let truncated = (0..).zip(&cut.partitions).filter(|(_, bounds)| bounds.first > 0);
-        let missing = if cut.partitions.is_empty() { " (the topic does not exist)" } else { "" };
+fn hops(sources: &Sources, extents: &Extents, tally: &Tally, sums: &settle::Sums) -> Vec<HopReport> {
+    let topic = |hop: &'static str, log: &Option<Arc<dyn Log>>, extent: &Option<TopicExtent>, records, lag| {
+        let (log, extent) = (log.as_ref()?, extent.as_ref()?);
+        let truncated = (0..).zip(&extent.partitions).filter(|(_, bounds)| bounds.first > 0);
+        let missing = if extent.partitions.is_empty() { " (the topic does not exist)" } else { "" };
         Some(HopReport {
             hop,
-            place: format!("{} in {}{missing}", cut.topic, log.url()),
+            place: format!("{} in {}{missing}", extent.topic, log.url()),
             records,
             begins_at: truncated.map(|(partition, bounds)| (partition, bounds.first)).collect(),
             lag,
         })
     };
     let of = |hop: Hop| (tally.records[hop as usize], tally.lag[hop as usize]);
-    let of_topic = |hop: Hop, log, cut| topic(hop.key(), log, cut, of(hop).0, of(hop).1);
-    let lake = sources.lake.as_ref().zip(cuts.lake.as_ref()).map(|(lake, cut)| HopReport {
+    let of_topic = |hop: Hop, log, extent| topic(hop.key(), log, extent, of(hop).0, of(hop).1);
+    let lake = sources.lake.as_ref().zip(extents.lake.as_ref()).map(|(lake, extent)| HopReport {
         hop: Hop::Lake.key(),
         place: format!("{} in {}", sources.flow.clean(), lake.url()),
         records: of(Hop::Lake).0,
-        begins_at: cut.covered.iter().filter(|(_, c)| c.0 > 0).map(|(partition, c)| (*partition, c.0)).collect(),
+        begins_at: extent.covered.iter().filter(|(_, c)| c.0 > 0).map(|(partition, c)| (*partition, c.0)).collect(),
         lag: of(Hop::Lake).1,
     });
     let all = [
-        of_topic(Hop::Raw, &sources.edge, &cuts.raw),
-        topic(DEAD_LETTERS_HOP, &sources.edge, &cuts.dead_letters, sums.ledger.dead_letters, 0),
-        of_topic(Hop::Clean, &sources.edge, &cuts.clean),
-        of_topic(Hop::Cloud, &sources.cloud, &cuts.cloud),
+        of_topic(Hop::Raw, &sources.edge, &extents.raw),
+        topic(DEAD_LETTERS_HOP, &sources.edge, &extents.dead_letters, sums.ledger.dead_letters, 0),
+        of_topic(Hop::Clean, &sources.edge, &extents.clean),
+        of_topic(Hop::Cloud, &sources.cloud, &extents.cloud),
         lake,
-        of_topic(Hop::Scores, &sources.edge, &cuts.scores),
+        of_topic(Hop::Scores, &sources.edge, &extents.scores),
     ];
     all.into_iter().flatten().collect()
 }

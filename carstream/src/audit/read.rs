@@ -18,27 +18,27 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::Hop;
-use super::cut::{Cut, LakeCut};
+use super::extent::{LakeExtent, TopicExtent};
 use super::flow::Flow;
 use crate::dead_letter::REPLAYED_FROM;
 
 /// Records a read.
 const READ_RECORDS: usize = 8192;
 
-/// Something at a hop.
+/// A record of a topic, or a row of the lake.
 #[derive(Debug, Clone)]
-pub(crate) struct Seen<'a> {
+pub(crate) struct HopRecord<'a> {
     pub(crate) hop: Hop,
     pub(crate) place: PlaceRef<'a>,
     pub(crate) timestamp_ms: i64,
-    pub(crate) what: What<'a>,
+    pub(crate) kind: RecordKind<'a>,
     /// Of a raw record: its key, the VIN of whoever sent it, and its bytes.
     pub(crate) raw: Option<(&'a [u8], &'a [u8])>,
 }
 
-/// What something is.
+/// Whether a record is a reading.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum What<'a> {
+pub(crate) enum RecordKind<'a> {
     /// A reading. Its car is a VIN in the raw topic, and a pseudonym everywhere else.
     Reading { car: &'a str, boot_id: i64, seq: i64 },
     /// Nothing that could be used, and why.
@@ -79,16 +79,16 @@ pub(crate) struct DeadLetter<'a> {
     pub(crate) replayed: bool,
 }
 
-/// Reads a topic to the end of the cut.
+/// Reads a topic to the end of the extent.
 pub(crate) fn each_batch(
     log: &Arc<dyn Log>,
-    cut: &Cut,
+    extent: &TopicExtent,
     shutdown: &CancellationToken,
     mut then: impl FnMut(&Batch) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let topic = &cut.topic;
+    let topic = &extent.topic;
     let stop = || shutdown.is_cancelled();
-    for batch in batches(log, cut.ranges(), READ_RECORDS)?.until(&stop) {
+    for batch in batches(log, extent.ranges(), READ_RECORDS)?.until(&stop) {
         // Retention may remove what was about to be read; the next run then begins later.
         then(&batch.with_context(|| format!("cannot read {topic} in {}", log.url()))?)?;
     }
@@ -102,30 +102,31 @@ pub(crate) fn each_batch(
 pub(crate) fn raw(
     flow: &Flow,
     log: &Arc<dyn Log>,
-    cut: &Cut,
+    extent: &TopicExtent,
     shutdown: &CancellationToken,
-    mut then: impl FnMut(&Seen<'_>) -> anyhow::Result<()>,
+    mut then: impl FnMut(&HopRecord<'_>) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     let mut decoder = JsonDecoder::new(&flow.stream.input.schema);
     let identity = flow.raw_identity();
-    each_batch(log, cut, shutdown, |batch| {
+    each_batch(log, extent, shutdown, |batch| {
         let decoded: Vec<_> = batch.iter().map(|record| decoder.decode(record.value.unwrap_or_default())).collect();
         let rows = Identities::of(&decoder.finish(), identity)?;
         let mut row = 0;
         for (record, decoded) in batch.iter().zip(decoded) {
-            let what = match &decoded {
+            let kind = match &decoded {
                 Ok(()) => {
                     row += 1;
                     match rows.get(row - 1) {
-                        reading @ What::Reading { car, .. } if car.as_bytes() == record.key => reading,
-                        _ => What::Unusable("the key is not the VIN of the payload"),
+                        reading @ RecordKind::Reading { car, .. } if car.as_bytes() == record.key => reading,
+                        _ => RecordKind::Unusable("the key is not the VIN of the payload"),
                     }
                 }
-                Err(reject) => What::Unusable(reject.reason),
+                Err(reject) => RecordKind::Unusable(reject.reason),
             };
-            let place = PlaceRef { topic: &cut.topic, partition: batch.partition(), offset: record.offset, row: None };
+            let place =
+                PlaceRef { topic: &extent.topic, partition: batch.partition(), offset: record.offset, row: None };
             let raw = Some((record.key, record.value.unwrap_or_default()));
-            then(&Seen { hop: Hop::Raw, place, timestamp_ms: record.timestamp_ms, what, raw })?;
+            then(&HopRecord { hop: Hop::Raw, place, timestamp_ms: record.timestamp_ms, kind, raw })?;
         }
         Ok(())
     })
@@ -137,9 +138,9 @@ pub(crate) fn avro(
     hop: Hop,
     log: &Arc<dyn Log>,
     schemas: &SchemaSource,
-    cut: &Cut,
+    extent: &TopicExtent,
     shutdown: &CancellationToken,
-    mut then: impl FnMut(&Seen<'_>) -> anyhow::Result<()>,
+    mut then: impl FnMut(&HopRecord<'_>) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     let schema = match (&flow.model, hop) {
         (Some(model), Hop::Scores) => ModelDefinition::schema(&model.scores),
@@ -147,21 +148,22 @@ pub(crate) fn avro(
     };
     let mut decoder = schemas.decoder(schema)?;
     let identity = flow.stream.clean_identity();
-    each_batch(log, cut, shutdown, |batch| {
+    each_batch(log, extent, shutdown, |batch| {
         schemas.resolve(&mut decoder, batch.iter().filter_map(|record| record.value))?;
         let decoded: Vec<_> = batch.iter().map(|record| decoder.decode(record.value.unwrap_or_default())).collect();
         let rows = Identities::of(&decoder.finish(), identity)?;
         let mut row = 0;
         for (record, decoded) in batch.iter().zip(decoded) {
-            let what = match &decoded {
+            let kind = match &decoded {
                 Ok(()) => {
                     row += 1;
                     rows.get(row - 1)
                 }
-                Err(reject) => What::Unusable(reject.reason),
+                Err(reject) => RecordKind::Unusable(reject.reason),
             };
-            let place = PlaceRef { topic: &cut.topic, partition: batch.partition(), offset: record.offset, row: None };
-            then(&Seen { hop, place, timestamp_ms: record.timestamp_ms, what, raw: None })?;
+            let place =
+                PlaceRef { topic: &extent.topic, partition: batch.partition(), offset: record.offset, row: None };
+            then(&HopRecord { hop, place, timestamp_ms: record.timestamp_ms, kind, raw: None })?;
         }
         Ok(())
     })
@@ -171,13 +173,13 @@ pub(crate) fn avro(
 pub(crate) fn objects(
     flow: &Flow,
     lake: &Lake,
-    cut: &LakeCut,
+    extent: &LakeExtent,
     runtime: &Handle,
     shutdown: &CancellationToken,
-    mut then: impl FnMut(&Seen<'_>) -> anyhow::Result<()>,
+    mut then: impl FnMut(&HopRecord<'_>) -> anyhow::Result<()>,
     mut unusable: impl FnMut(&str, String),
 ) -> anyhow::Result<()> {
-    for object in &cut.objects {
+    for object in &extent.objects {
         let name = object.name.to_string();
         let mut reader = lake.read_object(object.name.clone(), flow.identity_schema());
         let mut row = 0;
@@ -201,7 +203,7 @@ pub(crate) fn objects(
                 let (offset, timestamp_ms) = (*offset as u64, *timestamp_ms);
                 let partition = object.name.partition;
                 let place = PlaceRef { topic: flow.clean(), partition, offset, row: Some((&name, row)) };
-                then(&Seen { hop: Hop::Lake, place, timestamp_ms, what: rows.get(index), raw: None })?;
+                then(&HopRecord { hop: Hop::Lake, place, timestamp_ms, kind: rows.get(index), raw: None })?;
                 row += 1;
             }
         }
@@ -212,11 +214,11 @@ pub(crate) fn objects(
 /// Reads the dead letters of readings.
 pub(crate) fn dead_letters(
     log: &Arc<dyn Log>,
-    cut: &Cut,
+    extent: &TopicExtent,
     shutdown: &CancellationToken,
     mut then: impl FnMut(&DeadLetter<'_>) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    each_batch(log, cut, shutdown, |batch| {
+    each_batch(log, extent, shutdown, |batch| {
         for record in batch.iter() {
             let text = |name| record.headers.get(name).and_then(|value| std::str::from_utf8(value).ok());
             let topic = text(DeadLetterHeader::TOPIC);
@@ -226,7 +228,7 @@ pub(crate) fn dead_letters(
                 topic.zip(partition).zip(offset).map(|((topic, partition), offset)| (topic, partition, offset));
             let (partition, offset) = (batch.partition(), record.offset);
             then(&DeadLetter {
-                place: PlaceRef { topic: &cut.topic, partition, offset, row: None },
+                place: PlaceRef { topic: &extent.topic, partition, offset, row: None },
                 reason: text(DeadLetterHeader::REASON).unwrap_or("no reason"),
                 source,
                 key: record.key,
@@ -273,8 +275,8 @@ impl Identities {
         Ok(Self { cars: cars.clone(), boot_ids: number(boot_id)?, seqs: number(seq)? })
     }
 
-    fn get(&self, row: usize) -> What<'_> {
-        What::Reading { car: self.cars.value(row), boot_id: self.boot_ids[row], seq: self.seqs[row] }
+    fn get(&self, row: usize) -> RecordKind<'_> {
+        RecordKind::Reading { car: self.cars.value(row), boot_id: self.boot_ids[row], seq: self.seqs[row] }
     }
 }
 

@@ -14,8 +14,8 @@
 use std::collections::HashMap;
 
 use super::Hop;
-use super::cut::Unread;
 use super::discrepancies::{Discrepancies, Discrepancy, Kind};
+use super::extent::Unread;
 use super::readings::{Identity, Reading};
 use super::report::Ledger;
 use super::tally::{HopsPresent, Tally};

@@ -17,11 +17,11 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::cars::Cars;
-use super::cut::{Cut, Cuts, LakeCut, Unread};
 use super::discrepancies::{Discrepancies, Discrepancy, Kind};
+use super::extent::{Extents, LakeExtent, TopicExtent, Unread};
 use super::flow::Flow;
 use super::ledger::{self, Outcome};
-use super::read::{self, DeadLetter, Seen, What};
+use super::read::{self, DeadLetter, HopRecord, RecordKind};
 use super::readings::{Identity, Reading, Readings};
 use super::refusals::Refusals;
 use super::{DEAD_LETTERS_HOP, Hop, Sources};
@@ -40,15 +40,15 @@ pub(crate) struct HopsPresent {
 }
 
 impl HopsPresent {
-    fn of(cuts: &Cuts) -> Self {
+    fn of(extents: &Extents) -> Self {
         let present = [
-            (Hop::Raw, cuts.raw.is_some()),
-            (Hop::Clean, cuts.clean.is_some()),
-            (Hop::Cloud, cuts.cloud.is_some()),
-            (Hop::Lake, cuts.lake.is_some()),
+            (Hop::Raw, extents.raw.is_some()),
+            (Hop::Clean, extents.clean.is_some()),
+            (Hop::Cloud, extents.cloud.is_some()),
+            (Hop::Lake, extents.lake.is_some()),
         ];
         let chain = present.into_iter().filter_map(|(hop, present)| present.then_some(hop)).collect();
-        Self { chain, scores: cuts.scores.is_some() }
+        Self { chain, scores: extents.scores.is_some() }
     }
 }
 
@@ -163,22 +163,26 @@ impl Tally {
     /// Notes which hops there are, and what retention has removed from them.
     ///
     /// The ledgers are read once more for that if it matters: only then their times do.
-    pub(crate) fn begin(&mut self, cuts: &Cuts, files: &[PathBuf]) -> anyhow::Result<()> {
-        self.present = HopsPresent::of(cuts);
-        let topics =
-            [(Hop::Raw, &cuts.raw), (Hop::Clean, &cuts.clean), (Hop::Cloud, &cuts.cloud), (Hop::Scores, &cuts.scores)];
-        let of_topic = |cut: &Option<Cut>| cut.as_ref().and_then(|cut| cut.kept_since_ms);
-        self.kept_since = topics.iter().filter_map(|(hop, cut)| Some((*hop, of_topic(cut)?))).collect();
-        let lake = cuts.lake.as_ref().and_then(|cut| cut.kept_since_ms);
+    pub(crate) fn begin(&mut self, extents: &Extents, files: &[PathBuf]) -> anyhow::Result<()> {
+        self.present = HopsPresent::of(extents);
+        let topics = [
+            (Hop::Raw, &extents.raw),
+            (Hop::Clean, &extents.clean),
+            (Hop::Cloud, &extents.cloud),
+            (Hop::Scores, &extents.scores),
+        ];
+        let of_topic = |extent: &Option<TopicExtent>| extent.as_ref().and_then(|extent| extent.kept_since_ms);
+        self.kept_since = topics.iter().filter_map(|(hop, extent)| Some((*hop, of_topic(extent)?))).collect();
+        let lake = extents.lake.as_ref().and_then(|extent| extent.kept_since_ms);
         self.kept_since.extend(lake.map(|since_ms| (Hop::Lake, since_ms)));
-        self.dead_letters_kept_since = of_topic(&cuts.dead_letters);
-        for (hop, cut) in &topics {
-            let first = |cut: &Cut| cut.partitions.iter().map(|bounds| bounds.first).sum();
-            self.removed[*hop as usize] = cut.as_ref().map_or(0, first);
+        self.dead_letters_kept_since = of_topic(&extents.dead_letters);
+        for (hop, extent) in &topics {
+            let first = |extent: &TopicExtent| extent.partitions.iter().map(|bounds| bounds.first).sum();
+            self.removed[*hop as usize] = extent.as_ref().map_or(0, first);
         }
-        let before_lake = |cut: &LakeCut| cut.covered.values().map(|covered| covered.0).sum();
-        self.removed[Hop::Lake as usize] = cuts.lake.as_ref().map_or(0, before_lake);
-        self.unread = cuts.unread.clone();
+        let before_lake = |extent: &LakeExtent| extent.covered.values().map(|covered| covered.0).sum();
+        self.removed[Hop::Lake as usize] = extents.lake.as_ref().map_or(0, before_lake);
+        self.unread = extents.unread.clone();
         if self.kept_since.is_empty() {
             return Ok(());
         }
@@ -198,49 +202,49 @@ impl Tally {
     pub(crate) fn count(
         &mut self,
         sources: &Sources,
-        cuts: &Cuts,
+        extents: &Extents,
         runtime: &Handle,
         stop: &CancellationToken,
     ) -> anyhow::Result<()> {
-        if let (Some(edge), Some(raw), Some(dead_letters)) = (&sources.edge, &cuts.raw, &cuts.dead_letters) {
+        if let (Some(edge), Some(raw), Some(dead_letters)) = (&sources.edge, &extents.raw, &extents.dead_letters) {
             read::dead_letters(edge, dead_letters, stop, |letter| {
                 self.dead_letter(letter);
                 Ok(())
             })?;
-            read::raw(&sources.flow, edge, raw, stop, |seen| {
-                self.raw(seen, cuts);
+            read::raw(&sources.flow, edge, raw, stop, |record| {
+                self.raw(record, extents);
                 Ok(())
             })?;
-            self.stray_dead_letters(cuts);
+            self.stray_dead_letters(extents);
         }
         let topics = [
-            (Hop::Clean, &sources.edge, &cuts.clean),
-            (Hop::Cloud, &sources.cloud, &cuts.cloud),
-            (Hop::Scores, &sources.edge, &cuts.scores),
+            (Hop::Clean, &sources.edge, &extents.clean),
+            (Hop::Cloud, &sources.cloud, &extents.cloud),
+            (Hop::Scores, &sources.edge, &extents.scores),
         ];
-        for (hop, log, cut) in topics {
-            let (Some(log), Some(cut)) = (log, cut) else { continue };
-            read::avro(&sources.flow, hop, log, &sources.schemas, cut, stop, |seen| {
-                self.seen(seen, cuts);
+        for (hop, log, extent) in topics {
+            let (Some(log), Some(extent)) = (log, extent) else { continue };
+            read::avro(&sources.flow, hop, log, &sources.schemas, extent, stop, |record| {
+                self.seen(record, extents);
                 Ok(())
             })?;
         }
-        if let (Some(lake), Some(cut)) = (&sources.lake, &cuts.lake) {
-            let mut unusable = cut.unusable.clone();
+        if let (Some(lake), Some(extent)) = (&sources.lake, &extents.lake) {
+            let mut unusable = extent.unusable.clone();
             let broken = |name: &str, what| unusable.push((name.to_owned(), what));
             read::objects(
                 &sources.flow,
                 lake,
-                cut,
+                extent,
                 runtime,
                 stop,
-                |seen| {
-                    self.seen(seen, cuts);
+                |record| {
+                    self.seen(record, extents);
                     Ok(())
                 },
                 broken,
             )?;
-            self.objects(cut, unusable);
+            self.objects(extent, unusable);
         }
         Ok(())
     }
@@ -303,17 +307,17 @@ impl Tally {
         }
     }
 
-    fn raw(&mut self, seen: &Seen<'_>, cuts: &Cuts) {
-        let place = seen.place;
-        let waits = !has_passed(&cuts.preprocessor, place.partition, place.offset);
+    fn raw(&mut self, record: &HopRecord<'_>, extents: &Extents) {
+        let place = record.place;
+        let waits = !has_passed(&extents.preprocessor, place.partition, place.offset);
         let is_dead_letter = self.refusals.meet(place.partition, place.offset);
         self.records[Hop::Raw as usize] += 1;
         self.lag[Hop::Clean as usize] += u64::from(waits);
-        match seen.what {
-            What::Reading { car, boot_id, seq } => {
+        match record.kind {
+            RecordKind::Reading { car, boot_id, seq } => {
                 let car = self.cars.of_vin(car);
                 let reading = self.readings.entry(Identity { car, boot_id, seq });
-                Self::excuse(reading, &self.kept_since, seen.timestamp_ms);
+                Self::excuse(reading, &self.kept_since, record.timestamp_ms);
                 if is_dead_letter {
                     reading.set(Reading::REFUSED);
                     return;
@@ -324,24 +328,24 @@ impl Tally {
                     reading.set_due(Hop::Clean);
                 }
             }
-            What::Unusable(why) if !is_dead_letter => {
+            RecordKind::Unusable(why) if !is_dead_letter => {
                 let since = self.dead_letters_kept_since;
-                let excused = since.is_some_and(|since| seen.timestamp_ms <= since + RETENTION_MARGIN_MS);
+                let excused = since.is_some_and(|since| record.timestamp_ms <= since + RETENTION_MARGIN_MS);
                 if !waits && !excused {
                     let what = format!("a raw record that cannot be processed ({why}) has no dead letter");
                     let kind = Kind::NoDeadLetter;
                     self.discrepancies.add(kind, 1, || Discrepancy::at(kind, Hop::Raw.key(), what, place));
                 }
-                let (key, value) = seen.raw.unwrap_or_default();
+                let (key, value) = record.raw.unwrap_or_default();
                 self.refused(key, value, false);
             }
-            What::Unusable(_) => {}
+            RecordKind::Unusable(_) => {}
         }
     }
 
     /// Dead letters whose raw record is missing, although it should exist.
-    fn stray_dead_letters(&mut self, cuts: &Cuts) {
-        let partitions = cuts.raw.as_ref().map_or(&[][..], |cut| &cut.partitions);
+    fn stray_dead_letters(&mut self, extents: &Extents) {
+        let partitions = extents.raw.as_ref().map_or(&[][..], |extent| &extent.partitions);
         for (partition, offset) in self.refusals.unmet() {
             let gone = partitions.get(partition as usize).is_some_and(|bounds| offset < bounds.first);
             if !gone {
@@ -354,11 +358,11 @@ impl Tally {
         }
     }
 
-    fn seen(&mut self, seen: &Seen<'_>, cuts: &Cuts) {
-        let (hop, place) = (seen.hop, seen.place);
+    fn seen(&mut self, record: &HopRecord<'_>, extents: &Extents) {
+        let (hop, place) = (record.hop, record.place);
         self.records[hop as usize] += 1;
-        let What::Reading { car, boot_id, seq } = seen.what else {
-            let What::Unusable(why) = seen.what else { return };
+        let RecordKind::Reading { car, boot_id, seq } = record.kind else {
+            let RecordKind::Unusable(why) = record.kind else { return };
             let what = format!("a record of {} cannot be read: {why}", self.flow.name(hop));
             self.discrepancies.add(Kind::Unreadable, 1, || Discrepancy::at(Kind::Unreadable, hop.key(), what, place));
             return;
@@ -368,7 +372,7 @@ impl Tally {
         reading.see(hop);
         // A score has the time when it was made, which is later than the reading's and would excuse too little.
         if hop != Hop::Scores {
-            Self::excuse(reading, &self.kept_since, seen.timestamp_ms);
+            Self::excuse(reading, &self.kept_since, record.timestamp_ms);
         }
         let mut onward = |to: Hop, passed: bool| {
             if passed {
@@ -379,17 +383,17 @@ impl Tally {
         };
         match hop {
             Hop::Clean => {
-                if cuts.cloud.is_some() {
-                    onward(Hop::Cloud, has_passed(&cuts.replicator, place.partition, place.offset));
-                } else if cuts.lake.is_some() {
+                if extents.cloud.is_some() {
+                    onward(Hop::Cloud, has_passed(&extents.replicator, place.partition, place.offset));
+                } else if extents.lake.is_some() {
                     onward(Hop::Lake, true);
                 }
-                if cuts.scores.is_some() {
-                    onward(Hop::Scores, has_passed(&cuts.scorer, place.partition, place.offset));
+                if extents.scores.is_some() {
+                    onward(Hop::Scores, has_passed(&extents.scorer, place.partition, place.offset));
                 }
             }
             Hop::Cloud => {
-                let Some(lake) = &cuts.lake else { return };
+                let Some(lake) = &extents.lake else { return };
                 match lake.covered.get(&place.partition) {
                     // The sink began later, when retention had removed this.
                     Some((start, _)) if place.offset < *start => reading.excuse(Hop::Lake),
@@ -401,7 +405,7 @@ impl Tally {
     }
 
     /// What is wrong with objects as such.
-    fn objects(&mut self, cut: &LakeCut, unusable: Vec<(String, String)>) {
+    fn objects(&mut self, extent: &LakeExtent, unusable: Vec<(String, String)>) {
         let hop = Hop::Lake.key();
         let discrepancy = |kind, what: String, object: String| {
             let (car, boot_id, seq, about) = (None, None, None, None);
@@ -411,7 +415,7 @@ impl Tally {
             let what = format!("an object cannot be read: {why}");
             self.discrepancies.add(Kind::Unreadable, 1, || discrepancy(Kind::Unreadable, what, object));
         }
-        for pair in cut.objects.windows(2) {
+        for pair in extent.objects.windows(2) {
             let (before, after) = (&pair[0], &pair[1]);
             if before.name.partition != after.name.partition || before.footer.end == after.name.start {
                 continue;

@@ -16,7 +16,7 @@ use telemetry::avro::AvroDecoder;
 use telemetry::pseudonym::PseudonymKey;
 use tokio_util::sync::CancellationToken;
 
-use crate::audit::{Cars, Cut, Identity, ledger, read};
+use crate::audit::{Cars, Identity, TopicExtent, ledger, read};
 
 /// What is known of one reading.
 #[derive(Debug, Clone, Copy, Default)]
@@ -135,7 +135,7 @@ pub(crate) fn each_batch(
     topic: &Arc<str>,
     then: impl FnMut(&Batch) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    read::each_batch(log, &Cut::of(log, topic)?, &CancellationToken::new(), then)
+    read::each_batch(log, &TopicExtent::of(log, topic)?, &CancellationToken::new(), then)
 }
 
 /// A column's values; none of the columns that are read here has nulls.

@@ -30,14 +30,14 @@ const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 /// A topic, as far as it is looked at.
 #[derive(Debug, Clone)]
-pub(crate) struct Cut {
+pub(crate) struct TopicExtent {
     pub(crate) topic: Arc<str>,
     pub(crate) partitions: Vec<PartitionDescription>,
     /// If retention has removed records: what was written later than this is still there.
     pub(crate) kept_since_ms: Option<i64>,
 }
 
-impl Cut {
+impl TopicExtent {
     /// The topic as it is now; without partitions if there is no such topic.
     pub(crate) fn of(log: &Arc<dyn Log>, topic: &Arc<str>) -> anyhow::Result<Self> {
         let partitions = of_topic(log.describe(topic).map(|described| described.partitions))?;
@@ -66,16 +66,16 @@ fn oldest_ms(log: &Arc<dyn Log>, topic: &str, partition: u32, bounds: PartitionD
 
 /// An object of the lake.
 #[derive(Debug, Clone)]
-pub(crate) struct ObjectCut {
+pub(crate) struct LakeObject {
     pub(crate) name: ObjectName,
     pub(crate) footer: Footer,
 }
 
 /// The objects of the lake.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct LakeCut {
+pub(crate) struct LakeExtent {
     /// Sorted by partition and start offset.
-    pub(crate) objects: Vec<ObjectCut>,
+    pub(crate) objects: Vec<LakeObject>,
     /// From where to where each partition goes; gaps are not looked for here.
     pub(crate) covered: BTreeMap<u32, (u64, u64)>,
     /// If a partition does not begin at offset 0: records written later than this still exist.
@@ -84,23 +84,23 @@ pub(crate) struct LakeCut {
     pub(crate) unusable: Vec<(String, String)>,
 }
 
-impl LakeCut {
+impl LakeExtent {
     fn of(flow: &Flow, lake: &Lake, runtime: &Handle) -> anyhow::Result<Self> {
-        let mut cut = Self::default();
+        let mut extent = Self::default();
         for name in runtime.block_on(lake.objects(flow.clean()))? {
             match runtime.block_on(lake.footer(&name)) {
                 Ok(footer) => {
-                    let covered = cut.covered.entry(name.partition).or_insert((footer.start, footer.end));
+                    let covered = extent.covered.entry(name.partition).or_insert((footer.start, footer.end));
                     covered.1 = covered.1.max(footer.end);
-                    cut.objects.push(ObjectCut { name, footer });
+                    extent.objects.push(LakeObject { name, footer });
                 }
-                Err(lake::Error::Unusable { object, what, .. }) => cut.unusable.push((object, what)),
+                Err(lake::Error::Unusable { object, what, .. }) => extent.unusable.push((object, what)),
                 Err(error) => return Err(error.into()),
             }
         }
         let first =
-            |object: &&ObjectCut| cut.covered.get(&object.name.partition).map(|c| c.0) == Some(object.name.start);
-        for object in cut.objects.iter().filter(first).filter(|object| object.name.start > 0) {
+            |object: &&LakeObject| extent.covered.get(&object.name.partition).map(|c| c.0) == Some(object.name.start);
+        for object in extent.objects.iter().filter(first).filter(|object| object.name.start > 0) {
             let mut reader = lake.read_object(object.name.clone(), flow.identity_schema());
             let oldest = match runtime.block_on(reader.next()) {
                 Ok(rows) => rows.and_then(|rows| rows.timestamps_ms.values().first().copied()),
@@ -109,9 +109,9 @@ impl LakeCut {
                 Err(error) => return Err(error.into()),
             };
             let oldest = oldest.unwrap_or_else(service::now_ms);
-            cut.kept_since_ms = cut.kept_since_ms.max(Some(oldest));
+            extent.kept_since_ms = extent.kept_since_ms.max(Some(oldest));
         }
-        Ok(cut)
+        Ok(extent)
     }
 }
 
@@ -130,13 +130,13 @@ pub(crate) struct Unread {
 
 /// Everything that is looked at.
 #[derive(Debug)]
-pub(crate) struct Cuts {
-    pub(crate) raw: Option<Cut>,
-    pub(crate) dead_letters: Option<Cut>,
-    pub(crate) clean: Option<Cut>,
-    pub(crate) cloud: Option<Cut>,
-    pub(crate) lake: Option<LakeCut>,
-    pub(crate) scores: Option<Cut>,
+pub(crate) struct Extents {
+    pub(crate) raw: Option<TopicExtent>,
+    pub(crate) dead_letters: Option<TopicExtent>,
+    pub(crate) clean: Option<TopicExtent>,
+    pub(crate) cloud: Option<TopicExtent>,
+    pub(crate) lake: Option<LakeExtent>,
+    pub(crate) scores: Option<TopicExtent>,
     /// What the preprocessor has committed of the raw topic, by partition.
     pub(crate) preprocessor: Vec<u64>,
     /// What the replicator has committed of the clean topic.
@@ -147,7 +147,7 @@ pub(crate) struct Cuts {
     pub(crate) unread: Vec<Unread>,
 }
 
-impl Cuts {
+impl Extents {
     /// Positions first, then ends against the flow.
     pub(crate) fn take(sources: &Sources, runtime: &Handle) -> anyhow::Result<Self> {
         let (edge, cloud) = (sources.edge.as_ref(), sources.cloud.as_ref());
@@ -160,16 +160,16 @@ impl Cuts {
         let preprocessor = of(edge, &flow.stream.group(), flow.raw())?;
         let replicator = of(cloud, &replicator::group_of(&sources.site, clean), clean)?;
         let scorer = if flow.model.is_some() { of(edge, &sources.scorer_group, clean)? } else { Vec::new() };
-        let cut = |log: Option<&Arc<dyn Log>>, topic| log.map(|log| Cut::of(log, topic)).transpose();
-        let lake = sources.lake.as_ref().map(|lake| LakeCut::of(flow, lake, runtime)).transpose()?;
+        let extent = |log: Option<&Arc<dyn Log>>, topic| log.map(|log| TopicExtent::of(log, topic)).transpose();
+        let lake = sources.lake.as_ref().map(|lake| LakeExtent::of(flow, lake, runtime)).transpose()?;
         let scores = match &flow.model {
-            Some(model) if has_scores(sources)? => cut(edge, &model.scores.name)?,
+            Some(model) if has_scores(sources)? => extent(edge, &model.scores.name)?,
             _ => None,
         };
-        let (cloud, clean) = (cut(cloud, clean)?, cut(edge, clean)?);
-        let dead_letters = cut(edge, flow.dead_letters())?;
-        let raw = cut(edge, flow.raw())?;
-        let mut cuts = Self {
+        let (cloud, clean) = (extent(cloud, clean)?, extent(edge, clean)?);
+        let dead_letters = extent(edge, flow.dead_letters())?;
+        let raw = extent(edge, flow.raw())?;
+        let mut extents = Self {
             raw,
             dead_letters,
             clean,
@@ -181,32 +181,33 @@ impl Cuts {
             scorer,
             unread: Vec::new(),
         };
-        cuts.unread = cuts.unread(sources)?;
-        Ok(cuts)
+        extents.unread = extents.unread(sources)?;
+        Ok(extents)
     }
 
     /// Compares what retention has left of each topic with the positions of the stages that read it.
     fn unread(&self, sources: &Sources) -> anyhow::Result<Vec<Unread>> {
         let mut unread = Vec::new();
-        let mut compare = |hop, cut: &Option<Cut>, log: &Option<Arc<dyn Log>>, readers: &[(&'static str, Vec<u64>)]| {
-            let (Some(cut), Some(log)) = (cut, log) else { return };
-            // Nothing but the bridge writes raw topics, and it writes without transactions.
-            let may_be_markers = hop != Hop::Raw && matches!(log.url(), LogUrl::Kafka { .. });
-            for (partition, bounds) in (0..).zip(&cut.partitions) {
-                let mut note = |reader, position: u64| {
-                    if position < bounds.first {
-                        let offsets = position..bounds.first;
-                        unread.push(Unread { hop, partition, offsets, reader, may_be_markers });
+        let mut compare =
+            |hop, extent: &Option<TopicExtent>, log: &Option<Arc<dyn Log>>, readers: &[(&'static str, Vec<u64>)]| {
+                let (Some(extent), Some(log)) = (extent, log) else { return };
+                // Nothing but the bridge writes raw topics, and it writes without transactions.
+                let may_be_markers = hop != Hop::Raw && matches!(log.url(), LogUrl::Kafka { .. });
+                for (partition, bounds) in (0..).zip(&extent.partitions) {
+                    let mut note = |reader, position: u64| {
+                        if position < bounds.first {
+                            let offsets = position..bounds.first;
+                            unread.push(Unread { hop, partition, offsets, reader, may_be_markers });
+                        }
+                    };
+                    for (reader, positions) in readers {
+                        note(Some(*reader), positions.get(partition as usize).copied().unwrap_or(0));
                     }
-                };
-                for (reader, positions) in readers {
-                    note(Some(*reader), positions.get(partition as usize).copied().unwrap_or(0));
+                    if readers.is_empty() {
+                        note(None, 0);
+                    }
                 }
-                if readers.is_empty() {
-                    note(None, 0);
-                }
-            }
-        };
+            };
         compare(Hop::Raw, &self.raw, &sources.edge, &[("preprocessor", self.preprocessor.clone())]);
         let mut of_clean = Vec::new();
         if self.scores.is_some() {
@@ -221,8 +222,8 @@ impl Cuts {
         if self.cloud.is_some() || self.lake.is_none() || !of_clean.is_empty() {
             compare(Hop::Clean, &self.clean, &sources.edge, &of_clean);
         }
-        let reached = |lake: &LakeCut| {
-            let partitions = self.cloud.as_ref().map_or(0, |cut| cut.partitions.len() as u32);
+        let reached = |lake: &LakeExtent| {
+            let partitions = self.cloud.as_ref().map_or(0, |extent| extent.partitions.len() as u32);
             (0..partitions).map(|partition| lake.covered.get(&partition).map_or(0, |covered| covered.1)).collect()
         };
         let of_cloud: Vec<_> = self.lake.iter().map(|lake| ("sink", reached(lake))).collect();
@@ -319,7 +320,7 @@ pub(crate) fn wait(
     if let (Some(cloud), Some(lake)) = (&sources.cloud, &sources.lake) {
         let copied = ends(cloud, clean_topic)?;
         waited("the sink", &mut || {
-            let covered = LakeCut::of(flow, lake, runtime)?.covered;
+            let covered = LakeExtent::of(flow, lake, runtime)?.covered;
             let reached: Vec<_> = (0..copied.len() as u32).map(|p| covered.get(&p).map(|c| c.1)).collect();
             records_between(cloud, clean_topic, &reached, &copied)
         })?;
