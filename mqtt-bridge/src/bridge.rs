@@ -335,13 +335,7 @@ fn prepare(
 
 fn read_key(args: &Args) -> anyhow::Result<Option<PseudonymKey>> {
     let Some(path) = args.pseudonym_key_file.as_ref().filter(|_| !args.no_alerts) else { return Ok(None) };
-    let problem = |problem: String| ConfigError(vec![format!("--pseudonym-key-file {}: {problem}", path.display())]);
-    let bytes = std::fs::read(path).map_err(|error| match error.kind() {
-        ErrorKind::NotFound => problem(
-            "the file does not exist; it is the key of the site's preprocessor, made once with: openssl rand -hex 32"
-                .to_owned(),
-        ),
-        _ => problem(format!("cannot be read: {error}")),
-    })?;
-    Ok(Some(PseudonymKey::from_bytes(&bytes).map_err(|error| problem(error.to_string()))?))
+    let key = PseudonymKey::from_file(path)
+        .map_err(|error| ConfigError(vec![format!("--pseudonym-key-file {}: {error}", path.display())]))?;
+    Ok(Some(key))
 }

@@ -1,6 +1,5 @@
 //! Settings.
 
-use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -140,15 +139,7 @@ impl Args {
                     .into(),
             );
         };
-        let shown = path.display();
-        let bytes = std::fs::read(path).map_err(|e| match e.kind() {
-            ErrorKind::NotFound => format!(
-                "--pseudonym-key-file {shown}: the file does not exist; make a key once with: openssl rand -hex 32 > \
-                 {shown}"
-            ),
-            _ => format!("--pseudonym-key-file {shown}: cannot be read: {e}"),
-        })?;
-        PseudonymKey::from_bytes(&bytes).map_err(|e| format!("--pseudonym-key-file {shown}: {e}"))
+        PseudonymKey::from_file(path).map_err(|error| format!("--pseudonym-key-file {}: {error}", path.display()))
     }
 }
 
@@ -164,7 +155,7 @@ mod tests {
         std::fs::write(&short, "too short\n").unwrap();
         let problem = |path: PathBuf| Args::new("log".parse().unwrap(), path).pseudonym_key().unwrap_err();
         assert!(problem(short).contains("at least 16 bytes, this one has 9"));
-        assert!(problem(directory.path().join("none")).contains("does not exist; make a key once with: openssl rand"));
+        assert!(problem(directory.path().join("none")).contains("made once for all its stages with: openssl rand"));
         let mut args = Args::new("log".parse().unwrap(), "key".into());
         args.pseudonym_key_file = None;
         assert!(args.pseudonym_key().unwrap_err().contains("is missing"));

@@ -1,6 +1,5 @@
 //! The settings of the audit.
 
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -158,10 +157,5 @@ fn check_directory(setting: &str, path: &Path, problems: &mut Vec<String>) {
 }
 
 fn read_key(path: &Path) -> Result<PseudonymKey, String> {
-    let shown = path.display();
-    let bytes = std::fs::read(path).map_err(|e| match e.kind() {
-        ErrorKind::NotFound => format!("--pseudonym-key-file {shown}: the file does not exist"),
-        _ => format!("--pseudonym-key-file {shown}: cannot be read: {e}"),
-    })?;
-    PseudonymKey::from_bytes(&bytes).map_err(|e| format!("--pseudonym-key-file {shown}: {e}"))
+    PseudonymKey::from_file(path).map_err(|error| format!("--pseudonym-key-file {}: {error}", path.display()))
 }

@@ -45,7 +45,7 @@ fn counted(count: usize, what: &str) -> String {
 fn check(args: &service::ContractArgs) -> Result<Contract, ConfigError> {
     let contract = args.load()?;
     let described = problems(&contract).into_iter().map(|problem| args.describe(problem));
-    ConfigError::check(described.collect())?;
+    ConfigError::check(described)?;
     Ok(contract)
 }
 

@@ -15,9 +15,7 @@ pub(super) fn write(args: &NewArgs) -> anyhow::Result<String> {
     if Contract::builtin().stream(name).is_some() {
         return refused(format!("{name} is a stream of the platform: choose another name"));
     }
-    if directory.is_file() {
-        return refused(format!("--contract {}: is a file: choose a directory", directory.display()));
-    }
+    ConfigError::check(service::not_a_directory("--contract", directory))?;
     std::fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
     let present = service::read_contract(directory).map_err(ConfigError)?;
     let args = ContractArgs::of(directory);

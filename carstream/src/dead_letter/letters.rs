@@ -73,7 +73,7 @@ pub(super) fn topics(log: &Arc<dyn Log>, known: &[Arc<str>], filter: &Filter) ->
     let other = |topic: &&String| !known.iter().any(|known| **known == ***topic);
     let refuse =
         |topic: &String| format!("--topic {topic}: is no dead-letter topic; the contract has {}", known.join(", "));
-    ConfigError::check(filter.topic.iter().filter(other).map(refuse).collect())?;
+    ConfigError::check(filter.topic.iter().filter(other).map(refuse))?;
     let named = !filter.topic.is_empty();
     let names: Vec<&str> = match named {
         true => filter.topic.iter().map(String::as_str).collect(),

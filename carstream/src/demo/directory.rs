@@ -102,9 +102,7 @@ impl RunDirectory {
             }
         };
         let shown = directory.display();
-        if directory.exists() && !directory.is_dir() {
-            return Err(ConfigError(vec![format!("--keep {shown}: is a file: choose a directory")]).into());
-        }
+        ConfigError::check(service::not_a_directory("--keep", &directory))?;
         std::fs::create_dir_all(&directory)
             .with_context(|| format!("cannot create {shown}: choose another directory with --keep"))?;
         let run = Run::new(args);
@@ -155,7 +153,7 @@ impl RunDirectory {
         let problem = |what: &str, name: &str| format!("--contract: has no {what} {name}, which the demo is about");
         let stream = self.contract.stream(stream).is_none().then(|| problem("stream", stream));
         let model = self.contract.model(model).is_none().then(|| problem("model", model));
-        ConfigError::check(stream.into_iter().chain(model).collect())
+        ConfigError::check(stream.into_iter().chain(model))
     }
 
     /// The clean topic of the readings.

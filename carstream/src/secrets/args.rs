@@ -61,8 +61,7 @@ impl Args {
     /// All that cannot work.
     pub(super) fn problems(&self) -> Vec<String> {
         let no_vin = |vin: &&String| !mqtt_bridge::is_vin(vin) || TAKEN.contains(&vin.to_ascii_lowercase().as_str());
-        let is_file = self.dir.exists() && !self.dir.is_dir();
-        let dir = is_file.then(|| format!("--dir {}: is a file: choose a directory", self.dir.display()));
+        let dir = service::not_a_directory("--dir", &self.dir);
         let cars = self.cars.iter().filter(no_vin).map(|vin| {
             format!("--car {vin}: a VIN has 1 to 32 letters, digits, - and _, and is not ca or mqtt-bridge")
         });

@@ -68,8 +68,8 @@ pub fn read_contract(directory: &Path) -> Result<Files, Vec<String>> {
     if !directory.exists() {
         return Err(vec![format!("--contract {shown}: the directory does not exist")]);
     }
-    if !directory.is_dir() {
-        return Err(vec![format!("--contract {shown}: is a file: choose a directory")]);
+    if let Some(problem) = crate::not_a_directory("--contract", directory) {
+        return Err(vec![problem]);
     }
     let (mut files, mut problems) = (Files::new(), Vec::new());
     read_below(directory, "", &mut files, &mut problems);

@@ -36,7 +36,7 @@ pub use periodic::Periodic;
 pub use readiness::Readiness;
 pub use registrar::{Histograms, Registrar};
 use settings::Variables;
-pub use values::HostPort;
+pub use values::{HostPort, not_a_directory};
 pub use waiting::{Waiting, chain, retry_until};
 
 /// Exit code for settings that cannot work, as in BSD's `sysexits.h` (EX_USAGE).
@@ -121,7 +121,8 @@ pub struct ConfigError(pub Vec<String>);
 
 impl ConfigError {
     /// `Ok` if there are no problems.
-    pub fn check(problems: Vec<String>) -> Result<(), Self> {
+    pub fn check(problems: impl IntoIterator<Item = String>) -> Result<(), Self> {
+        let problems: Vec<_> = problems.into_iter().collect();
         if problems.is_empty() { Ok(()) } else { Err(Self(problems)) }
     }
 }

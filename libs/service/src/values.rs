@@ -12,6 +12,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -150,6 +151,12 @@ impl<I: Into<IpAddr>> From<(I, u16)> for HostPort {
     fn from((ip, port): (I, u16)) -> Self {
         Self { host: ip.into().to_string(), port }
     }
+}
+
+/// What is wrong with a directory that is to be used or made, if it is a file.
+pub fn not_a_directory(setting: &str, path: &Path) -> Option<String> {
+    let is_other = path.exists() && !path.is_dir();
+    is_other.then(|| format!("{setting} {}: is a file: choose a directory", path.display()))
 }
 
 /// The name of an instance: clap's `value_parser`. `@host` stands for the name of the host, which in a container or a

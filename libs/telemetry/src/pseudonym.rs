@@ -3,6 +3,9 @@
 //! Keyed, because VINs can be enumerated: without the key nobody can try them all. 128 bits, so that two cars never
 //! share one. The same key gives the same pseudonym at every site and restart; losing it cuts the link to the past.
 
+use std::io::{self, ErrorKind};
+use std::path::Path;
+
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
@@ -23,7 +26,33 @@ pub struct KeyTooShort {
     pub bytes: usize,
 }
 
+/// A key file that cannot be used. The caller names the file.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyFileError {
+    /// There is no such file.
+    #[error(
+        "the file does not exist: it holds the site's secret key, made once for all its stages with: openssl rand -hex \
+         32 > FILE"
+    )]
+    Missing,
+    /// It is there, and cannot be read.
+    #[error("cannot be read: {0}")]
+    Unreadable(io::Error),
+    /// It holds too little.
+    #[error(transparent)]
+    TooShort(#[from] KeyTooShort),
+}
+
 impl PseudonymKey {
+    /// Reads a key file.
+    pub fn from_file(path: &Path) -> Result<Self, KeyFileError> {
+        let bytes = std::fs::read(path).map_err(|error| match error.kind() {
+            ErrorKind::NotFound => KeyFileError::Missing,
+            _ => KeyFileError::Unreadable(error),
+        })?;
+        Ok(Self::from_bytes(&bytes)?)
+    }
+
     /// Takes the bytes of a key file as they are, but for the line's end.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, KeyTooShort> {
         let key = bytes.strip_suffix(b"\n").unwrap_or(bytes);
