@@ -184,7 +184,6 @@ impl Boot {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use std::collections::HashSet;
 
     use test_support::random::Random;

@@ -238,7 +238,6 @@ impl AsRef<ServiceArgs> for Args {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use clap::{CommandFactory, Parser};
 
     use super::*;

@@ -145,7 +145,6 @@ impl Lag {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use event_log::{LogUrl, Outcome, Outputs, Processor, ProcessorOptions, Record, TopicSpec};
     use prometheus_client::registry::Registry;
 

@@ -101,7 +101,6 @@ impl Announced {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
 
     fn alert(car: &str, id: &str, state: AlertStatus) -> Alert {

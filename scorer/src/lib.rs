@@ -18,8 +18,6 @@
 //!
 //! The scorer needs its log and a model, and nothing else: no cloud, no lake with `--model`.
 
-#![cfg_attr(test, allow(clippy::unwrap_used))]
-
 pub mod alerts;
 mod args;
 pub mod cars;

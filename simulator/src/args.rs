@@ -318,7 +318,6 @@ impl Server {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
     use clap::{CommandFactory, Parser};
 

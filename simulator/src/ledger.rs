@@ -174,7 +174,6 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
 
     pub(super) fn row(seq: u32, outcome: Outcome) -> Row {

@@ -259,7 +259,6 @@ fn write_fixed(value: i32, scale: u32, out: &mut Vec<u8>) {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::car::FleetSpec;
 

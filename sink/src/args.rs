@@ -145,7 +145,6 @@ impl AsRef<ServiceArgs> for Args {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use clap::Parser;
 
     use super::*;

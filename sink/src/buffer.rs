@@ -182,7 +182,6 @@ fn record_bytes(record: &RecordRef<'_>) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
 
     const LIMITS: Limits = Limits { rows: 3, bytes: u64::MAX, age: Duration::MAX };

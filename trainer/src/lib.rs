@@ -9,8 +9,6 @@
 //! Features, forward pass and score are [`model`]'s, which the scorer uses as well; this crate has what only training
 //! needs: exact ranges, splits, the network in Burn and its optimiser, thresholds, metrics, plots.
 
-#![cfg_attr(test, allow(clippy::unwrap_used))]
-
 mod args;
 mod evaluate;
 mod fit;

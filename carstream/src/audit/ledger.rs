@@ -106,7 +106,6 @@ fn number(name: &str, text: &str) -> anyhow::Result<i64> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
 
     type Seen = (String, i64, i64, bool, Outcome, Option<i64>);

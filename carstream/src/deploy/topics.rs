@@ -111,7 +111,6 @@ const EMBEDDED: &str = "the embedded log keeps a topic as it was made; a new dir
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use std::time::Duration;
 
     use event_log::PartitionDescription;

@@ -162,7 +162,6 @@ fn sign(holder: &str, source: rcgen::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
 
     fn authority() -> (Authority, String, KeyPem) {

@@ -203,7 +203,6 @@ impl ObjectStore for Directory {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use futures_util::TryStreamExt;
     use object_store::ObjectStoreExt;
 

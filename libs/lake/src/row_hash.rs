@@ -168,7 +168,6 @@ impl<'a> Column<'a> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use std::sync::Arc;
 
     use arrow::array::{ArrayRef, Int32Array, StringArray, StringViewArray};

@@ -146,7 +146,6 @@ fn read_secret(path: &Path) -> Result<String, String> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
 
     fn args(endpoint: &str) -> S3Args {

@@ -56,7 +56,6 @@ fn folder(name: &str, version: &str) -> Result<String, Error> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use lake::LakeUrl;
 
     use super::*;

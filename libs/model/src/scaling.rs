@@ -289,7 +289,6 @@ impl Battery {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::random::SplitMix64;
 

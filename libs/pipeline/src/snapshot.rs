@@ -225,7 +225,6 @@ fn number<T: std::str::FromStr>(text: &[u8]) -> Option<T> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use event_log::Batch;
 
     use super::*;

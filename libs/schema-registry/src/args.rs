@@ -110,7 +110,6 @@ impl fmt::Display for RegistryUrl {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]

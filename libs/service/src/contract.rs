@@ -131,7 +131,6 @@ fn read_below(directory: &Path, prefix: &str, files: &mut Files, problems: &mut 
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
 
     fn problems(directory: &Path) -> Vec<String> {

@@ -86,7 +86,6 @@ fn cpu_seconds() -> Option<f64> {
 
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use prometheus_client::encoding::text::encode;
     use prometheus_client::registry::Registry;
 

@@ -189,7 +189,6 @@ fn kind(expected: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use std::collections::BTreeMap;
 
     use serde::Deserialize;

@@ -93,7 +93,6 @@ fn kind_of(declared: &Value) -> Result<Kind, String> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
 
     fn record(called: &str, fields: &str) -> Schema {

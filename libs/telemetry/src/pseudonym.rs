@@ -87,7 +87,6 @@ impl std::fmt::Debug for PseudonymKey {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]

@@ -401,7 +401,6 @@ fn impossible(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
 
     fn field(text: &str) -> Result<Field, String> {

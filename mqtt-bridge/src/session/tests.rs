@@ -1,7 +1,6 @@
 //! A session, driven by bytes, with a log that the test plays.
 //!
 //! The cases of MQTT 3.1.1 and 5 share one driver and stand side by side, so that a difference shows: one file.
-#![allow(clippy::unwrap_used)]
 
 use test_support::random::Random;
 use tokio_util::codec::{Decoder, Encoder};

@@ -1,5 +1,4 @@
 //! Frames and packets, from bytes as they may come.
-#![allow(clippy::unwrap_used)]
 
 use test_support::random::Random;
 

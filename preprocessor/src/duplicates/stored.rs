@@ -214,7 +214,6 @@ impl<'a> Cursor<'a> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use test_support::random::Random;
 
     use super::super::RETIRED_MS;

@@ -2,7 +2,6 @@
 //! batches, against expectations by hand.
 //!
 //! One table of statements and one small fixture serve all of them: one file.
-#![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
 

@@ -145,7 +145,6 @@ fn address(random: &mut Random) -> String {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
     use std::collections::HashSet;
 

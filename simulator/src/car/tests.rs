@@ -1,5 +1,4 @@
 //! Properties of whole cars: determinism, bounds, physics over days, faults.
-#![allow(clippy::unwrap_used)]
 
 use super::*;
 

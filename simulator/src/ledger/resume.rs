@@ -195,7 +195,6 @@ fn without_unacknowledged(path: &Path, file: &File, whole_bytes: u64) -> anyhow:
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::super::tests::row;
     use super::super::write_row;
     use super::*;

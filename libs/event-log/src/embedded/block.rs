@@ -222,8 +222,6 @@ fn take(bytes: &mut &[u8]) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
-
     use proptest::collection::vec;
     use proptest::prelude::*;
 

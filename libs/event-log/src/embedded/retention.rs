@@ -188,8 +188,6 @@ fn to_ms(duration: Duration) -> i64 {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
-
     use super::super::block::pack_new;
     use super::super::commit::Request;
     use super::super::groups::Role;
