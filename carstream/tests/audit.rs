@@ -1,4 +1,6 @@
 //! The audit finds every kind of fault, names it with its places, and finds none where there is none.
+//!
+//! Each kind of fault is one case on the same small site: one file.
 #![allow(clippy::unwrap_used)]
 
 mod support;

@@ -1,6 +1,8 @@
 //! The statement as text: `CREATE STREAM name AS SELECT …`, and which clauses it may have.
 //!
-//! DataFusion would plan much more. What a stream can't do is refused here, where it still has its name.
+//! DataFusion would plan much more, and swallow some of it silently (`CLUSTER BY`, `FOR UPDATE`). Each clause that a
+//! stream can't have is refused here, and only here, where it still has its name. What expressions hold is judged in
+//! the plan, by `shape`.
 
 use datafusion_sql::sqlparser::ast::{
     Distinct, GroupByExpr, JoinOperator, Query, Select, SetExpr, Statement, TableFactor,

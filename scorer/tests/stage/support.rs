@@ -1,6 +1,6 @@
 //! An embedded log in a temporary directory, a small model, readings, and the stage run on them.
 //!
-//! All that the tests beside it need to set up: one place to look.
+//! All that the tests beside it need to set up: one file.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
