@@ -89,7 +89,16 @@ impl Log for MadeUp {
     fn describe(&self, topic: &str) -> Result<TopicDescription, Error> {
         let next = if topic.ends_with("dead-letter") || topic == "models" { 0 } else { self.fleet.per_partition() };
         let partitions = vec![PartitionDescription { first: 0, next }; PARTITIONS as usize];
-        Ok(TopicDescription { id: topic.to_owned(), partitions, compacted: false, retention: None, replicas: None })
+        let (settings_known, max_record_bytes) = (true, usize::MAX);
+        Ok(TopicDescription {
+            settings_known,
+            max_record_bytes,
+            id: topic.to_owned(),
+            partitions,
+            compacted: false,
+            retention: None,
+            replicas: None,
+        })
     }
 
     fn committed(&self, _: &str, _: &str) -> Result<Vec<Option<u64>>, Error> {

@@ -44,6 +44,8 @@ pub(crate) enum Close {
     NotDurable,
     /// The log refused a publish.
     LogRefused,
+    /// A publish is larger than its topic in the log takes.
+    TooLargeForLog,
     /// CONNECT was answered with a refusal.
     Refused,
 }
@@ -70,6 +72,7 @@ impl Close {
             Close::ReceiveMaximumExceeded => "receive-maximum-exceeded",
             Close::NotDurable => "not-durable",
             Close::LogRefused => "log-refused",
+            Close::TooLargeForLog => "too-large-for-log",
             Close::Refused => "refused",
         }
     }
@@ -81,6 +84,7 @@ impl Close {
             Close::Malformed
                 | Close::ProtocolError
                 | Close::PacketTooLarge
+                | Close::TooLargeForLog
                 | Close::TopicInvalid
                 | Close::NotAuthorized
                 | Close::QosNotSupported
@@ -110,6 +114,7 @@ impl Close {
             Close::ReceiveMaximumExceeded => Reason::ReceiveMaximumExceeded,
             Close::NotDurable => Reason::UnspecifiedError,
             Close::LogRefused => Reason::ImplementationSpecificError,
+            Close::TooLargeForLog => Reason::QuotaExceeded,
         })
     }
 
@@ -126,6 +131,7 @@ impl Close {
             Close::PausedTooLong => "the log is not keeping up",
             Close::NotDurable => "the log did not confirm: send again",
             Close::LogRefused => "the log refused the message",
+            Close::TooLargeForLog => "larger than the topic in the log takes",
             other => other.label(),
         }
     }

@@ -21,7 +21,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use event_log::{AppendError, Record};
+use event_log::{AppendError, Error, Record};
 use tokio::time::Instant;
 
 use crate::alerts::parse_pseudonym;
@@ -174,7 +174,9 @@ impl Connection {
         let stamp = Stamp::now();
         if let Some((message, bytes)) = self.held.take() {
             self.budget.release(bytes);
-            self.append(message, bytes, &stamp)?;
+            let kept = self.append(message, bytes, &stamp);
+            self.shared.give_back(bytes - kept.unwrap_or(0));
+            kept?;
         }
         if !self.input.is_empty() && !self.is_shut() {
             let input = std::mem::take(&mut self.input);
@@ -342,9 +344,9 @@ impl Connection {
         Ok(())
     }
 
-    /// Gives a message to the log; holds it if there is no room.
-    fn append(&mut self, message: Message, bytes: u32, stamp: &Stamp) -> Result<(), Close> {
-        let Some(session) = &mut self.session else { return Ok(()) };
+    /// Gives a message to the log; holds it if there is no room. Returns how much of its cost stays with it.
+    fn append(&mut self, message: Message, bytes: u32, stamp: &Stamp) -> Result<u32, Close> {
+        let Some(session) = &mut self.session else { return Ok(0) };
         let shared = &self.shared;
         let token = self.slot.token(session.window().next_sequence());
         let record = Record {
@@ -360,16 +362,22 @@ impl Connection {
                 kind.published.inc();
                 shared.metrics.publish_bytes.inc_by(message.payload.len() as u64);
                 shared.metrics.in_flight.inc();
-                Ok(())
+                Ok(bytes)
             }
             Err(AppendError::Full) => {
                 self.budget.charge(bytes);
                 self.held = Some((message.detached(), bytes));
-                Ok(())
+                Ok(bytes)
+            }
+            // It would be refused again: this is about this message, and nobody else's.
+            Err(AppendError::Refused(error @ Error::TooLarge { .. })) => {
+                let close = Close::TooLargeForLog;
+                shared.metrics.refused_publish(close.label());
+                shared.complaints.note(close.label(), "refused a publish", &error.to_string());
+                session.refuse(message.packet_id, close, stamp.instant).map(|()| 0)
             }
             Err(AppendError::Refused(error)) => {
                 shared.note_log_trouble(&error);
-                shared.give_back(bytes);
                 Err(Close::LogRefused)
             }
         }

@@ -195,12 +195,16 @@ impl Session {
             Some(message) if self.only_car(rules).is_some_and(|only| only != message.vin()) => Close::NotAuthorized,
             Some(message) => return Ok(Step::Append(message)),
         };
-        // Only a PUBACK of MQTT 5 can say no. MQTT 3.1.1 (3.3.5) and QoS 0 leave closing the connection; acknowledging
-        // would claim that the log has it.
+        self.refuse(packet_id.map_or(0, NonZeroU16::get), refused, now).map(|()| Step::RefusedPublish(refused))
+    }
+
+    /// Refuses a publish. Only a PUBACK of MQTT 5 can say no. MQTT 3.1.1 (3.3.5) and QoS 0 leave closing the
+    /// connection; acknowledging would claim that the log has it.
+    pub(crate) fn refuse(&mut self, packet_id: u16, refused: Close, now: Instant) -> Result<(), Close> {
         match (self.version, packet_id, refused.disconnect_reason()) {
-            (Version::V5, Some(packet_id), Some(reason)) => {
-                self.window.push(packet_id.get(), Fate::Refused(reason.into()), 0, now);
-                Ok(Step::RefusedPublish(refused))
+            (Version::V5, 1.., Some(reason)) => {
+                self.window.push(packet_id, Fate::Refused(reason.into()), 0, now);
+                Ok(())
             }
             _ => Err(refused),
         }

@@ -186,6 +186,50 @@ fn a_payload_of_a_megabyte_is_refused_with_its_reason() {
 }
 
 #[test]
+fn a_message_that_the_log_can_never_take_is_its_cars_own_trouble() {
+    let bridge = TestBridge::start(|args| {
+        args.limits.max_packet_bytes = 16 * 1_024;
+        args.limits.max_unacknowledged_bytes = 64 * 1_024;
+    });
+    bridge.gate.set_max_bytes(1_000);
+    let large = vec![b'x'; 8 * 1_024];
+    let mut other = Client::connect(bridge.address, V3, "other");
+    let mut car = Client::connect(bridge.address, V5, CAR);
+    // Often enough to use up the byte budget many times, should refused messages keep their part of it.
+    for id in 1..=50 {
+        car.publish(TELEMETRY, id, &large);
+        assert_eq!(car.packet(), [0x40, 3, 0, id as u8, 0x97], "quota exceeded, and the connection stays");
+    }
+    // MQTT 3.1.1 cannot say no.
+    for _ in 0..50 {
+        let mut old = Client::connect(bridge.address, V3, "old");
+        old.publish(TELEMETRY, 1, &large);
+        old.expect_end(0);
+    }
+    assert_eq!(bridge.metric("closes_total{reason=\"too-large-for-log\"}"), 50);
+    car.publish(TELEMETRY, 51, b"small");
+    car.expect_pubacks([51]);
+    other.publish(TELEMETRY, 1, b"small");
+    other.expect_pubacks([1]);
+    assert_eq!(bridge.records("telemetry.raw").len(), 2);
+
+    // The budget is neither less nor more than before.
+    bridge.gate.hold();
+    let (mut stream, payload) = (car.stream.try_clone().unwrap(), vec![b'x'; 900]);
+    let sender = std::thread::spawn(move || {
+        for id in 52..=151 {
+            std::io::Write::write_all(&mut stream, &publish_packet(V5, TELEMETRY, id, &payload)).unwrap();
+        }
+    });
+    bridge.wait_for("paused", 1);
+    let in_flight = bridge.metric("in_flight");
+    assert!((50..=70).contains(&in_flight), "64 KiB are about 66 of these: {in_flight}");
+    bridge.gate.open();
+    car.expect_pubacks(52..=151);
+    sender.join().unwrap();
+}
+
+#[test]
 fn wrong_topics_and_other_versions_are_refused() {
     let bridge = TestBridge::start(|args| args.client_id = mqtt_bridge::ClientIdRule::Vin);
     let mut car = Client::connect(bridge.address, V5, CAR);

@@ -123,6 +123,8 @@ mod tests {
             partitions: vec![PartitionDescription { first: 0, next: 0 }; partitions],
             compacted,
             retention: hours.map(|hours| Duration::from_secs(3600 * hours)),
+            settings_known: true,
+            max_record_bytes: 1 << 20,
             replicas: Some(1),
         }
     }

@@ -23,6 +23,31 @@ pub struct Record<'a> {
     pub timestamp_ms: i64,
 }
 
+/// What a batch of a single record takes at most beside key, value and headers: its own header in Kafka's format, 61
+/// bytes, and the lengths, times and offset of the record, each as a number of variable length.
+const FRAME_BYTES: usize = 61 + 31;
+/// The two lengths of a header.
+const HEADER_FRAME_BYTES: usize = 10;
+
+impl Record<'_> {
+    /// The bytes that it takes in a log at most, before compression.
+    pub fn size(&self) -> usize {
+        size(self.key, self.value, self.headers.iter().copied())
+    }
+}
+
+fn size<'h>(key: &[u8], value: Option<&[u8]>, headers: impl Iterator<Item = (&'h str, &'h [u8])>) -> usize {
+    let headers: usize = headers.map(|(name, value)| HEADER_FRAME_BYTES + name.len() + value.len()).sum();
+    FRAME_BYTES + key.len() + value.map_or(0, <[u8]>::len) + headers
+}
+
+impl RecordRef<'_> {
+    /// The bytes that it takes in a log at most, before compression.
+    pub fn size(&self) -> usize {
+        size(self.key, self.value, self.headers)
+    }
+}
+
 /// A record that was read.
 #[derive(Debug, Clone, Copy)]
 pub struct RecordRef<'a> {

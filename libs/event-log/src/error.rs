@@ -100,6 +100,30 @@ pub enum Error {
         #[source]
         source: BoxError,
     },
+    /// A record is larger than its topic takes. It stays so until somebody changes the topic.
+    #[error("topic {topic} in {log} takes records of up to {limit} bytes, and one has {bytes}: {remedy}")]
+    TooLarge {
+        /// The log's URL.
+        log: String,
+        /// The topic.
+        topic: String,
+        /// As [`Record::size`](crate::Record::size) counts.
+        bytes: usize,
+        /// The largest that the topic takes.
+        limit: usize,
+        /// What an operator can do.
+        remedy: &'static str,
+    },
+    /// The log refuses records by their time. It does so until somebody sets a clock, or changes the topic.
+    #[error("topic {topic} in {log} refuses records by their time: {why}")]
+    Time {
+        /// The log's URL.
+        log: String,
+        /// The topic.
+        topic: String,
+        /// Which clock is wrong, and by how much.
+        why: String,
+    },
     /// Stored bytes are not what was written.
     #[error("{log} is damaged at {place}: {what}")]
     Corrupt {
@@ -116,5 +140,11 @@ impl Error {
     /// Whether the same operation may succeed later, unchanged.
     pub fn is_retriable(&self) -> bool {
         matches!(self, Error::Unavailable { .. })
+    }
+
+    /// Whether it passes once an operator has changed a setting or a clock, and not before. Starting again does not
+    /// help: wait where it happened, and say so.
+    pub fn needs_operator(&self) -> bool {
+        matches!(self, Error::TooLarge { .. } | Error::Time { .. })
     }
 }

@@ -15,9 +15,12 @@
 //! call has a budget, and the caller, who can be told to stop, calls again.
 
 mod appender;
+mod calls;
 mod clients;
 mod consumer;
+mod deliveries;
 mod foreign;
+mod limits;
 mod member;
 mod reader;
 mod rebalances;
@@ -30,7 +33,7 @@ use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use rdkafka::admin::AdminClient;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -42,6 +45,8 @@ use crate::{
     Reader, TopicDescription, TopicPartition, TopicSpec, Transactor,
 };
 use clients::{Clients, Diagnostics, Plain};
+use deliveries::Refusal;
+use limits::Limits;
 
 /// How long one request to the cluster may take. Requests are answered in milliseconds; a broker that restarts needs
 /// some seconds; and a stopping stage may have to wait this long.
@@ -76,8 +81,12 @@ struct KafkaLog {
     probe: BaseConsumer<Diagnostics>,
     /// One client per group whose positions were asked for. They join nothing.
     groups: Mutex<HashMap<String, Arc<BaseConsumer<Diagnostics>>>>,
-    /// Topics that were seen to exist.
-    known: RwLock<HashSet<Box<str>>>,
+    /// Topics that were seen to exist, and what they take.
+    limits: Limits,
+    /// Topics whose settings this user may not read.
+    unreadable: Mutex<HashSet<Box<str>>>,
+    /// Why the last records that were appended were refused, until others are written.
+    refusal: Mutex<Option<Refusal>>,
     cluster_id: OnceLock<String>,
 }
 
@@ -102,6 +111,13 @@ impl Log for KafkaLog {
 
     fn describe(&self, topic: &str) -> Result<TopicDescription, Error> {
         topics::describe(self, topic)
+    }
+
+    fn check_writable(&self, topic: &str) -> Result<(), Error> {
+        self.describe(topic)?;
+        let refusal = self.refusal.lock();
+        let Some(cause) = refusal.as_ref().and_then(Refusal::cause) else { return Ok(()) };
+        Err(Error::Unavailable { operation: "append records", log: self.url.to_string(), source: cause.into() })
     }
 
     fn committed(&self, group: &str, topic: &str) -> Result<Vec<Option<u64>>, Error> {
@@ -158,7 +174,9 @@ impl KafkaLog {
             probe: clients.probe().map_err(|e| refuse(Plain::of(&e).into()))?,
             clients,
             groups: Mutex::default(),
-            known: RwLock::default(),
+            limits: Limits::default(),
+            unreadable: Mutex::default(),
+            refusal: Mutex::default(),
             cluster_id: OnceLock::new(),
         })
     }
@@ -175,18 +193,36 @@ impl KafkaLog {
         Error::Refused { operation, log: self.url.to_string(), source: Plain::of(error).into() }
     }
 
+    /// A topic has refused a batch that had at most `batch_bytes`: finds out what it takes.
+    fn narrow(&self, topic: &str, batch_bytes: usize) {
+        topics::look_at_limits(self, &[topic.into()]);
+        if self.limits.of(topic).max_bytes >= batch_bytes {
+            self.limits.halve(topic, batch_bytes);
+        }
+        tracing::info!(log = %self.url, topic, "batches have at most {} bytes from now on", self.limits.smallest());
+    }
+
+    /// A topic has refused records by their time. `oldest_ms`: of the oldest, if it is not of now.
+    fn refused_time(&self, topic: &str, oldest_ms: Option<i64>) -> Error {
+        topics::look_at_limits(self, &[topic.into()]);
+        let now_ms = topics::now_ms();
+        let why = self.limits.of(topic).explain(oldest_ms.unwrap_or(now_ms), now_ms);
+        Error::Time { log: self.url.to_string(), topic: topic.to_owned(), why }
+    }
+
     fn unknown_topic(&self, topic: &str) -> Error {
         Error::UnknownTopic { log: self.url.to_string(), topic: topic.to_owned() }
     }
 
-    fn know(&self, topic: &str) {
-        if !self.knows(topic) {
-            self.known.write().insert(topic.into());
-        }
+    /// The largest record that a producer with this setting can write to the topic.
+    fn max_record_bytes(&self, topic: &str, message_max_bytes: usize) -> usize {
+        self.limits.of(topic).max_bytes.min(message_max_bytes)
     }
 
-    fn knows(&self, topic: &str) -> bool {
-        self.known.read().contains(topic)
+    fn too_large(&self, topic: &str, bytes: usize, limit: usize) -> Error {
+        let remedy = "raise the topic's max.message.bytes, and for records above 1,000,000 bytes also set --kafka-option \
+                      message.max.bytes; or make such records smaller";
+        Error::TooLarge { log: self.url.to_string(), topic: topic.to_owned(), bytes, limit, remedy }
     }
 
     /// The first offset of a partition and the one after its last committed record.

@@ -339,6 +339,11 @@ pub struct TopicDescription {
     pub compacted: bool,
     /// The log removes records that are older than this, some time after; `None`: age removes nothing.
     pub retention: Option<Duration>,
+    /// Whether the log lets this user read the topic's settings. If not, it is taken to be neither compacted nor to
+    /// have a retention.
+    pub settings_known: bool,
+    /// The largest record that a commit can write to it, as [`Record::size`] counts.
+    pub max_record_bytes: usize,
     /// How many replicas each partition has, at least; `None` where there is no such thing.
     pub replicas: Option<u16>,
 }

@@ -16,20 +16,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use event_log::*;
-use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
+use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use support::broker::Broker;
+use support::kafka_admin::{set, stranger, wait_for};
 use support::*;
-
-/// A client that is none of ours, configured by hand.
-fn stranger(backend: &Backend) -> ClientConfig {
-    let LogUrl::Kafka { bootstrap } = &backend.url else { panic!("{} is not Kafka", backend.url) };
-    let mut config = ClientConfig::new();
-    config.set("bootstrap.servers", bootstrap);
-    config
-}
 
 fn send(producer: &BaseProducer, topic: &str, values: &[&str]) {
     for value in values {
@@ -91,13 +83,9 @@ fn only_committed_transactions_are_visible() {
 fn every_codec_of_kafka_is_read() {
     let Some(backend) = kafka() else { return };
     let log = backend.open();
-    let admin: AdminClient<DefaultClientContext> = stranger(&backend).create().unwrap();
     for codec in ["gzip", "snappy", "lz4", "zstd", "uncompressed"] {
         let topic = topic(&*log, codec, 1);
-        let setting = AlterConfig::new(ResourceSpecifier::Topic(&topic)).set("compression.type", codec);
-        for changed in wait_for(admin.alter_configs(&[setting], &AdminOptions::new())).unwrap() {
-            changed.unwrap();
-        }
+        set(&backend, &topic, &[("compression.type", codec)]);
         append_all(&log, &topic, (0..10).map(|_| record("k", "the same, so that it can be compressed")));
         assert_eq!(read_partition(&log, &topic, 0).len(), 10, "{codec}, a reader");
         let mut processor = instance(&log, &unique("group"), "one", &topic);
@@ -441,7 +429,7 @@ fn a_record_that_is_too_large_is_refused_and_blocks_nothing() {
     let completions = Completions::default();
     let appender = log.clone().appender(completions.callback()).unwrap();
     let refused = appender.append(&input, &record("k", &huge), 1).unwrap_err();
-    assert!(matches!(refused, AppendError::Refused(Error::Refused { .. })), "{refused:?}");
+    assert!(matches!(refused, AppendError::Refused(Error::TooLarge { .. })), "{refused:?}");
     append(&*appender, &input, &record("k", "small"), 2);
     assert!(appender.flush(PATIENCE));
     assert_eq!(completions.all(), [Completion { token: 2, durable: true }]);
@@ -452,7 +440,7 @@ fn a_record_that_is_too_large_is_refused_and_blocks_nothing() {
     outputs.push(&output, 0, &record("k", "before"));
     outputs.push(&output, 0, &record("k", &huge));
     let refused = p.commit(&outputs, &[behind(&batch)]).unwrap_err();
-    assert!(matches!(refused, Error::Refused { .. }), "{refused:?}");
+    assert!(matches!(refused, Error::TooLarge { .. }), "{refused:?}");
     let mut outputs = Outputs::default();
     copied(&batch, &output, &mut outputs);
     assert_eq!(p.commit(&outputs, &[behind(&batch)]).unwrap(), Outcome::Committed);
@@ -611,19 +599,5 @@ fn next_batch_of(processor: &mut Processor, max_records: usize) -> Batch {
             return batch;
         }
         assert!(Instant::now() < deadline, "no records come");
-    }
-}
-
-/// Waits for a future without a runtime.
-fn wait_for<T>(future: impl Future<Output = T>) -> T {
-    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-    let mut future = std::pin::pin!(future);
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let std::task::Poll::Ready(value) = future.as_mut().poll(&mut context) {
-            return value;
-        }
-        assert!(Instant::now() < deadline, "no answer");
-        std::thread::sleep(Duration::from_millis(5));
     }
 }

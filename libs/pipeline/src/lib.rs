@@ -19,6 +19,7 @@ mod emit;
 mod lag;
 mod metrics;
 mod snapshot;
+mod stall;
 mod state;
 
 use std::collections::BTreeMap;
@@ -37,6 +38,7 @@ pub use drain::{drain, run_and_drain};
 pub use emit::{DeadLetterHeader, Emit};
 pub use lag::Lag;
 pub use metrics::{Metrics, Topic};
+use stall::Stall;
 use state::State;
 
 /// How long one wait for records lasts, and so how late a shutdown may be noticed.
@@ -163,8 +165,9 @@ pub struct Options {
 /// Runs the loop until shutdown. Blocking.
 ///
 /// At shutdown the loop commits the open transaction and snapshots of the state. If the log does not answer, the loop
-/// waits, drops everything since the last commit, and repeats it. Only these end the loop: a transform's error, being
-/// fenced, a position that the log no longer holds.
+/// waits, drops everything since the last commit, and repeats it. It does the same, with an ERROR in the log output,
+/// while the target takes no record of this size or time. Only these end the loop: a transform's error, being fenced, a
+/// position that the log no longer holds.
 pub fn run(
     options: Options,
     transform: &mut dyn Transform,
@@ -173,21 +176,25 @@ pub fn run(
 ) -> anyhow::Result<()> {
     options.topics.iter().for_each(|topic| metrics.begin(topic));
     let what = awaited(&options.topics);
+    let mut stall = Stall::new(&what, &metrics.readiness);
     while !shutdown.is_cancelled() {
         let waiting = Waiting::new(&what).with_readiness(&metrics.readiness);
         let opened = retry_until(shutdown, waiting, is_waitable, || Stage::open(&options))
             .with_context(|| format!("cannot read {what} in {}", options.source.url()))?;
         let Some(mut stage) = opened else { break };
         metrics.readiness.available(&what);
-        let ended = stage.run(transform, metrics, shutdown);
+        let ended = stage.run(transform, metrics, &mut stall, shutdown);
         stage.state.reset_all(transform);
         match ended {
             Ok(()) => break,
-            Err(error) if error.downcast_ref::<Error>().is_some_and(Error::is_retriable) => {
-                tracing::warn!("restarting from the last commit: {error:#}");
-                metrics.restarts.inc();
-            }
-            Err(error) => return Err(error),
+            Err(error) => match error.downcast_ref::<Error>() {
+                Some(cause) if cause.needs_operator() => stall.wait(cause, shutdown),
+                Some(cause) if cause.is_retriable() => {
+                    tracing::warn!("restarting from the last commit: {error:#}");
+                    metrics.restarts.inc();
+                }
+                _ => return Err(error),
+            },
         }
     }
     Ok(())
@@ -217,6 +224,8 @@ struct Stage<'o> {
     pending: BTreeMap<TopicPartition, Pending>,
     records: usize,
     since: Instant,
+    /// Something was, since the loop looked.
+    committed: bool,
 }
 
 /// What of a partition is processed and not committed.
@@ -241,16 +250,20 @@ impl<'o> Stage<'o> {
         let processor = Processor::new(options.source.clone(), options.target.clone(), &processor_options)?;
         let tables = options.tables.iter().map(|topic| Tail::new(options.source.clone(), topic.clone())).collect();
         let (pending, since) = (BTreeMap::new(), Instant::now());
-        Ok(Self { options, processor, tables, emit, state, pending, records: 0, since })
+        Ok(Self { options, processor, tables, emit, state, pending, records: 0, since, committed: false })
     }
 
     fn run(
         &mut self,
         transform: &mut dyn Transform,
         metrics: &Metrics,
+        stall: &mut Stall,
         shutdown: &CancellationToken,
     ) -> anyhow::Result<()> {
         loop {
+            if std::mem::take(&mut self.committed) {
+                stall.over();
+            }
             let idle = self.pending.is_empty();
             if shutdown.is_cancelled() {
                 return self.stop(transform, metrics);
@@ -378,7 +391,10 @@ impl<'o> Stage<'o> {
     ) -> anyhow::Result<Outcome> {
         let outcome = self.processor.commit(outputs, positions)?;
         match outcome {
-            Outcome::Committed => self.state.committed(positions),
+            Outcome::Committed => {
+                self.state.committed(positions);
+                self.committed = true;
+            }
             Outcome::RolledBack => {
                 // It came from records that are read again.
                 self.state.reset_all(transform);

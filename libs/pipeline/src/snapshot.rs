@@ -16,8 +16,16 @@ use std::sync::Arc;
 use event_log::{Headers, Outputs, Position, Record, RecordRef};
 use sha2::{Digest, Sha256};
 
-/// Bytes of state per record: with key and headers well below the 1,000,000 bytes that every Kafka broker takes.
+/// Bytes of state per record: with key and headers well below the 1,000,000 bytes that a Kafka topic takes by default.
 const CHUNK_BYTES: usize = 512 * 1024;
+
+/// More than key and headers of a record take.
+const LABEL_BYTES: usize = 2048;
+
+/// Bytes of state per record of a topic that takes records of `max_record_bytes`.
+pub(crate) fn chunk_bytes(max_record_bytes: usize) -> usize {
+    max_record_bytes.saturating_sub(LABEL_BYTES).clamp(1, CHUNK_BYTES)
+}
 
 /// No larger snapshot is written: it is held in memory twice, and is one transaction.
 pub(crate) const MAX_SNAPSHOT_BYTES: usize = 1 << 30;
@@ -60,8 +68,9 @@ pub(crate) fn write(
     id: SnapshotId<'_>,
     state: &[u8],
     chunks_before: u32,
+    chunk_bytes: usize,
 ) -> u32 {
-    let chunks = state.len().div_ceil(CHUNK_BYTES).max(1) as u32;
+    let chunks = state.len().div_ceil(chunk_bytes).max(1) as u32;
     let (position, count, bytes) = (id.at.offset.to_string(), chunks.to_string(), state.len().to_string());
     let sha256 = hex::encode(Sha256::digest(state));
     let headers: [(&str, &[u8]); 6] = [
@@ -75,8 +84,8 @@ pub(crate) fn write(
     let timestamp_ms = service::now_ms();
     let prefix = key_prefix(id);
     for chunk in 0..chunks.max(chunks_before) {
-        let start = chunk as usize * CHUNK_BYTES;
-        let value = (chunk < chunks).then(|| &state[start..state.len().min(start + CHUNK_BYTES)]);
+        let start = chunk as usize * chunk_bytes;
+        let value = (chunk < chunks).then(|| &state[start..state.len().min(start + chunk_bytes)]);
         let headers = if value.is_some() { &headers[..] } else { &[] };
         let key = format!("{prefix}{chunk}");
         outputs.push(topic, partition, &Record { key: key.as_bytes(), value, headers, timestamp_ms });
@@ -254,7 +263,7 @@ mod tests {
         fn write(&mut self, offset: u64, state: &[u8], version: &str, source: &str) {
             let mut outputs = Outputs::default();
             let id = SnapshotId { group: "g", at: &at(offset), state_version: version, source_id: source };
-            self.chunks = write(&mut outputs, (&"state".into(), 0), id, state, self.chunks);
+            self.chunks = write(&mut outputs, (&"state".into(), 0), id, state, self.chunks, CHUNK_BYTES);
             for record in outputs.batches().flat_map(Batch::iter) {
                 let offset = self.records.next_offset().unwrap_or(0);
                 self.records.push(offset, record.timestamp_ms, record.key, record.value, record.headers);

@@ -34,6 +34,8 @@ pub(crate) struct State {
     group: String,
     /// The topic of snapshots, and how many partitions it has.
     topic: Option<(Arc<str>, u32)>,
+    /// Bytes of state per record of it.
+    chunk_bytes: usize,
     snapshot_records: u64,
     held: BTreeMap<TopicPartition, Held>,
 }
@@ -74,15 +76,18 @@ pub(crate) struct Due {
 
 impl State {
     pub(crate) fn open(options: &Options) -> Result<Self, Error> {
-        let topic = match &options.state {
-            Some(topic) => Some((topic.clone(), options.target.describe(topic)?.partitions.len() as u32)),
-            None => None,
-        };
+        let (mut topic, mut chunk_bytes) = (None, 0);
+        if let Some(name) = &options.state {
+            let described = options.target.describe(name)?;
+            topic = Some((name.clone(), described.partitions.len() as u32));
+            chunk_bytes = snapshot::chunk_bytes(described.max_record_bytes);
+        }
         Ok(Self {
             source: options.source.clone(),
             target: options.target.clone(),
             group: options.group.clone(),
             topic,
+            chunk_bytes,
             snapshot_records: options.snapshot_records,
             held: BTreeMap::new(),
         })
@@ -132,7 +137,8 @@ impl State {
         let mut outputs = Outputs::default();
         let state_version = &*transform.state_version();
         let id = SnapshotId { group: &self.group, at: &position, state_version, source_id: &held.source_id };
-        let chunks = snapshot::write(&mut outputs, (topic, of.partition % partitions), id, &state, held.chunks);
+        let to = (topic, of.partition % partitions);
+        let chunks = snapshot::write(&mut outputs, to, id, &state, held.chunks, self.chunk_bytes);
         Some(Due { outputs, position, bytes: state.len(), chunks })
     }
 

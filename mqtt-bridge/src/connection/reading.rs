@@ -124,10 +124,7 @@ impl Connection {
         let packet = wire::decode(session.version(), frame)?;
         match session.receive(packet, &self.shared.rules, stamp.instant, &mut self.out)? {
             Step::Done => {}
-            Step::Append(message) => {
-                self.append(message, bytes, stamp)?;
-                return Ok(bytes);
-            }
+            Step::Append(message) => return self.append(message, bytes, stamp),
             Step::RefusedPublish(close) => {
                 self.shared.metrics.refused_publish(close.label());
                 self.shared.complaints.note(close.label(), "refused a publish", close.explanation());

@@ -10,6 +10,8 @@ struct State {
     holding: bool,
     failing: bool,
     full: bool,
+    /// The largest payload that it takes.
+    max_bytes: Option<usize>,
     /// What is wrong with it: that it does not answer, or that it takes nothing more.
     trouble: Option<Trouble>,
     held: Vec<Completion>,
@@ -48,6 +50,11 @@ impl Gate {
     /// Whether the append queue has no room.
     pub fn set_full(&self, full: bool) {
         self.state.lock().unwrap().full = full;
+    }
+
+    /// From now on the log takes no larger payloads.
+    pub fn set_max_bytes(&self, bytes: usize) {
+        self.state.lock().unwrap().max_bytes = Some(bytes);
     }
 
     /// How many completions are held back.
@@ -124,8 +131,17 @@ struct GatedAppender {
 
 impl Appender for GatedAppender {
     fn append(&self, topic: &Arc<str>, record: &Record<'_>, token: u64) -> Result<(), AppendError> {
-        if self.gate.state.lock().unwrap().full {
+        let (full, max_bytes) = {
+            let state = self.gate.state.lock().unwrap();
+            (state.full, state.max_bytes.unwrap_or(usize::MAX))
+        };
+        if full {
             return Err(AppendError::Full);
+        }
+        let bytes = record.value.map_or(0, <[u8]>::len);
+        if bytes > max_bytes {
+            let (log, topic, limit) = ("the gate".to_owned(), topic.to_string(), max_bytes);
+            return Err(Error::TooLarge { log, topic, bytes, limit, remedy: "none" }.into());
         }
         self.inner.append(topic, record, token)
     }

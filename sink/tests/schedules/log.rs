@@ -153,7 +153,16 @@ impl Log for LightLog {
             next: self.records.next_offset(partition),
         };
         let partitions = (0..self.records.partitions.len()).map(bounds).collect();
-        Ok(TopicDescription { id: "1".to_owned(), partitions, compacted: false, retention: None, replicas: None })
+        let (settings_known, max_record_bytes) = (true, usize::MAX);
+        Ok(TopicDescription {
+            settings_known,
+            max_record_bytes,
+            id: "1".to_owned(),
+            partitions,
+            compacted: false,
+            retention: None,
+            replicas: None,
+        })
     }
 
     fn committed(&self, _: &str, _: &str) -> Result<Vec<Option<u64>>, Error> {

@@ -73,11 +73,9 @@ impl EmbeddedAppender {
     fn check(&self, topic: &Arc<str>, record: &Record<'_>) -> Result<usize, Error> {
         let disk = &self.log.store.disk;
         disk.check_writable()?;
-        let headers: usize = record.headers.iter().map(|(name, value)| 6 + name.len() + value.len()).sum();
-        let bytes = record.key.len() + record.value.map_or(0, <[u8]>::len) + headers;
+        let bytes = record.size();
         if bytes > MAX_RECORD_BYTES {
-            let what = format!("a record for {topic} has {bytes} bytes, more than {MAX_RECORD_BYTES}");
-            return Err(disk.refused("append a record", what));
+            return Err(disk.too_large(topic, bytes));
         }
         if record.headers.iter().any(|(name, _)| name.len() > usize::from(u16::MAX)) {
             return Err(disk.refused("append a record", format!("a header name of a record for {topic} is too long")));

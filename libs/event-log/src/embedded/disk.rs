@@ -142,6 +142,17 @@ impl Disk {
         Error::Refused { operation, log: self.url.to_string(), source: what.into() }
     }
 
+    pub(super) fn too_large(&self, topic: &str, bytes: usize) -> Error {
+        let remedy = "the embedded log takes no larger ones; make such records smaller";
+        Error::TooLarge {
+            log: self.url.to_string(),
+            topic: topic.to_owned(),
+            bytes,
+            limit: super::appender::MAX_RECORD_BYTES,
+            remedy,
+        }
+    }
+
     pub(super) fn corrupt(&self, place: String, what: &str) -> Error {
         Error::Corrupt { log: self.url.to_string(), place, what: what.to_owned() }
     }

@@ -21,6 +21,7 @@ use fjall::Keyspace;
 use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 
+use super::appender::MAX_RECORD_BYTES;
 use super::disk::Disk;
 use super::partition::Partition;
 use crate::{Error, PartitionDescription, TopicDescription, TopicSpec};
@@ -82,6 +83,8 @@ impl Topic {
             compacted: self.stored.compacted,
             // What is compacted does not age here.
             retention: self.stored.retention().filter(|_| !self.stored.compacted),
+            settings_known: true,
+            max_record_bytes: MAX_RECORD_BYTES,
             replicas: None,
         }
     }

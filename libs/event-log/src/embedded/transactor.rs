@@ -25,16 +25,9 @@ impl EmbeddedTransactor {
 
     fn check_sizes(&self, batch: &Batch) -> Result<(), Error> {
         let (entries, _) = batch.columns();
-        match entries.iter().find(|e| (e.headers_end - e.start) as usize > MAX_RECORD_BYTES) {
+        match entries.iter().map(|e| (e.headers_end - e.start) as usize).find(|bytes| *bytes > MAX_RECORD_BYTES) {
             None => Ok(()),
-            Some(e) => {
-                let what = format!(
-                    "a record for {} has {} bytes, more than {MAX_RECORD_BYTES}",
-                    batch.topic(),
-                    e.headers_end - e.start
-                );
-                Err(self.log.store.disk.refused("commit", what))
-            }
+            Some(bytes) => Err(self.log.store.disk.too_large(batch.topic(), bytes)),
         }
     }
 }

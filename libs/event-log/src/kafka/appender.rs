@@ -11,23 +11,27 @@
 //! for good. Then everything that is queued completes as not durable, and a new producer takes its place: who waits for
 //! an acknowledgement sends again, and nothing is silently left out.
 //!
+//! A batch that a topic refuses as too large is sent again in smaller ones, since its records may come from many cars:
+//! see [`super::limits`]. A record that its topic can never take is refused at once, and alone.
+//!
 //! librdkafka chooses the partition from its own, refreshed count of partitions, with the function that
 //! [`crate::partition_for_key`] is; so no append waits for metadata. Only a topic that was never ensured, described or
 //! appended to through this log is looked up once, so that an unknown one is refused at once.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Mutex, RwLock};
-use rdkafka::client::ClientContext;
-use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use parking_lot::RwLock;
+use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext, PurgeConfig};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer, PurgeConfig};
 
-use super::clients::{self, Plain};
+use super::clients::{self, Plain, Warned};
+use super::deliveries::{Deliveries, Failure, Refusal, TooLarge};
 use super::{KafkaLog, topics};
 use crate::{AppendError, Appender, Completion, Error, OnCompletion, Record};
 
@@ -39,6 +43,12 @@ const LINGER_MS: &str = "5";
 /// Bounds of the queue: at either, append answers "full".
 const QUEUE_RECORDS: &str = "200000";
 const QUEUE_KIB: &str = "131072";
+/// librdkafka's own `message.max.bytes`.
+const MAX_RECORD_BYTES: usize = 1_000_000;
+/// How soon new partitions are written to.
+const METADATA_REFRESH_MS: &str = "30000";
+/// How often to look whether topics take larger records by now, while records are refused as too large.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// Records of a topic that has vanished wait this long for it to come back.
 const UNKNOWN_TOPIC_MS: &str = "5000";
 
@@ -59,9 +69,15 @@ pub(super) struct KafkaAppender {
 }
 
 struct Shared {
-    config: ClientConfig,
-    /// Written only to replace a producer that has failed for good.
+    /// Written only to replace a producer that has failed for good, or whose batches are too large.
     producer: RwLock<BaseProducer<Deliveries>>,
+    /// The bound of its batches.
+    batch_bytes: AtomicUsize,
+    /// The largest record that it takes.
+    message_max_bytes: usize,
+    /// A record was refused as too large, and its topic may take larger ones by now.
+    look_again: AtomicBool,
+    warned: Warned,
     log: Arc<KafkaLog>,
     /// Records whose completion has not been handed on yet.
     outstanding: AtomicUsize,
@@ -72,22 +88,16 @@ struct Shared {
 
 impl KafkaAppender {
     pub(super) fn start(log: Arc<KafkaLog>, on_completion: OnCompletion) -> Result<Self, Error> {
-        let config = log.clients.config(&[
-            ("enable.idempotence", "true"),
-            ("acks", "all"),
-            ("partitioner", "murmur2"),
-            ("compression.type", "lz4"),
-            ("linger.ms", LINGER_MS),
-            ("message.timeout.ms", DELIVERY_TIMEOUT_MS),
-            ("queue.buffering.max.messages", QUEUE_RECORDS),
-            ("queue.buffering.max.kbytes", QUEUE_KIB),
-            ("topic.metadata.propagation.max.ms", UNKNOWN_TOPIC_MS),
-        ]);
+        let batch_bytes = log.limits.smallest();
+        let config = config(&log, batch_bytes);
         let producer =
             config.create_with_context(Deliveries::default()).map_err(|e| log.refused("create a producer", &e))?;
         let shared = Arc::new(Shared {
-            config,
             producer: RwLock::new(producer),
+            batch_bytes: AtomicUsize::new(batch_bytes),
+            message_max_bytes: clients::number(&config, "message.max.bytes").unwrap_or(MAX_RECORD_BYTES),
+            look_again: AtomicBool::new(false),
+            warned: Warned::default(),
             log: log.clone(),
             outstanding: AtomicUsize::new(0),
             idle: AtomicBool::new(false),
@@ -108,11 +118,32 @@ impl KafkaAppender {
     }
 }
 
+fn config(log: &KafkaLog, batch_bytes: usize) -> ClientConfig {
+    let settings = [
+        ("enable.idempotence", "true"),
+        ("acks", "all"),
+        ("partitioner", "murmur2"),
+        ("compression.type", "lz4"),
+        ("linger.ms", LINGER_MS),
+        ("message.timeout.ms", DELIVERY_TIMEOUT_MS),
+        ("queue.buffering.max.messages", QUEUE_RECORDS),
+        ("queue.buffering.max.kbytes", QUEUE_KIB),
+        ("topic.metadata.propagation.max.ms", UNKNOWN_TOPIC_MS),
+        ("topic.metadata.refresh.interval.ms", METADATA_REFRESH_MS),
+    ];
+    log.clients.producer(&settings, batch_bytes)
+}
+
 impl Appender for KafkaAppender {
     fn append(&self, topic: &Arc<str>, record: &Record<'_>, token: u64) -> Result<(), AppendError> {
         let shared = &*self.shared;
-        if !shared.log.knows(topic) {
+        if !shared.log.limits.knows(topic) {
             topics::partition_ids(&shared.log, topic)?;
+        }
+        let (bytes, limit) = (record.size(), shared.log.max_record_bytes(topic, shared.message_max_bytes));
+        if bytes > limit {
+            shared.look_again.store(true, Ordering::Release);
+            return Err(shared.log.too_large(topic, bytes, limit).into());
         }
         let message = BaseRecord {
             topic,
@@ -169,7 +200,12 @@ impl Shared {
     /// The thread: collects delivery reports and hands them on, many at a time.
     fn serve(&self, on_completion: &OnCompletion) {
         let mut batch = Vec::new();
+        let mut looked = Instant::now();
         while !self.stop.load(Ordering::Acquire) {
+            if looked.elapsed() > LOOK_AGAIN && self.look_again.swap(false, Ordering::AcqRel) {
+                topics::look_at_limits(&self.log, &self.log.limits.topics());
+                looked = Instant::now();
+            }
             if self.outstanding() > 0 {
                 self.collect(COLLECT, &mut batch, on_completion);
                 continue;
@@ -196,13 +232,19 @@ impl Shared {
     fn collect(&self, time: Duration, batch: &mut Vec<Completion>, on_completion: &OnCompletion) {
         thread::sleep(time); // see `clients::serve`
         let producer = self.producer.read();
-        clients::serve(&producer, |deliveries| deliveries.reported.lock().completions.len());
+        clients::serve(&producer, Deliveries::reports);
         self.hand_on(producer.context(), batch, on_completion);
+        let too_large = producer.context().take_too_large();
         let fatal = producer.client().fatal_error();
         drop(producer);
         if let Some((code, reason)) = fatal {
             tracing::error!(log = %self.log.url, %code, reason, "the producer has failed: starting another one");
             self.replace(batch, on_completion);
+        }
+        if !too_large.is_empty() {
+            self.send_in_smaller_batches(too_large, batch, on_completion);
+        } else if self.batch_bytes.load(Ordering::Acquire) > self.log.limits.smallest() {
+            self.send_in_smaller_batches(Vec::new(), batch, on_completion);
         }
     }
 
@@ -210,9 +252,67 @@ impl Shared {
     fn replace(&self, batch: &mut Vec<Completion>, on_completion: &OnCompletion) {
         let mut producer = self.producer.write();
         self.give_up(&producer, batch, on_completion);
-        match self.config.create_with_context(Deliveries::default()) {
-            Ok(new) => *producer = new,
+        let too_large = producer.context().take_too_large();
+        self.start_another(&mut producer);
+        self.not_durable(&too_large, on_completion);
+    }
+
+    fn start_another(&self, producer: &mut BaseProducer<Deliveries>) {
+        let batch_bytes = self.log.limits.smallest();
+        match config(&self.log, batch_bytes).create_with_context(Deliveries::default()) {
+            Ok(new) => {
+                *producer = new;
+                self.batch_bytes.store(batch_bytes, Ordering::Release);
+            }
             Err(error) => tracing::error!(log = %self.log.url, %error, "cannot start another producer"),
+        }
+    }
+
+    /// Starts a producer whose batches their topics take, and sends through it what was refused. Meanwhile the queue is
+    /// "full".
+    fn send_in_smaller_batches(
+        &self,
+        mut again: Vec<TooLarge>,
+        batch: &mut Vec<Completion>,
+        on_completion: &OnCompletion,
+    ) {
+        let refusing: BTreeSet<Box<str>> = again.iter().map(|record| (*record.topic).into()).collect();
+        refusing.iter().for_each(|topic| self.log.narrow(topic, self.batch_bytes.load(Ordering::Acquire)));
+        let mut producer = self.producer.write();
+        // What is in flight in larger batches comes to its end, one way or the other.
+        let deadline = Instant::now() + PURGE_TIMEOUT;
+        while self.outstanding() > again.len() && Instant::now() < deadline {
+            thread::sleep(COLLECT);
+            clients::serve(&producer, Deliveries::reports);
+            self.hand_on(producer.context(), batch, on_completion);
+            again.extend(producer.context().take_too_large());
+        }
+        if self.outstanding() > again.len() {
+            self.give_up(&producer, batch, on_completion);
+        }
+        self.start_another(&mut producer);
+        let mut failed = Vec::new();
+        for record in again {
+            let (bytes, limit) = (record.size, self.log.max_record_bytes(&record.topic, self.message_max_bytes));
+            if bytes > limit {
+                let error = self.log.too_large(&record.topic, bytes, limit).to_string();
+                if self.warned.is_due(&record.topic) {
+                    tracing::warn!("a record was not written: {error}");
+                }
+                failed.push(record);
+            } else if producer.send(record.to_send()).is_err() {
+                failed.push(record);
+            }
+        }
+        self.not_durable(&failed, on_completion);
+    }
+
+    fn not_durable(&self, records: &[TooLarge], on_completion: &OnCompletion) {
+        let completions: Vec<_> =
+            records.iter().map(|record| Completion { token: record.token as u64, durable: false }).collect();
+        if !completions.is_empty() {
+            on_completion(&completions);
+            self.outstanding.fetch_sub(completions.len(), Ordering::AcqRel);
         }
     }
 
@@ -220,15 +320,18 @@ impl Shared {
     fn give_up(&self, producer: &BaseProducer<Deliveries>, batch: &mut Vec<Completion>, on_completion: &OnCompletion) {
         producer.purge(PurgeConfig::default().queue().inflight());
         let deadline = Instant::now() + PURGE_TIMEOUT;
-        while self.outstanding() > 0 && Instant::now() < deadline {
-            thread::sleep(COLLECT);
-            clients::serve(producer, |deliveries| deliveries.reported.lock().completions.len());
+        loop {
+            clients::serve(producer, Deliveries::reports);
             self.hand_on(producer.context(), batch, on_completion);
+            if producer.in_flight_count() == 0 || Instant::now() >= deadline {
+                return;
+            }
+            thread::sleep(COLLECT);
         }
     }
 
     fn hand_on(&self, deliveries: &Deliveries, batch: &mut Vec<Completion>, on_completion: &OnCompletion) {
-        let cause = {
+        let failure = {
             let mut reported = deliveries.reported.lock();
             std::mem::swap(&mut reported.completions, batch);
             reported.failure.take()
@@ -236,13 +339,40 @@ impl Shared {
         if batch.is_empty() {
             return;
         }
-        if let Some(cause) = cause {
-            let records = batch.iter().filter(|c| !c.durable).count();
-            tracing::warn!(log = %self.log.url, records, cause = %Plain::of(&cause), "records were not written");
+        let records = batch.iter().filter(|c| !c.durable).count();
+        if records < batch.len() {
+            self.log.refusal.lock().take();
+        }
+        if let Some(failure) = failure {
+            self.warn(&failure, records);
         }
         on_completion(batch);
         self.outstanding.fetch_sub(batch.len(), Ordering::AcqRel);
         batch.clear();
+    }
+
+    /// Says why records were not written, and notes a cause that others will meet as well.
+    fn warn(&self, failure: &Failure, records: usize) {
+        use RDKafkaErrorCode as Code;
+        let Failure { topic, error } = failure;
+        let plain = Plain::of(error).to_string();
+        if !self.warned.is_due(&format!("{topic}: {plain}")) {
+            // Said already, and still so.
+            self.log.refusal.lock().iter_mut().for_each(|refusal| refusal.since = Instant::now());
+            return;
+        }
+        let (cause, lasts) = match error.rdkafka_error_code() {
+            Some(Code::InvalidTimestamp | Code::InvalidRecord | Code::InvalidDifferentRecord) => {
+                (self.log.refused_time(topic, None).to_string(), true)
+            }
+            Some(Code::TopicAuthorizationFailed) => (format!("{plain}: grant Write on topic {topic}"), true),
+            Some(Code::ClusterAuthorizationFailed) => (format!("{plain}: grant IdempotentWrite"), true),
+            _ => (plain, false),
+        };
+        tracing::warn!(log = %self.log.url, %topic, records, "records were not written: {cause}");
+        if lasts {
+            *self.log.refusal.lock() = Some(Refusal { since: Instant::now(), cause });
+        }
     }
 
     fn append_error(&self, topic: &str, error: &KafkaError) -> AppendError {
@@ -268,40 +398,4 @@ pub(super) fn headers<'h>(headers: impl ExactSizeIterator<Item = (&'h str, &'h [
     }
     let owned = OwnedHeaders::new_with_capacity(headers.len());
     Some(headers.fold(owned, |owned, (key, value)| owned.insert(Header { key, value: Some(value) })))
-}
-
-/// Collects delivery reports. A token travels through librdkafka as the opaque pointer itself: no allocation.
-#[derive(Default)]
-struct Deliveries {
-    reported: Mutex<Reported>,
-}
-
-#[derive(Default)]
-struct Reported {
-    completions: Vec<Completion>,
-    failure: Option<KafkaError>,
-}
-
-impl ClientContext for Deliveries {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        clients::log(level, facility, message);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(target: "librdkafka", %error, reason);
-    }
-}
-
-impl ProducerContext for Deliveries {
-    type DeliveryOpaque = usize;
-
-    fn delivery(&self, result: &DeliveryResult<'_>, token: usize) {
-        let mut reported = self.reported.lock();
-        reported.completions.push(Completion { token: token as u64, durable: result.is_ok() });
-        if let Err((error, _)) = result
-            && error.rdkafka_error_code() != Some(RDKafkaErrorCode::PurgeQueue)
-        {
-            reported.failure.get_or_insert_with(|| error.clone());
-        }
-    }
 }

@@ -1,6 +1,8 @@
 //! How librdkafka clients are set up, and what becomes of what they have to say.
 
+use std::collections::HashMap;
 use std::fmt;
+use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -19,6 +21,12 @@ use crate::{BoxError, KafkaOption, LogUrl};
 const REPORT_IS_FRESH: Duration = Duration::from_secs(60);
 /// How often the same trouble is warned of.
 const WARN_AGAIN_AFTER: Duration = Duration::from_secs(60);
+
+/// librdkafka's own `batch.size`.
+const BATCH_BYTES: usize = 1_000_000;
+/// A dead letter is larger than the record it is about, by its headers. It must still fit: more than the 1,000,000
+/// bytes that an appender takes, less than the 1,048,588 that a broker does.
+const MAX_RECORD_BYTES: usize = 1_040_000;
 
 /// Properties that the promises of this crate rest on: no option may change them.
 const NOT_FOR_OPTIONS: &[&str] = &[
@@ -84,6 +92,20 @@ impl Clients {
         config
     }
 
+    /// The configuration of a producer whose batches have at most `batch_bytes`.
+    pub(super) fn producer(&self, settings: &[(&str, &str)], batch_bytes: usize) -> ClientConfig {
+        let mut config = self.config(settings);
+        let bytes = number(&config, "batch.size").unwrap_or(BATCH_BYTES).min(batch_bytes).max(1);
+        config.set("batch.size", bytes.to_string());
+        config
+    }
+
+    /// The largest record that a transaction can write, if the topic takes it.
+    pub(super) fn max_record_bytes(&self) -> usize {
+        let option = self.options.iter().rfind(|option| option.key == "message.max.bytes");
+        option.and_then(|option| option.value.parse().ok()).unwrap_or(MAX_RECORD_BYTES)
+    }
+
     pub(super) fn admin(&self) -> KafkaResult<AdminClient<Diagnostics>> {
         let mut config = self.config(&[]);
         // Nobody serves the log queue of an admin client: let it stay empty.
@@ -109,15 +131,37 @@ impl Clients {
 
 /// A setting in milliseconds that `config` holds. librdkafka refuses a client whose setting is not a number.
 pub(super) fn duration_ms(config: &ClientConfig, key: &str) -> Duration {
-    Duration::from_millis(config.get(key).and_then(|ms| ms.parse().ok()).unwrap_or_default())
+    Duration::from_millis(number(config, key).unwrap_or_default())
+}
+
+/// A setting that `config` holds.
+pub(super) fn number<T: FromStr>(config: &ClientConfig, key: &str) -> Option<T> {
+    config.get(key)?.parse().ok()
+}
+
+/// What was warned of lately, so that a cause that lasts does not fill the log output.
+#[derive(Debug, Default)]
+pub(super) struct Warned(Mutex<HashMap<String, Instant>>);
+
+impl Warned {
+    /// Whether it is time to warn of this cause: the first time, and once in [`WARN_AGAIN_AFTER`].
+    pub(super) fn is_due(&self, cause: &str) -> bool {
+        let mut warned = self.0.lock();
+        warned.retain(|_, when| when.elapsed() < WARN_AGAIN_AFTER);
+        if warned.contains_key(cause) {
+            return false;
+        }
+        warned.insert(cause.to_owned(), Instant::now());
+        true
+    }
 }
 
 /// Keeps the last report of a broken connection, and passes the rest on to `tracing`.
 #[derive(Debug, Default)]
 pub(super) struct Diagnostics {
     last: Mutex<Option<(Instant, String)>>,
-    /// The last error that was warned of although librdkafka goes on.
-    warned: Mutex<Option<(Instant, String)>>,
+    /// Errors that were warned of although librdkafka goes on.
+    warned: Warned,
 }
 
 impl Diagnostics {
@@ -145,10 +189,8 @@ impl Diagnostics {
             tracing::debug!(%log, cause, "reading continues");
             return;
         }
-        let mut warned = self.warned.lock();
-        if !warned.as_ref().is_some_and(|(when, what)| when.elapsed() < WARN_AGAIN_AFTER && *what == cause) {
+        if self.warned.is_due(&cause) {
             tracing::warn!(%log, cause, "cannot read some records, and tries again");
-            *warned = Some((Instant::now(), cause));
         }
     }
 }
@@ -180,7 +222,7 @@ impl ClientContext for Diagnostics {
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
             return;
         }
-        tracing::debug!(target: "librdkafka", %error, reason);
+        note_error(&self.warned, &error, reason);
         // "… (after 12ms in state CONNECT, 3 identical error(s) suppressed)"
         let report = reason.split_once(" (after ").map_or(reason, |(report, _)| report);
         let report = (Instant::now(), report.to_owned());
@@ -191,6 +233,18 @@ impl ClientContext for Diagnostics {
 
     fn stats_raw(&self, statistics: &[u8]) {
         tracing::debug!(target: "librdkafka", statistics = %String::from_utf8_lossy(statistics));
+    }
+}
+
+/// Logs an error that librdkafka reports outside of any operation: whatever is no matter of connections, which the
+/// operation that suffers names, is a warning.
+pub(super) fn note_error(warned: &Warned, error: &KafkaError, reason: &str) {
+    let connection =
+        could_be_the_connection(error) || matches!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::Fatal));
+    if !connection && warned.is_due(&Plain::of(error).to_string()) {
+        tracing::warn!(target: "librdkafka", %error, reason);
+    } else {
+        tracing::debug!(target: "librdkafka", %error, reason);
     }
 }
 

@@ -5,13 +5,14 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rdkafka::admin::{AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::types::RDKafkaRespErr;
 
+use super::limits::Limit;
 use super::topic_id::topic_id;
 use super::{KafkaLog, REQUEST_TIMEOUT, hear};
 use crate::{Error, PartitionDescription, TopicDescription, TopicSpec};
@@ -20,6 +21,9 @@ use crate::{Error, PartitionDescription, TopicDescription, TopicSpec};
 const CREATION_TIMEOUT: Duration = Duration::from_secs(15);
 /// How often to look whether it is.
 const CREATION_POLL: Duration = Duration::from_millis(25);
+
+/// For a look in the middle of something else, with a broker that has just answered.
+const LIMITS_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// As many replicas as the cluster's administrator chose (`default.replication.factor`).
 const BROKER_DEFAULT: i32 = -1;
@@ -93,7 +97,7 @@ fn same(log: &KafkaLog, spec: &TopicSpec, found: &TopicDescription) -> Result<()
     if found.partitions.len() != spec.partitions as usize {
         return differs("partitions", found.partitions.len().to_string(), spec.partitions.to_string());
     }
-    if found.compacted != spec.compacted {
+    if found.settings_known && found.compacted != spec.compacted {
         return differs("compaction", found.compacted.to_string(), spec.compacted.to_string());
     }
     Ok(())
@@ -110,8 +114,19 @@ pub(super) fn describe(log: &KafkaLog, topic: &str) -> Result<TopicDescription, 
         Some(RDKafkaErrorCode::UnknownTopicOrPartition) => log.unknown_topic(topic),
         _ => log.unavailable("read the id of a topic", &e),
     })?;
-    let Cleanup { compacted, retention } = cleanup(log, topic)?;
-    Ok(TopicDescription { id, partitions, compacted, retention, replicas: Some(replicas) })
+    let cleanup = look(log, topic, REQUEST_TIMEOUT)?;
+    let settings_known = cleanup.is_some();
+    let Cleanup { compacted, retention } = cleanup.unwrap_or_default();
+    let max_record_bytes = log.max_record_bytes(topic, log.clients.max_record_bytes());
+    Ok(TopicDescription {
+        id,
+        partitions,
+        compacted,
+        retention,
+        settings_known,
+        max_record_bytes,
+        replicas: Some(replicas),
+    })
 }
 
 /// The partitions of a topic, all of which have a leader: 0, 1, …
@@ -131,6 +146,11 @@ fn layout(log: &KafkaLog, topic: &str) -> Result<Layout, Error> {
     let failed = |code: RDKafkaRespErr| match code {
         RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART | RDKafkaRespErr::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC => {
             log.unknown_topic(topic)
+        }
+        RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED => {
+            // It may be granted at any time, or it may not exist.
+            let source = format!("not allowed to see topic {topic}: grant Describe on it, if it exists").into();
+            Error::Unavailable { operation, log: log.url.to_string(), source }
         }
         code => log.unavailable(operation, &rdkafka::error::KafkaError::MetadataFetch(code.into())),
     };
@@ -152,7 +172,7 @@ fn layout(log: &KafkaLog, topic: &str) -> Result<Layout, Error> {
     if found.partitions().is_empty() {
         return Err(log.unknown_topic(topic));
     }
-    log.know(topic);
+    log.limits.know(topic);
     let mut ids: Vec<_> = found.partitions().iter().map(|p| p.id() as u32).collect();
     ids.sort_unstable();
     let replicas = found.partitions().iter().map(|p| p.replicas().len()).min().unwrap_or_default();
@@ -160,26 +180,55 @@ fn layout(log: &KafkaLog, topic: &str) -> Result<Layout, Error> {
 }
 
 /// What a topic keeps.
+#[derive(Default)]
 struct Cleanup {
     compacted: bool,
     retention: Option<Duration>,
 }
 
-fn cleanup(log: &KafkaLog, topic: &str) -> Result<Cleanup, Error> {
+/// Looks up what these topics take. What cannot be had now stays as it was.
+pub(super) fn look_at_limits(log: &KafkaLog, topics: &[Box<str>]) {
+    for topic in topics {
+        if let Err(error) = look(log, topic, LIMITS_TIMEOUT) {
+            tracing::debug!(log = %log.url, %topic, %error, "cannot look up what the topic takes");
+        }
+    }
+}
+
+/// Looks up the settings of a topic, and notes what it takes. `None`: this user may not read them.
+fn look(log: &KafkaLog, topic: &str, timeout: Duration) -> Result<Option<Cleanup>, Error> {
     let operation = "read the settings of a topic";
-    let options = AdminOptions::new().request_timeout(Some(REQUEST_TIMEOUT));
+    let options = AdminOptions::new().request_timeout(Some(timeout));
     let results = block_on(log.admin.describe_configs([&ResourceSpecifier::Topic(topic)], &options))
         .map_err(|e| log.unavailable(operation, &e))?;
     let missing = || log.unavailable(operation, &rdkafka::error::KafkaError::NoMessageReceived);
-    let resource = results.into_iter().next().ok_or_else(missing)?.map_err(|code| match code {
-        RDKafkaErrorCode::UnknownTopicOrPartition => log.unknown_topic(topic),
-        code => log.unavailable(operation, &rdkafka::error::KafkaError::AdminOp(code)),
-    })?;
+    let resource = match results.into_iter().next().ok_or_else(missing)? {
+        Ok(resource) => resource,
+        Err(RDKafkaErrorCode::UnknownTopicOrPartition) => return Err(log.unknown_topic(topic)),
+        Err(RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::ClusterAuthorizationFailed) => {
+            if log.unreadable.lock().insert(topic.into()) {
+                tracing::warn!(
+                    log = %log.url,
+                    "not allowed to read the settings of topic {topic}, so Kafka's defaults are assumed: grant \
+                     DescribeConfigs on it"
+                );
+            }
+            return Ok(None);
+        }
+        Err(code) => return Err(log.unavailable(operation, &rdkafka::error::KafkaError::AdminOp(code))),
+    };
+    log.limits.set(topic, Limit::of(&resource));
     let setting = |name: &str| resource.get(name).and_then(|entry| entry.value.as_deref()).unwrap_or_default();
     let has_policy = |name: &str| setting("cleanup.policy").split(',').any(|policy| policy.trim() == name);
     // -1: for ever.
     let retention = setting("retention.ms").parse().ok().map(Duration::from_millis);
-    Ok(Cleanup { compacted: has_policy("compact"), retention: retention.filter(|_| has_policy("delete")) })
+    Ok(Some(Cleanup { compacted: has_policy("compact"), retention: retention.filter(|_| has_policy("delete")) }))
+}
+
+/// The wall clock, which brokers compare with theirs.
+pub(super) fn now_ms() -> i64 {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX)
 }
 
 /// Waits for a future of librdkafka, which completes from a thread of its own: no runtime is needed.

@@ -38,7 +38,7 @@
 
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rdkafka::client::ClientContext;
@@ -48,11 +48,14 @@ use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext, PurgeConfig};
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::KafkaLog;
 use super::appender::headers;
+use super::calls::{Age, DRAIN_PAUSE, drain, explain, is_shut_out, retry};
 use super::clients::{self, Diagnostics, Plain};
 use super::member::GroupMember;
-use crate::{BoxError, Error, Membership, Outcome, Outputs, Position, ProcessorOptions, TopicPartition, Transactor};
+use super::{KafkaLog, topics};
+use crate::{
+    Batch, BoxError, Error, Membership, Outcome, Outputs, Position, ProcessorOptions, TopicPartition, Transactor,
+};
 
 /// The broker aborts a transaction that is older. For this long, plus up to 10 s until the broker checks, readers may
 /// have to wait behind the open transaction of an instance that died and does not come back. A commit may take two
@@ -63,12 +66,6 @@ const TRANSACTION_TIMEOUT_MS: &str = "30000";
 const INIT_BUDGET: Duration = Duration::from_secs(10);
 /// For an abort, after a commit that may have used up its own budget.
 const ABORT_BUDGET: Duration = Duration::from_secs(5);
-/// Between two attempts at a call that failed in a way that passes.
-const RETRY_PAUSE: Duration = Duration::from_millis(20);
-/// librdkafka's report about an error has arrived by now; it may be in several pieces.
-const EXPLAIN_POLL: Duration = Duration::from_millis(1);
-/// Between two looks at whether the outputs are written: short beside a commit, long beside a look.
-const DRAIN_PAUSE: Duration = Duration::from_micros(500);
 /// Records are sent in one go: a short wait is enough to share requests.
 const LINGER_MS: &str = "2";
 /// The broker asks a transaction that directly follows another to retry until the other is complete, which takes a few
@@ -76,9 +73,8 @@ const LINGER_MS: &str = "2";
 const RETRY_BACKOFF_MS: &str = "5";
 /// Topics were ensured before: one that is unknown for this long does not exist.
 const UNKNOWN_TOPIC_MS: &str = "5000";
-/// A dead letter is larger than the record it is about, by its headers. It must still fit: more than the 1,000,000
-/// bytes that an appender takes, less than the 1,048,588 that a broker does.
-const MAX_RECORD_BYTES: &str = "1040000";
+/// The header with the time of a record whose own time a broker would refuse: see [`super::limits`].
+const ORIGINAL_TIMESTAMP_MS: &str = "original_timestamp_ms";
 /// More than any commit writes; beyond it, sending waits for the broker.
 const QUEUE_RECORDS: &str = "1000000";
 
@@ -88,6 +84,8 @@ pub(super) struct KafkaTransactor {
     instance: String,
     /// None after an outcome that is unknown, until `recover` has succeeded.
     producer: Option<BaseProducer<Deliveries>>,
+    /// The bound of its batches.
+    batch_bytes: usize,
     /// `transaction.timeout.ms` as it holds, a user's option included.
     timeout: Duration,
     fenced: bool,
@@ -112,6 +110,7 @@ impl KafkaTransactor {
             group: options.group.clone(),
             instance: options.instance.clone(),
             producer: None,
+            batch_bytes: 0,
             timeout: Duration::ZERO, // known with the first producer
             fenced: false,
         };
@@ -125,18 +124,21 @@ impl KafkaTransactor {
             return Err(self.fenced_error()); // to take the id back would fence the other one
         }
         let id = format!("{}-{}", self.group, self.instance);
-        let config = self.log.clients.config(&[
-            ("client.id", &id),
-            ("transactional.id", &id),
+        self.batch_bytes = self.log.limits.smallest();
+        let max_bytes = self.log.clients.max_record_bytes().to_string();
+        let settings = [
+            ("client.id", &*id),
+            ("transactional.id", &*id),
             ("transaction.timeout.ms", TRANSACTION_TIMEOUT_MS),
             ("compression.type", "lz4"),
             ("linger.ms", LINGER_MS),
             ("retry.backoff.ms", RETRY_BACKOFF_MS),
             ("delivery.report.only.error", "true"),
-            ("message.max.bytes", MAX_RECORD_BYTES),
+            ("message.max.bytes", &*max_bytes),
             ("queue.buffering.max.messages", QUEUE_RECORDS),
             ("topic.metadata.propagation.max.ms", UNKNOWN_TOPIC_MS),
-        ]);
+        ];
+        let config = self.log.clients.producer(&settings, self.batch_bytes);
         self.timeout = clients::duration_ms(&config, "transaction.timeout.ms");
         let created = config.create_with_context(Deliveries::default());
         let producer: BaseProducer<_> = created.map_err(|e| self.log.refused("create a producer", &e))?;
@@ -211,7 +213,7 @@ impl KafkaTransactor {
         self.send_positions(producer, positions, membership, deadline)?;
         drain(producer, deadline);
         if let Some((topic, error)) = producer.context().first_failure.lock().take() {
-            return Err(self.judge_record(producer, &topic, error));
+            return Err(self.judge_record(producer, &topic, outputs, error));
         }
         if producer.in_flight_count() > 0 {
             return Err(Failure::Abort("the outputs were not written in time".into()));
@@ -240,21 +242,29 @@ impl KafkaTransactor {
     }
 
     fn send(&self, producer: &BaseProducer<Deliveries>, outputs: &Outputs, deadline: Instant) -> Result<(), Failure> {
+        let now_ms = topics::now_ms();
         for batch in outputs.batches() {
+            let limit = self.log.limits.of(batch.topic());
             for record in batch.iter() {
-                let header_list: Vec<_> = record.headers.collect();
+                self.check_size(batch.topic(), record.size())?;
+                let mut header_list: Vec<_> = record.headers.collect();
+                let timestamp_ms = limit.clamp(record.timestamp_ms, now_ms);
+                let original = record.timestamp_ms.to_string();
+                if timestamp_ms != record.timestamp_ms {
+                    header_list.push((ORIGINAL_TIMESTAMP_MS, original.as_bytes()));
+                }
                 let mut message = BaseRecord {
                     topic: batch.topic(),
                     partition: Some(batch.partition() as i32),
                     payload: record.value,
                     key: Some(record.key),
-                    timestamp: Some(record.timestamp_ms),
+                    timestamp: Some(timestamp_ms),
                     headers: headers(header_list.into_iter()),
                     delivery_opaque: (),
                 };
                 while let Err((error, back)) = producer.send(message) {
                     if error.rdkafka_error_code() != Some(RDKafkaErrorCode::QueueFull) {
-                        return Err(self.judge_record(producer, batch.topic(), error));
+                        return Err(self.judge_record(producer, batch.topic(), outputs, error));
                     }
                     if Instant::now() >= deadline {
                         return Err(Failure::Abort("the outputs were not written in time".into()));
@@ -266,6 +276,17 @@ impl KafkaTransactor {
             }
         }
         Ok(())
+    }
+
+    /// Refuses a record that can never be written, before the broker refuses all that it travels with.
+    fn check_size(&self, topic: &str, bytes: usize) -> Result<(), Failure> {
+        let most = || self.log.max_record_bytes(topic, self.log.clients.max_record_bytes());
+        if bytes <= most() {
+            return Ok(());
+        }
+        topics::look_at_limits(&self.log, &[topic.into()]); // it may have been raised
+        let limit = most();
+        if bytes <= limit { Ok(()) } else { Err(Failure::Final(self.log.too_large(topic, bytes, limit))) }
     }
 
     fn offsets(&self, positions: &[Position]) -> KafkaResult<TopicPartitionList> {
@@ -290,19 +311,32 @@ impl KafkaTransactor {
     }
 
     /// What follows from a record that was not written.
-    fn judge_record(&self, producer: &BaseProducer<Deliveries>, topic: &str, error: KafkaError) -> Failure {
+    fn judge_record(
+        &self,
+        producer: &BaseProducer<Deliveries>,
+        topic: &str,
+        outputs: &Outputs,
+        error: KafkaError,
+    ) -> Failure {
         use RDKafkaErrorCode as Code;
         match error.rdkafka_error_code() {
             Some(Code::UnknownTopic | Code::UnknownPartition | Code::UnknownTopicOrPartition) => {
                 Failure::Final(self.log.unknown_topic(topic))
             }
-            Some(
-                Code::MessageSizeTooLarge
-                | Code::InvalidRecord
-                | Code::InvalidTimestamp
-                | Code::TopicAuthorizationFailed
-                | Code::PolicyViolation,
-            ) => Failure::Final(self.log.refused("write a record", &error)),
+            Some(Code::MessageSizeTooLarge | Code::MessageBatchTooLarge) => {
+                self.log.narrow(topic, self.batch_bytes);
+                Failure::Abort(format!("topic {topic} takes smaller batches than before").into())
+            }
+            // The records beside the one whose time is refused have an error of their own.
+            Some(Code::InvalidTimestamp | Code::InvalidRecord | Code::InvalidDifferentRecord) => {
+                let of_topic = outputs.batches().filter(|batch| **batch.topic() == *topic).flat_map(Batch::iter);
+                Failure::Final(self.log.refused_time(topic, of_topic.map(|record| record.timestamp_ms).min()))
+            }
+            Some(Code::TopicAuthorizationFailed | Code::PolicyViolation) => {
+                let source = format!("topic {topic}: {}", Plain::of(&error)).into();
+                let (operation, log) = ("write a record", self.log.url.to_string());
+                Failure::Final(Error::Refused { operation, log, source })
+            }
             _ if is_shut_out(producer, &error) => Failure::ShutOut,
             _ => Failure::Abort(Plain::of(&error).into()),
         }
@@ -318,6 +352,10 @@ impl Transactor for KafkaTransactor {
     }
 
     fn commit(&mut self, outputs: &Outputs, positions: &[Position], membership: &Membership) -> Result<Outcome, Error> {
+        if self.producer.is_some() && self.log.limits.smallest() < self.batch_bytes {
+            self.producer = None; // nothing is open
+            self.recover()?; // with smaller batches
+        }
         let Some(producer) = &self.producer else {
             // An earlier outcome is unknown. These outputs may have been committed with it.
             return self.recover().map(|()| Outcome::RolledBack);
@@ -347,67 +385,11 @@ impl Transactor for KafkaTransactor {
     }
 }
 
-/// How long something has been going on. By two clocks: one may be set, the other may stand still while the machine
-/// sleeps. The broker's went on.
-struct Age(Instant, SystemTime);
-
-impl Default for Age {
-    fn default() -> Self {
-        Self(Instant::now(), SystemTime::now())
-    }
-}
-
-impl Age {
-    fn elapsed(&self) -> Duration {
-        self.0.elapsed().max(self.1.elapsed().unwrap_or_default())
-    }
-}
-
-/// Whether the broker takes nothing more from this producer. (Being replaced in the group is no proof of a successor:
-/// the group may have given this very instance a new place after a pause.)
-fn is_shut_out(producer: &BaseProducer<Deliveries>, error: &KafkaError) -> bool {
-    use RDKafkaErrorCode::{Fatal, Fenced, InvalidProducerEpoch, ProducerFenced};
-    let fatal = producer.client().fatal_error().map(|(code, _)| code);
-    let fences = |code| matches!(code, Some(Fenced | ProducerFenced));
-    match error.rdkafka_error_code() {
-        // An old epoch may also be what is left of a transaction that timed out; then the error is not fatal.
-        Some(Fatal | InvalidProducerEpoch) => fences(fatal) || fatal == Some(InvalidProducerEpoch),
-        code => fences(code),
-    }
-}
-
-/// The cause of `error`, after hearing what librdkafka has to say about its connections.
-fn explain(producer: &BaseProducer<Deliveries>, error: &KafkaError) -> BoxError {
-    producer.poll(EXPLAIN_POLL);
-    producer.context().diagnostics.explain(error)
-}
-
-/// Serves delivery reports until none is outstanding, without the 100 ms that a flush of the binding takes.
-fn drain(producer: &BaseProducer<Deliveries>, deadline: Instant) {
-    while producer.in_flight_count() > 0 && Instant::now() < deadline {
-        clients::serve(producer, |_| 0);
-        thread::sleep(DRAIN_PAUSE);
-    }
-}
-
-/// Makes the same call again while its error is one that passes.
-fn retry(deadline: Instant, mut call: impl FnMut(Duration) -> KafkaResult<()>) -> KafkaResult<()> {
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-        match call(left) {
-            Err(KafkaError::Transaction(e)) if e.is_retriable() && Instant::now() + RETRY_PAUSE < deadline => {
-                thread::sleep(RETRY_PAUSE);
-            }
-            result => return result,
-        }
-    }
-}
-
 /// Keeps the first record that was not written.
 #[derive(Default)]
-struct Deliveries {
+pub(super) struct Deliveries {
     first_failure: Mutex<Option<(String, KafkaError)>>,
-    diagnostics: Diagnostics,
+    pub(super) diagnostics: Diagnostics,
 }
 
 impl ClientContext for Deliveries {

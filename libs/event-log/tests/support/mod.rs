@@ -4,6 +4,7 @@
 
 pub mod broker;
 pub mod crash;
+pub mod kafka_admin;
 pub mod worker;
 
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,12 +1,17 @@
 //! Snapshots on a real Kafka, which `CARSTREAM_TEST_KAFKA=HOST:PORT` names.
 
+use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
-use event_log::{Log, TopicSpec};
+use event_log::{Log, LogUrl, TopicSpec};
 use pipeline::{Metrics, Options};
+use prometheus_client::registry::Registry;
 use test_support::clock::now_ms;
+use tokio_util::sync::CancellationToken;
 
-use crate::support::{Number, append, check_numbers_in, options, run_with};
+use crate::support::{Number, PATIENCE, append, check_numbers_in, options, run_with};
 
 /// The cluster; without it the test is skipped, but not in CI.
 fn kafka() -> Option<Arc<dyn Log>> {
@@ -25,12 +30,29 @@ fn kafka() -> Option<Arc<dyn Log>> {
     }
 }
 
+/// Gives a topic a limit as an administrator would. `None`, and a word why, if nobody says where scripts/kafka is.
+fn limit(log: &Arc<dyn Log>, topic: &str, max_message_bytes: usize) -> Option<()> {
+    let Ok(script) = std::env::var("CARSTREAM_TEST_KAFKA_SCRIPT") else {
+        eprintln!("skipped: CARSTREAM_TEST_KAFKA_SCRIPT does not name scripts/kafka");
+        return None;
+    };
+    let LogUrl::Kafka { bootstrap } = log.url() else { panic!("{} is not Kafka", log.url()) };
+    let set = Command::new(script)
+        .args(["run", "kafka.admin.ConfigCommand", "--bootstrap-server", bootstrap, "--alter"])
+        .args(["--entity-type", "topics", "--entity-name", topic])
+        .args(["--add-config", &format!("max.message.bytes={max_message_bytes}")])
+        .output()
+        .unwrap();
+    assert!(set.status.success(), "{set:?}");
+    Some(())
+}
+
 /// Topics and a group of this test's own.
 struct Names(String);
 
 impl Names {
-    fn new(log: &Arc<dyn Log>) -> Self {
-        let names = Self(format!("test-{}-{}", std::process::id(), now_ms()));
+    fn new(log: &Arc<dyn Log>, what: &str) -> Self {
+        let names = Self(format!("test-{}-{}-{what}", std::process::id(), now_ms()));
         for (name, partitions, compacted) in [("in", 3, false), ("out", 3, false), ("state", 2, true)] {
             log.ensure_topic(&TopicSpec { name: names.of(name), partitions, retention: None, compacted }).unwrap();
         }
@@ -64,7 +86,7 @@ impl Names {
 #[test]
 fn state_goes_on_from_a_snapshot_on_kafka() {
     let Some(log) = kafka() else { return };
-    let names = Names::new(&log);
+    let names = Names::new(&log, "snapshots");
     let key = |i: usize| format!("{}{}", "key".repeat(2000), i % 300);
     let feed =
         |records: std::ops::Range<usize>| append(&log, &names.of("in"), records.map(|i| (key(i), i.to_string())));
@@ -83,4 +105,55 @@ fn state_goes_on_from_a_snapshot_on_kafka() {
     let last = names.run(&log, 100);
     assert_eq!((last.restored.get(), last.replayed.get(), last.state_gaps.get()), (3, 100, 0));
     assert_eq!(check_numbers_in(&log, &names.of("out")), 1200);
+}
+
+#[test]
+fn snapshots_are_as_small_as_their_topic_wants_and_what_fits_nowhere_waits_for_its_operator() {
+    let Some(log) = kafka() else { return };
+    let names = Names::new(&log, "limits");
+    let Some(()) = limit(&log, &names.of("state"), 40_000) else { return };
+    let key = |i: usize| format!("{}{}", "key".repeat(2000), i % 300);
+    let feed =
+        |records: std::ops::Range<usize>| append(&log, &names.of("in"), records.map(|i| (key(i), i.to_string())));
+    feed(0..900);
+    let first = names.run(&log, 900);
+    assert!(first.snapshot_bytes.get() / first.snapshots.get() > 300_000, "many records each");
+    feed(900..1000);
+    let second = names.run(&log, 100);
+    assert_eq!((second.restored.get(), second.replayed.get(), second.state_gaps.get()), (3, 0, 0));
+
+    // Nothing that the transform writes is as small as this.
+    limit(&log, &names.of("out"), 5_000);
+    feed(1000..1100);
+    let metrics = Metrics::new(&mut Registry::default(), "test");
+    metrics.readiness.started();
+    let (shutdown, mut transform) =
+        (CancellationToken::new(), Number { out: Some(names.of("out")), ..Number::default() });
+    let (applied, options) = (transform.applied.clone(), names.options(&log, 100));
+    std::thread::scope(|scope| {
+        let stage = scope.spawn(|| pipeline::run(options, &mut transform, &metrics, &shutdown));
+        let _stop = shutdown.clone().drop_guard();
+        let until = |what: &str, done: &dyn Fn() -> bool| {
+            let began = Instant::now();
+            while !done() {
+                assert!(
+                    began.elapsed() < PATIENCE && !stage.is_finished(),
+                    "{what}: {:?}",
+                    metrics.readiness.reasons()
+                );
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        };
+        let words = [&*names.of("out"), "up to 5000 bytes", "max.message.bytes"];
+        until("it says why it waits", &|| {
+            metrics.readiness.reasons().iter().any(|reason| words.iter().all(|word| reason.contains(word)))
+        });
+        let restarts = metrics.restarts.get();
+        limit(&log, &names.of("out"), 50_000);
+        until("it continues", &|| metrics.readiness.is_ready() && applied.load(Ordering::Relaxed) >= 100);
+        assert_eq!(metrics.restarts.get(), restarts, "waiting for an operator is no restart");
+        shutdown.cancel();
+        stage.join().unwrap().unwrap();
+    });
+    assert_eq!(check_numbers_in(&log, &names.of("out")), 1100);
 }
