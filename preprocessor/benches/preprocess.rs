@@ -1,24 +1,29 @@
 //! What one reading costs in the preprocessor: CPU seconds per million for decoding, SQL and encoding.
 //!
-//!     cargo bench -p preprocessor --bench preprocess -- [rows per batch] [batches]
+//!     cargo bench -p preprocessor --bench preprocess
+//!
+//! Criterion compares each run with the one before: `-- --save-baseline NAME` and `-- --baseline NAME` keep and name one.
 
 use std::hint::black_box;
-use std::sync::LazyLock;
-use std::time::{Duration, Instant};
 
 use contract::Contract;
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use preprocessor::duplicates::Duplicates;
 use preprocessor::sql::Query;
 use telemetry::avro::{AvroDecoder, AvroEncoder};
 use telemetry::json::JsonDecoder;
 use telemetry::pseudonym::PseudonymKey;
-use test_support::measurement;
+use test_support::measurement::{self, CpuTime};
 
 const CARS: usize = 10_000;
 
-fn main() {
-    let mut numbers = measurement::arguments().skip(1).filter_map(|n| n.parse::<usize>().ok());
-    let (rows, batches) = (numbers.next().unwrap_or(4096), numbers.next().unwrap_or(100));
+/// Readings of one batch, as many as a busy partition gives.
+const ROWS: usize = 4096;
+
+criterion_group!(name = benches; config = measurement::criterion(); targets = preprocess);
+criterion_main!(benches);
+
+fn preprocess(criterion: &mut Criterion<CpuTime>) {
     let contract = Contract::builtin();
     let definition = contract.stream(contract::READINGS).expect("it has telemetry");
     let key = PseudonymKey::from_bytes(b"a key for benchmarks").expect("it is long enough");
@@ -31,59 +36,51 @@ fn main() {
     }
     let changes = vins.iter().enumerate().map(|(row, vin)| (vin.as_str(), Some(row)));
     tables[0].update(&drivers.finish(), changes).expect("the rows fit");
-    let payloads: Vec<String> = (0..rows).map(|i| reading(&vins[i * 7919 % CARS], i)).collect();
+    let vin = |i: usize| &*vins[i * 7919 % CARS];
+    let payloads: Vec<String> = (0..ROWS).map(|i| reading(vin(i), i)).collect();
 
     let mut json = JsonDecoder::new(&definition.input.schema);
     let mut encoder = AvroEncoder::new(contract.schemas(), 2).expect("schema 2 exists");
     let mut decoder = AvroDecoder::new(contract.schemas(), "telemetry.v2.avsc").expect("it exists");
     let mut seen = Duplicates::default();
-    let mut spent = [Duration::ZERO; 5];
-    for batch in 0..batches {
-        let mut lap = Lap(cpu_time());
-        for payload in &payloads {
+    let mut admitted = 0;
+    let mut decode = |payloads: &[String]| {
+        for payload in payloads {
             json.decode(payload.as_bytes()).expect("the reading is valid");
         }
-        let decoded = json.finish();
-        spent[0] += lap.next();
-        for i in 0..rows {
-            black_box(seen.admit(&vins[i * 7919 % CARS], 1, (batch * rows + i) as i64, 0));
+        json.finish()
+    };
+    let mut admit = || {
+        for i in 0..ROWS {
+            black_box(seen.admit(vin(i), 1, (admitted * ROWS + i) as i64, 0));
         }
-        spent[1] += lap.next();
-        let selected = query.run(&decoded, &mut tables).expect("it runs");
-        spent[2] += lap.next();
-        let messages = encoder.encode(&selected.batch).expect("it fits");
-        spent[3] += lap.next();
-        for message in messages.iter() {
-            decoder.decode(message).expect("it is a message");
-        }
-        black_box(decoder.finish());
-        spent[4] += lap.next();
-    }
-    println!("{} bytes a reading, {rows} rows a batch, {batches} batches", payloads[0].len());
-    let per_million = |spent: Duration| spent.as_secs_f64() / (rows * batches) as f64 * 1e6;
-    for (what, spent) in
-        ["decode JSON", "duplicates", "SQL", "encode Avro", "decode Avro (other stages)"].iter().zip(spent)
-    {
-        println!("{what:<28}{:6.2} s per million", per_million(spent));
-    }
-    println!("{:<28}{:6.2} s per million", "the chain", per_million(spent[..4].iter().sum()));
-}
+        admitted += 1;
+    };
+    let decoded = decode(&payloads);
+    let selected = query.run(&decoded, &mut tables).expect("it runs").batch;
+    let messages = encoder.encode(&selected).expect("it fits");
 
-struct Lap(Duration);
-
-impl Lap {
-    fn next(&mut self) -> Duration {
-        let now = cpu_time();
-        now.saturating_sub(std::mem::replace(&mut self.0, now))
-    }
-}
-
-/// What this thread has spent on a CPU; where the system does not tell (not Linux), what has passed.
-fn cpu_time() -> Duration {
-    static BEGAN: LazyLock<Instant> = LazyLock::new(Instant::now);
-    let spent = std::fs::read_to_string("/proc/thread-self/schedstat").ok();
-    let nanos = spent.and_then(|spent| spent.split_whitespace().next()?.parse().ok());
-    nanos.map_or_else(|| BEGAN.elapsed(), Duration::from_nanos)
+    let mut group = criterion.benchmark_group("preprocess");
+    group.throughput(Throughput::Elements(ROWS as u64));
+    group.bench_function("decode JSON", |b| b.iter(|| decode(&payloads)));
+    group.bench_function("duplicates", |b| b.iter(&mut admit));
+    group.bench_function("SQL", |b| b.iter(|| query.run(&decoded, &mut tables).expect("it runs")));
+    group.bench_function("encode Avro", |b| b.iter(|| encoder.encode(&selected).expect("it fits")));
+    group.bench_function("the chain", |b| {
+        b.iter(|| {
+            let decoded = decode(&payloads);
+            admit();
+            let selected = query.run(&decoded, &mut tables).expect("it runs");
+            encoder.encode(&selected.batch).expect("it fits")
+        });
+    });
+    group.bench_function("decode Avro (other stages)", |b| {
+        b.iter(|| {
+            messages.iter().for_each(|message| decoder.decode(message).expect("it is a message"));
+            decoder.finish()
+        });
+    });
+    group.finish();
 }
 
 fn driver(vin: &str) -> String {
