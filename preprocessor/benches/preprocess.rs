@@ -2,7 +2,7 @@
 //!
 //!     cargo bench -p preprocessor --bench preprocess
 //!
-//! Criterion compares each run with the one before: `-- --save-baseline NAME` and `-- --baseline NAME` keep and name one.
+//! Criterion compares each run with the one before; `-- --save-baseline NAME`, `-- --baseline NAME` keep and use one.
 
 use std::hint::black_box;
 

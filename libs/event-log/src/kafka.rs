@@ -220,8 +220,8 @@ impl KafkaLog {
     }
 
     fn too_large(&self, topic: &str, bytes: usize, limit: usize) -> Error {
-        let remedy = "raise the topic's max.message.bytes, and for records above 1,000,000 bytes also set --kafka-option \
-                      message.max.bytes; or make such records smaller";
+        let remedy = "raise the topic's max.message.bytes, and for records above 1,000,000 bytes also set \
+                      --kafka-option message.max.bytes; or make such records smaller";
         Error::TooLarge { log: self.url.to_string(), topic: topic.to_owned(), bytes, limit, remedy }
     }
 
