@@ -19,6 +19,7 @@ mod output;
 mod query;
 mod shape;
 mod statement;
+mod words;
 
 #[cfg(test)]
 mod tests;

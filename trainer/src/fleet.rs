@@ -8,8 +8,7 @@ use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::TimestampMillisecondType;
 use chrono::DateTime;
 use model::{Readings, Row};
-
-use crate::split::number_of;
+use sha2::{Digest, Sha256};
 
 /// An alert within this time after a repair still counts to the fault: the score falls over the next readings.
 const GRACE_MS: i64 = 3_600_000;
@@ -47,6 +46,12 @@ impl Draw {
     fn number(&self, name: &str) -> u64 {
         number_of(self.seed, b"draw", name)
     }
+}
+
+/// A number that follows from `seed` and `pseudonym`: another one for each `purpose`, evenly distributed.
+pub(crate) fn number_of(seed: u64, purpose: &[u8], pseudonym: &str) -> u64 {
+    let hash = Sha256::new().chain_update(purpose).chain_update(seed.to_le_bytes()).chain_update(pseudonym).finalize();
+    hash.iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
 /// One car.

@@ -9,9 +9,7 @@
 //!
 //! A car's place is a hash of its pseudonym and the seed: it stays there when other cars come or go.
 
-use sha2::{Digest, Sha256};
-
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, number_of};
 
 /// Shares of the cars, in percent; the rest is for tests.
 const TRAINING_PERCENT: u64 = 60;
@@ -38,12 +36,6 @@ pub(crate) fn part(seed: u64, pseudonym: &str) -> Part {
         place if place < TRAINING_PERCENT + VALIDATION_PERCENT => Part::Validation,
         _ => Part::Test,
     }
-}
-
-/// A number that follows from `seed` and `pseudonym`: another one for each `purpose`, evenly distributed.
-pub(crate) fn number_of(seed: u64, purpose: &[u8], pseudonym: &str) -> u64 {
-    let hash = Sha256::new().chain_update(purpose).chain_update(seed.to_le_bytes()).chain_update(pseudonym).finalize();
-    hash.iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
 /// Readings of training cars from this time on are not trained on.

@@ -15,8 +15,8 @@ use datafusion_expr::Expr;
 use telemetry::schema::{Field, Pii};
 
 use super::functions::{COARSEN, MIN_COARSEN_STEP, PSEUDONYM, hides_position};
-use super::output::shown;
 use super::shape::{Shape, is_of};
+use super::words::shown;
 use contract::StreamDefinition;
 
 /// Where one output column comes from.

@@ -27,9 +27,10 @@ use telemetry::pseudonym::PseudonymKey;
 use super::functions::{self, PSEUDONYM};
 use super::lineage::Lineage;
 use super::lookup::LookupTable;
-use super::output::{self, in_words_of_a_schema, shown};
+use super::output;
 use super::shape::{Lookup, Shape, is_of, used_columns};
 use super::statement;
+use super::words::{in_words_of_a_schema, shown};
 use contract::StreamDefinition;
 
 /// A planned statement.

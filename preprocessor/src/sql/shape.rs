@@ -9,8 +9,8 @@ use datafusion_expr::utils::split_conjunction;
 use datafusion_expr::{BinaryExpr, Expr, ExprSchemable, LogicalPlan, Operator};
 
 use super::functions::{COARSEN, coarsen_step};
-use super::output::shown;
 use super::statement::refusal;
+use super::words::shown;
 use contract::StreamDefinition;
 
 /// What a plan comes down to.

@@ -14,6 +14,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 
 use super::Embedded;
+use super::block::MAX_RECORD_BYTES;
 use super::block::pack_new;
 use super::commit::Request;
 use super::partition::Partition;
@@ -25,8 +26,6 @@ use crate::{AppendError, Appender, Batch, Completion, Error, OnCompletion, Recor
 const MAX_QUEUED_RECORDS: usize = 64 * 1024;
 /// Of keys, values and headers.
 const MAX_QUEUED_BYTES: usize = 64 << 20;
-/// A record is read and unpacked as a whole.
-pub(super) const MAX_RECORD_BYTES: usize = 8 << 20;
 
 pub(super) struct EmbeddedAppender {
     shared: Arc<Shared>,

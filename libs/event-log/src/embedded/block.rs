@@ -17,6 +17,8 @@ use crate::batch::Entry;
 /// Blocks are cut at this many bytes of keys, values and headers: large enough that what a block costs does not
 /// matter, small enough that reading one record does not mean unpacking a lot. A larger record is a block of its own.
 const TARGET_BYTES: usize = 256 * 1024;
+/// A record is read and unpacked as a whole.
+pub(super) const MAX_RECORD_BYTES: usize = 8 << 20;
 /// Below this, packing costs more than it saves; storage compresses such blocks together.
 const MIN_PACKED_BYTES: usize = 1024;
 

@@ -12,6 +12,7 @@ use std::time::Duration;
 use fjall::config::{BlockSizePolicy, CompressionPolicy, FilterPolicy};
 use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode};
 
+use super::block::MAX_RECORD_BYTES;
 use crate::{Error, LogUrl};
 
 const CACHE_BYTES: u64 = 16 << 20;
@@ -144,13 +145,7 @@ impl Disk {
 
     pub(super) fn too_large(&self, topic: &str, bytes: usize) -> Error {
         let remedy = "the embedded log takes no larger ones; make such records smaller";
-        Error::TooLarge {
-            log: self.url.to_string(),
-            topic: topic.to_owned(),
-            bytes,
-            limit: super::appender::MAX_RECORD_BYTES,
-            remedy,
-        }
+        Error::TooLarge { log: self.url.to_string(), topic: topic.to_owned(), bytes, limit: MAX_RECORD_BYTES, remedy }
     }
 
     pub(super) fn corrupt(&self, place: String, what: &str) -> Error {

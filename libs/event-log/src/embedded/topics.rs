@@ -21,7 +21,7 @@ use fjall::Keyspace;
 use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 
-use super::appender::MAX_RECORD_BYTES;
+use super::block::MAX_RECORD_BYTES;
 use super::disk::Disk;
 use super::partition::Partition;
 use crate::{Error, PartitionDescription, TopicDescription, TopicSpec};

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Embedded;
-use super::appender::MAX_RECORD_BYTES;
+use super::block::MAX_RECORD_BYTES;
 use super::block::pack_new;
 use super::commit::Request;
 use super::positions::key_of;

@@ -3,11 +3,14 @@
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use parking_lot::Mutex;
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
-use rdkafka::producer::{BaseProducer, Producer};
+use rdkafka::message::DeliveryResult;
+use rdkafka::producer::{BaseProducer, Producer, ProducerContext};
 
-use super::clients;
-use super::transactor::Deliveries;
+use super::clients::{self, Diagnostics};
 use crate::BoxError;
 
 /// Between two attempts at a call that failed in a way that passes.
@@ -16,6 +19,35 @@ const RETRY_PAUSE: Duration = Duration::from_millis(20);
 const EXPLAIN_POLL: Duration = Duration::from_millis(1);
 /// Between two looks at whether the outputs are written: short beside a commit, long beside a look.
 pub(super) const DRAIN_PAUSE: Duration = Duration::from_micros(500);
+
+/// Keeps the first record that was not written.
+#[derive(Default)]
+pub(super) struct Deliveries {
+    /// Its topic, and why.
+    pub(super) first_failure: Mutex<Option<(String, KafkaError)>>,
+    diagnostics: Diagnostics,
+}
+
+impl ClientContext for Deliveries {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        clients::log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.diagnostics.error(error, reason);
+    }
+}
+
+impl ProducerContext for Deliveries {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        if let Err((error, message)) = result {
+            use rdkafka::Message as _;
+            self.first_failure.lock().get_or_insert_with(|| (message.topic().to_owned(), error.clone()));
+        }
+    }
+}
 
 /// How long something has been going on. By two clocks: one may be set, the other may stand still while the machine
 /// sleeps. The broker's went on.

@@ -40,17 +40,13 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
-use rdkafka::client::ClientContext;
-use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
-use rdkafka::message::DeliveryResult;
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext, PurgeConfig};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer, PurgeConfig};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::appender::headers;
-use super::calls::{Age, DRAIN_PAUSE, drain, explain, is_shut_out, retry};
-use super::clients::{self, Diagnostics, Plain};
+use super::calls::{Age, DRAIN_PAUSE, Deliveries, drain, explain, is_shut_out, retry};
+use super::clients::{self, Plain};
 use super::member::GroupMember;
 use super::{KafkaLog, topics};
 use crate::{
@@ -381,34 +377,6 @@ impl Transactor for KafkaTransactor {
                 self.abort(age, membership)?;
                 Err(error)
             }
-        }
-    }
-}
-
-/// Keeps the first record that was not written.
-#[derive(Default)]
-pub(super) struct Deliveries {
-    first_failure: Mutex<Option<(String, KafkaError)>>,
-    pub(super) diagnostics: Diagnostics,
-}
-
-impl ClientContext for Deliveries {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        clients::log(level, facility, message);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        self.diagnostics.error(error, reason);
-    }
-}
-
-impl ProducerContext for Deliveries {
-    type DeliveryOpaque = ();
-
-    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
-        if let Err((error, message)) = result {
-            use rdkafka::Message as _;
-            self.first_failure.lock().get_or_insert_with(|| (message.topic().to_owned(), error.clone()));
         }
     }
 }
