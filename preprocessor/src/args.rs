@@ -7,8 +7,10 @@ use clap::Parser;
 use event_log::{LogArgs, LogUrl};
 use pipeline::{LoopArgs, SnapshotArgs};
 use schema_registry::SchemaRegistryArgs;
-use service::{ContractArgs, DrainArgs, ServiceArgs, settings};
+use service::{ContractArgs, DrainArgs, ServiceArgs, settings, values};
 use telemetry::pseudonym::PseudonymKey;
+
+use crate::event_time::EventTimeArgs;
 
 /// Turn raw readings into clean ones: validated, deduplicated, joined, without personal data, as Avro.
 ///
@@ -34,6 +36,8 @@ use telemetry::pseudonym::PseudonymKey;
     subcommand_value_name = "COMMAND",
     // What `try` needs, too: before it or behind it.
     mut_arg("contract", |arg| arg.global(true)),
+    mut_arg("event_time_behind", |arg| arg.global(true)),
+    mut_arg("event_time_ahead", |arg| arg.global(true)),
     mut_arg("pseudonym_key_file", |arg| arg.global(true))
 )]
 pub struct Args {
@@ -56,6 +60,10 @@ pub struct Args {
     /// Where schema ids come from.
     #[command(flatten)]
     pub schema_registry: SchemaRegistryArgs,
+
+    /// Which event times are accepted.
+    #[command(flatten)]
+    pub event_time: EventTimeArgs,
 
     /// Instances and batches.
     #[command(flatten)]
@@ -95,6 +103,11 @@ pub struct TryArgs {
     /// Fill a reference table of the stream from a file with one JSON object per line; may be repeated.
     #[arg(long, value_name = "TABLE=FILE")]
     pub table: Vec<TableFile>,
+    /// Judge event times as if the readings were received at this time: a date, or an age, such as 0s for now.
+    ///
+    /// Without it event times are not judged: only the bridge knows when a reading was received.
+    #[arg(long, value_name = "TIME", value_parser = values::time_ms)]
+    pub received: Option<i64>,
 }
 
 /// A reference table and the file of its rows.
@@ -129,7 +142,8 @@ impl Args {
     /// What is wrong with the plain settings.
     pub(crate) fn problems(&self) -> Vec<String> {
         let (log, registry) = (self.log.problems(), self.schema_registry.problems());
-        [log, registry, self.pipeline.problems(), self.snapshots.problems()].concat()
+        let event_time = self.event_time.problems();
+        [log, registry, event_time, self.pipeline.problems(), self.snapshots.problems()].concat()
     }
 
     pub(crate) fn pseudonym_key(&self) -> Result<PseudonymKey, String> {

@@ -25,6 +25,12 @@ pub(crate) fn describe(definition: &StreamDefinition, query: &Query) -> String {
             format!("{} ({}, schema id {})", definition.output_topic, output.file, output.id.unwrap_or_default()),
         ),
         ("keeps", query.filter().map_or("every reading".to_owned(), |filter| format!("those WHERE {filter}"))),
+        (
+            "event time",
+            definition
+                .event_time
+                .map_or("none: not judged".to_owned(), |column| input.schema.fields[column].name.clone()),
+        ),
         ("bad ones to", definition.dead_letter.to_string()),
     ];
     let _ = writeln!(text, "stream {}", definition.name);

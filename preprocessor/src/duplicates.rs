@@ -91,6 +91,13 @@ impl Duplicates {
         }
     }
 
+    /// Whether reading `seq` of `boot` of `car` is known to have been let through. Notes nothing.
+    pub fn contains(&self, car: &str, boot: i64, seq: i64) -> bool {
+        let boots = self.cars.get(car).map(|car| car.boots.as_slice()).unwrap_or_default();
+        let known = boots.iter().find(|known| known.id == boot);
+        known.is_some_and(|boot| boot.intervals.iter().any(|(first, last)| (*first..=*last).contains(&seq)))
+    }
+
     /// How many cars are known.
     pub fn cars(&self) -> usize {
         self.cars.len()
@@ -214,6 +221,7 @@ mod tests {
             for _ in 0..2000 {
                 let reading = (random.below(3), random.below(MAX_BOOTS as u64) as i64, random.below(span) as i64);
                 let (car, boot, seq) = reading;
+                assert_eq!(seen.contains(&car.to_string(), boot, seq), model.contains(&reading));
                 let wanted = if model.insert(reading) { Seen::New } else { Seen::Before };
                 assert_eq!(seen.admit(&car.to_string(), boot, seq, 0), wanted, "seed {seed}: {reading:?}");
             }

@@ -2,9 +2,9 @@
 //!
 //! ```text
 //!               ┌────────────── one loop and one thread per stream ──────────────┐
-//!  raw topic ──►│ decode ─► origin ─► duplicates ─► SQL ─► Avro                  │──► clean topic
-//!  table ──────►│  (JSON,   (topic =  (exactly,     (filter, look up, coarsen,   │
-//!               │  schema)   key = VIN) bounded)     pseudonymise)               │──► dead letters
+//!  raw topic ──►│ decode ─► origin ─► event time ─► duplicates ─► SQL ─► Avro    │──► clean topic
+//!  table ──────►│  (JSON,   (topic =  (near its     (exactly,     (filter, look  │
+//!               │  schema)  key = VIN) receipt)      bounded)      up, coarsen…)  │──► dead letters
 //!               └────────────────────────────────────────────────────────────────┘
 //! ```
 //!
@@ -18,6 +18,7 @@
 mod args;
 mod check;
 pub mod duplicates;
+mod event_time;
 mod metrics;
 pub mod reason;
 pub mod sql;
@@ -37,6 +38,7 @@ use telemetry::pseudonym::PseudonymKey;
 use tokio_util::sync::CancellationToken;
 
 pub use args::{Args, Command, TableFile, TryArgs};
+pub use event_time::{EventTimeArgs, Reach};
 pub use metrics::{Metrics, Stream, Table};
 pub use transform::Preprocess;
 
@@ -136,7 +138,7 @@ fn plan(args: &Args, key: &PseudonymKey, metrics: &Metrics) -> Result<Prepared, 
     let mut streams = Vec::new();
     let schemas = SchemaSource::of(contract.schemas().clone());
     for definition in contract.streams() {
-        match Preprocess::new(definition, &schemas, key, metrics) {
+        match Preprocess::new(definition, &schemas, key, args.event_time, metrics) {
             Ok(transform) => streams.push((definition.clone(), transform)),
             Err(more) => {
                 let more = trial::located(definition, more);

@@ -7,5 +7,8 @@ pub const TOPIC_MISMATCH: &str = "topic-mismatch";
 /// Whether it has been let through before is no longer known.
 pub const SEQUENCE_TOO_OLD: &str = "sequence-too-old";
 
+/// Its event time is further from its receipt than the settings allow.
+pub const EVENT_TIME_OUT_OF_WINDOW: &str = "event-time-out-of-window";
+
 /// All of them.
-pub(crate) const ALL: [&str; 3] = [NO_PAYLOAD, TOPIC_MISMATCH, SEQUENCE_TOO_OLD];
+pub(crate) const ALL: [&str; 4] = [NO_PAYLOAD, TOPIC_MISMATCH, SEQUENCE_TOO_OLD, EVENT_TIME_OUT_OF_WINDOW];

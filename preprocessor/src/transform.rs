@@ -1,10 +1,10 @@
 //! One stream's transform: from a batch of raw records to clean ones and dead letters.
 //!
 //! ```text
-//!  raw batch ─► decode ─► origin ─► duplicates ─► SQL ─► Avro ─► clean topic, key = pseudonym
-//!                 │          │          │  │        └ filtered: counted
-//!                 ▼          ▼          ▼  └ seen before: counted
-//!              reason   topic-mismatch  sequence-too-old       ─► dead-letter topic
+//!  raw batch ─► decode ─► origin ─► event time ─► duplicates ─► SQL ─► Avro ─► clean topic, key = pseudonym
+//!                 │          │          │            │  │        └ filtered: counted
+//!                 ▼          ▼          ▼            ▼  └ seen before: counted
+//!              reason   topic-mismatch  …-window  sequence-too-old       ─► dead-letter topic
 //! ```
 //!
 //! A reading that becomes a dead letter is not remembered: sent again, or replayed once the cause is fixed, it gets
@@ -19,7 +19,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use arrow::array::{AsArray, BooleanArray, RecordBatch, StringArray};
 use arrow::compute::filter_record_batch;
-use arrow::datatypes::Int64Type;
+use arrow::datatypes::{Int64Type, TimestampMillisecondType};
 use event_log::{Batch, Record, RecordRef};
 use pipeline::{Emit, Transform};
 use prometheus_client::metrics::counter::Counter;
@@ -30,6 +30,7 @@ use telemetry::json::JsonDecoder;
 use telemetry::pseudonym::PseudonymKey;
 
 use crate::duplicates::{Duplicates, Seen, stored};
+use crate::event_time::{self, EventTimeArgs};
 use crate::metrics::{Metrics, Stream, Table};
 use crate::reason;
 use crate::sql::{LookupTable, Query};
@@ -44,6 +45,7 @@ pub struct Preprocess {
     definition: StreamDefinition,
     query: Query,
     decoder: JsonDecoder,
+    event_time: EventTimeArgs,
     encoder: AvroEncoder,
     /// By partition.
     seen: HashMap<u32, Duplicates>,
@@ -102,6 +104,7 @@ impl Preprocess {
         definition: &StreamDefinition,
         schemas: &SchemaSource,
         key: &PseudonymKey,
+        event_time: EventTimeArgs,
         metrics: &Metrics,
     ) -> Result<Self, Vec<String>> {
         let query = Query::plan(definition, key)?;
@@ -123,6 +126,7 @@ impl Preprocess {
         }
         Ok(Self {
             decoder: JsonDecoder::new(&definition.input.schema),
+            event_time,
             encoder,
             seen: HashMap::new(),
             lookups: query.tables(definition),
@@ -175,12 +179,27 @@ impl Preprocess {
         let [car, boot, seq] = self.definition.identity.map(|column| rows.column(column));
         let (cars, boots, seqs) =
             (car.as_string::<i32>(), boot.as_primitive::<Int64Type>(), seq.as_primitive::<Int64Type>());
+        let event_time = self.definition.event_time.map(|column| {
+            let times = rows.column(column).as_primitive::<TimestampMillisecondType>();
+            (&self.definition.input.schema.fields[column], times)
+        });
         let mut duplicates = 0;
         let keep: Vec<bool> = (0..rows.num_rows())
             .map(|row| {
                 let (record, car) = (batch.get(records[row] as usize), cars.value(row));
                 if let Err(detail) = check_origin(&record, car) {
                     reject(&record, reason::TOPIC_MISMATCH, detail);
+                    return false;
+                }
+                let refusal = event_time.and_then(|(field, times)| {
+                    self.event_time.refusal(field, times.value(row), event_time::received_ms(&record))
+                });
+                if let Some(detail) = refusal {
+                    // A repeat stays one, however late it comes.
+                    match seen.contains(car, boots.value(row), seqs.value(row)) {
+                        true => duplicates += 1,
+                        false => reject(&record, reason::EVENT_TIME_OUT_OF_WINDOW, &detail),
+                    }
                     return false;
                 }
                 match seen.admit(car, boots.value(row), seqs.value(row), record.timestamp_ms) {

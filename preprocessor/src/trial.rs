@@ -1,11 +1,11 @@
 //! A stream tried on single readings, without any log: what each becomes, and why.
 //!
 //! ```text
-//!  one line of JSON ─► decode ─► duplicates ─► SQL ─► clean record | filtered | duplicate | dead letter, reason
+//!  one line of JSON ─► decode ─► event time ─► duplicates ─► SQL ─► clean record | filtered | duplicate | dead letter
 //! ```
 //!
-//! The same decoder, duplicate filter and statement as in the stage. The origin (MQTT topic and key) is not looked at:
-//! only the bridge knows it.
+//! The same decoder, duplicate filter and statement as in the stage. The origin (MQTT topic and key) is not looked at,
+//! and the event time only if a time of receipt is given: only the bridge knows them.
 
 use std::io::{BufRead, ErrorKind, Write};
 
@@ -21,6 +21,7 @@ use telemetry::json::JsonDecoder;
 use telemetry::pseudonym::PseudonymKey;
 
 use crate::duplicates::{Duplicates, Seen};
+use crate::event_time::EventTimeArgs;
 use crate::sql::{LookupTable, Query};
 use crate::{Args, TableFile, TryArgs, reason, sql};
 
@@ -50,6 +51,8 @@ pub struct Trial {
     decoder: JsonDecoder,
     seen: Duplicates,
     lookups: Vec<LookupTable>,
+    /// Which event times are accepted, and the time of receipt.
+    received: Option<(EventTimeArgs, i64)>,
 }
 
 impl Trial {
@@ -57,7 +60,13 @@ impl Trial {
     pub fn new(definition: &StreamDefinition, key: &PseudonymKey) -> Result<Self, Vec<String>> {
         let query = Query::plan(definition, key)?;
         let (decoder, lookups) = (JsonDecoder::new(&definition.input.schema), query.tables(definition));
-        Ok(Self { definition: definition.clone(), query, decoder, seen: Duplicates::default(), lookups })
+        let (definition, seen) = (definition.clone(), Duplicates::default());
+        Ok(Self { definition, query, decoder, seen, lookups, received: None })
+    }
+
+    /// Judges event times from now on, as of readings that are received at this time.
+    pub fn judge_event_times(&mut self, window: EventTimeArgs, received_ms: i64) {
+        self.received = Some((window, received_ms));
     }
 
     /// The planned statement.
@@ -118,6 +127,16 @@ impl Trial {
         let rows = self.decoder.finish();
         let [car, boot, seq] = self.definition.identity.map(|column| rows.column(column));
         let (boot, seq) = (boot.as_primitive::<Int64Type>().value(0), seq.as_primitive::<Int64Type>().value(0));
+        if let (Some(column), Some((window, received_ms))) = (self.definition.event_time, self.received) {
+            let event_time_ms = rows.column(column).as_primitive::<TimestampMillisecondType>().value(0);
+            let field = &self.definition.input.schema.fields[column];
+            if let Some(detail) = window.refusal(field, event_time_ms, received_ms) {
+                return Ok(match self.seen.contains(car.as_string::<i32>().value(0), boot, seq) {
+                    true => Verdict::Duplicate,
+                    false => Verdict::DeadLetter { reason: reason::EVENT_TIME_OUT_OF_WINDOW, detail },
+                });
+            }
+        }
         match self.seen.admit(car.as_string::<i32>().value(0), boot, seq, 0) {
             Seen::New => {}
             Seen::Before => return Ok(Verdict::Duplicate),
@@ -173,7 +192,10 @@ pub(crate) fn run(args: &Args, trial: &TryArgs, input: impl BufRead, output: &mu
     let mut running = Trial::new(stream, &key).map_err(|found| {
         ConfigError(located(stream, found).into_iter().map(|problem| args.contract.describe(problem)).collect())
     })?;
-    let mut problems = Vec::new();
+    let mut problems = args.event_time.problems();
+    if let Some(received_ms) = trial.received {
+        running.judge_event_times(args.event_time, received_ms);
+    }
     for table in &trial.table {
         running.fill(table, &mut problems);
     }
@@ -308,9 +330,12 @@ fn line_of(sql: &str, problem: &str) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use clap::Parser;
 
     use super::*;
+    use crate::Reach;
 
     fn trial() -> Trial {
         let key = PseudonymKey::from_bytes(&[7; 32]).unwrap();
@@ -358,6 +383,24 @@ mod tests {
         assert_eq!(lines[1], r#"{"verdict":"duplicate","line":3}"#);
         assert!(lines[2].starts_with(r#"{"verdict":"dead-letter","line":4,"reason":"malformed-json","detail":""#));
         assert!(lines.iter().all(|line| serde_json::from_str::<Value>(line).is_ok()), "{output}");
+    }
+
+    #[test]
+    fn event_times_are_judged_if_a_time_of_receipt_is_given() {
+        let sample = Contract::builtin().stream(contract::READINGS).unwrap().samples.lines().next().unwrap();
+        let mut trial = trial();
+        let time_ms = serde_json::from_str::<Value>(sample).unwrap()["event_time_ms"].as_i64().unwrap();
+        let window = EventTimeArgs {
+            event_time_behind: Reach::Within(Duration::from_secs(60)),
+            event_time_ahead: Reach::Within(Duration::ZERO),
+        };
+        trial.judge_event_times(window, time_ms + 60_001);
+        let verdict = trial.reading(sample.as_bytes()).unwrap();
+        assert!(matches!(verdict, Verdict::DeadLetter { reason: reason::EVENT_TIME_OUT_OF_WINDOW, .. }), "{verdict:?}");
+        trial.judge_event_times(window, time_ms + 60_000);
+        assert!(matches!(trial.reading(sample.as_bytes()).unwrap(), Verdict::Clean(_)), "it was not remembered");
+        trial.judge_event_times(window, time_ms - 1);
+        assert_eq!(trial.reading(sample.as_bytes()).unwrap(), Verdict::Duplicate, "a repeat, however late it comes");
     }
 
     #[test]

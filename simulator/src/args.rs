@@ -7,9 +7,7 @@ use std::time::Duration;
 use service::{ContractArgs, DrainArgs, HostPort, ServiceArgs, settings, values};
 
 use crate::car::{FleetSpec, MAX_CARS};
-
-/// Monday, 2026-06-01, 06:00 in the fleet's time zone: the first commuters leave, the early shift has begun.
-const START_TIME: &str = "2026-06-01T05:00:00Z";
+use crate::start::START_MS;
 
 /// Enough for 16 hours of driving at the default interval.
 const BUFFER_READINGS: usize = 2_000;
@@ -28,7 +26,7 @@ const IN_FLIGHT: usize = 16;
     args_conflicts_with_subcommands = true,
     after_help = "Examples:
   simulator --cars 100 --mqtt localhost:1883                  a hundred cars, in real time, until Ctrl-C
-  simulator --cars 500 --speedup 1200 --duration 60s          twenty hours in a minute
+  simulator --cars 500 --speedup 1200 --duration 60s          twenty hours in a minute, the last ones
   simulator --cars 15000 --first-car 15000 --ramp 30s         the second part of a larger fleet
   simulator --cars 50 --duration 1h --ledger l.csv --resume   what became of each reading; resumes after kill -9
   simulator --mqtt mqtts://localhost:8883 --tls-ca secrets/ca.crt --tls-ca-key secrets/ca.key
@@ -82,10 +80,11 @@ pub struct FleetArgs {
     pub interval: Duration,
     /// Begin at this event time: 2026-11-21T08:15:00Z, 2026-11-21, or an age such as 6h; also in ms since 1970.
     ///
-    /// Constant by default, so that the same seed gives the same readings.
-    #[arg(long, env = "CARSTREAM_SIMULATOR_START_TIME", value_name = "TIME", default_value = START_TIME,
-        value_parser = start_time_ms)]
-    pub start_time: i64,
+    /// By default a Monday, 05:00 UTC, so that the same seed gives the same readings, apart from whole weeks: the last
+    /// one from which the span ends in the past; for a fleet without an end that lives faster than the clock, one at
+    /// least two weeks ago; for --resume, that of the ledger; for generate, 2026-06-01.
+    #[arg(long, env = "CARSTREAM_SIMULATOR_START_TIME", value_name = "TIME", value_parser = start_time_ms)]
+    pub start_time: Option<i64>,
     /// Take this share of the readings while something in the car is broken.
     #[arg(long, env = "CARSTREAM_SIMULATOR_FAULT_SHARE", value_name = "SHARE", default_value_t = 0.005)]
     pub fault_share: f64,
@@ -222,15 +221,23 @@ impl FleetArgs {
         FleetSpec {
             seed: self.seed,
             interval_ms: (self.interval.as_millis() as i64).max(1),
-            start_ms: self.start_time,
+            start_ms: self.start_ms(),
             fault_share: self.fault_share,
             newer_schema_share: self.newer_schema_share,
         }
     }
 
+    /// The earliest event time of the schema: 2000-01-01. The latest is in the year 2100.
+    pub(crate) const EARLIEST_MS: i64 = 946_684_800_000;
+
+    /// Event time at which the fleet begins.
+    pub fn start_ms(&self) -> i64 {
+        self.start_time.unwrap_or(START_MS)
+    }
+
     /// Event time at which the run ends; `None`: never.
     pub fn end_ms(&self) -> Option<i64> {
-        self.duration.map(|duration| self.start_time + (duration.as_secs_f64() * self.speedup * 1_000.0) as i64)
+        self.duration.map(|duration| self.start_ms() + (duration.as_secs_f64() * self.speedup * 1_000.0) as i64)
     }
 
     /// All that is wrong with the settings.
@@ -245,9 +252,8 @@ impl FleetArgs {
         if !(self.speedup > 0.0 && self.speedup <= 1e6) {
             problems.push(format!("--speedup {}: must be above 0 and at most 1000000", self.speedup));
         }
-        // The range of event times in the schema: the years 2000 to 2100.
-        if !(946_684_800_000..=4_102_444_800_000).contains(&self.start_time) {
-            problems.push(format!("--start-time {}: must be within the years 2000 to 2099", self.start_time));
+        if !(Self::EARLIEST_MS..=4_102_444_800_000).contains(&self.start_ms()) {
+            problems.push(format!("--start-time {}: must be within the years 2000 to 2099", self.start_ms()));
         }
         for (name, share) in [
             ("--fault-share", self.fault_share),
@@ -329,9 +335,9 @@ mod tests {
         let Some(Command::Generate(parsed)) = Args::parse_from(["simulator", "generate"]).command else { panic!() };
         assert_eq!(format!("{parsed:?}"), format!("{:?}", GenerateArgs::default()));
         assert!(Args::parse_from(["simulator", "--cars", "5"]).command.is_none());
-        assert_eq!(parsed.fleet.start_time, 1_780_290_000_000, "another one would be another fleet");
+        assert_eq!(parsed.fleet.start_ms(), 1_780_290_000_000, "another one would be another fleet");
         let ms = Args::parse_from(["simulator", "--start-time", "1780290000001"]).run.fleet.start_time;
-        assert_eq!(ms, 1_780_290_000_001);
+        assert_eq!(ms, Some(1_780_290_000_001));
     }
 
     #[test]

@@ -73,6 +73,11 @@ pub(crate) struct Row {
     pub(crate) attempts: u16,
 }
 
+/// Event time at which the fleet of an existing ledger began.
+pub(crate) fn start_ms(ledger: &Path) -> Option<i64> {
+    RunFile::start_ms(ledger)
+}
+
 /// Where cars put their rows.
 pub(crate) type Rows = mpsc::Sender<Vec<Row>>;
 

@@ -25,6 +25,7 @@ mod parquet_file;
 mod payload;
 mod random;
 mod samples;
+mod start;
 
 use std::sync::Arc;
 
@@ -93,10 +94,11 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
 /// # Errors
 /// [`service::ConfigError`] for settings that cannot work, a ledger of another fleet among them; a ledger that cannot
 /// be read or written. Waits for a missing server.
-pub async fn run_with(args: RunArgs, metrics: Metrics, shutdown: CancellationToken) -> anyhow::Result<Summary> {
+pub async fn run_with(mut args: RunArgs, metrics: Metrics, shutdown: CancellationToken) -> anyhow::Result<Summary> {
     let mut problems = args.problems();
     let contract = args.contract.load().map_err(|error| problems.extend(error.0));
     service::ConfigError::check(problems)?;
+    args.decide_start();
     let samples = contract.map(|contract| samples::of_contract(&contract)).unwrap_or_default();
     let tls = Tls::new(&args).map_err(|problem| service::ConfigError(vec![problem]))?;
     let stop = shutdown.child_token();
@@ -108,6 +110,10 @@ pub async fn run_with(args: RunArgs, metrics: Metrics, shutdown: CancellationTok
     let cars = args.fleet.cars;
     tracing::info!("{cars} cars send to {}", args.mqtt);
     let shared = Arc::new(Shared::new(args, samples, tls, metrics, rows, earlier.as_ref(), stop));
+    if let Some(warning) = start::warning(&fleet_args, shared.start_ms, service::now_ms()).filter(|_| !shared.finished)
+    {
+        tracing::warn!("{warning}");
+    }
     let tasks = TaskTracker::new();
     for (car, number) in fleet(&fleet_args).zip(0..) {
         let rows = earlier.as_mut().map(|earlier| earlier.cars.remove(&car.vin_bytes()).unwrap_or_default());

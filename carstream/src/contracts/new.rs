@@ -78,7 +78,7 @@ const README: &str = "# Stream NAME
 
 | file | what it says |
 | --- | --- |
-| stream.json | input, output, reference tables, dead letters; `identity`: car, boot, sequence number |
+| stream.json | input, output, reference tables, dead letters; `identity`: car, boot, sequence number; `event_time` |
 | query.sql | the statement: what is let out of a reading, and through which function |
 | NAME_raw.avsc | what cars send, in JSON: types, bounds, and `pii` tags (identifier, personal, location) |
 | NAME.v1.avsc | what leaves the edge, in Avro; a later version is a new file with a new id |
@@ -94,6 +94,7 @@ const STREAM: &str = r#"{
   "tables": [],
   "output": {"topic": "NAME", "schema": "NAME.v1.avsc"},
   "identity": ["vin", "boot_id", "seq"],
+  "event_time": "event_time_ms",
   "dead_letter": "NAME.dead-letter"
 }
 "#;

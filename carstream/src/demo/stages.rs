@@ -7,6 +7,7 @@ use anyhow::{Context, bail};
 use contract::StreamDefinition;
 use event_log::{CloudLogArgs, Log, progress};
 use mqtt_bridge::Bridge;
+use preprocessor::Reach;
 use prometheus_client::registry::Registry;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -113,6 +114,8 @@ impl Stages {
         let preprocessor = {
             let mut args = preprocessor::Args::new(edge.log.clone(), directory.key_file());
             args.contract = contract();
+            // The cars live faster than the clock: their span may be longer than the window.
+            args.event_time.event_time_behind = Reach::Any;
             let metrics = metrics.preprocessor.clone();
             RunningStage::start("preprocessor", &ended, |stop| preprocessor::run_with(args, metrics, stop))
         };
@@ -136,9 +139,11 @@ impl Stages {
             let metrics = metrics.sink.clone();
             RunningStage::start("sink", &ended, |stop| sink::run_with(args, metrics, stop))
         };
-        let fleet = fleet(args, directory, address);
-        let span_ms = fleet.fleet.end_ms().map_or(0, |end_ms| end_ms - fleet.fleet.start_time);
-        let train_at_ms = fleet.fleet.start_time + (span_ms as f64 * TRAIN_AFTER) as i64;
+        let mut fleet = fleet(args, directory, address);
+        fleet.decide_start();
+        let start_ms = fleet.fleet.start_ms();
+        let span_ms = fleet.fleet.end_ms().map_or(0, |end_ms| end_ms - start_ms);
+        let train_at_ms = start_ms + (span_ms as f64 * TRAIN_AFTER) as i64;
         let cars = {
             let args = fleet;
             let metrics = metrics.simulator.clone();

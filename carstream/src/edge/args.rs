@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use event_log::{CloudLogArgs, LogArgs, LogUrl};
 use lake::{LakeUrl, S3Args};
 use mqtt_bridge::{ClientIdRule, Limits, Listen, TlsArgs};
+use preprocessor::EventTimeArgs;
 use schema_registry::SchemaRegistryArgs;
 use service::{ConfigError, ContractArgs, ServiceArgs, values};
 
@@ -71,6 +72,9 @@ pub struct Args {
         value_parser = values::name)]
     pub site: String,
 
+    /// Which event times are accepted.
+    #[command(flatten)]
+    pub event_time: EventTimeArgs,
     /// The bounds of the bridge.
     #[command(flatten)]
     pub limits: Limits,
@@ -141,6 +145,7 @@ impl Args {
     pub(super) fn preprocessor(&self) -> preprocessor::Args {
         let mut args = preprocessor::Args::new(self.log().log, self.pseudonym_key_file.clone());
         args.contract = self.contract.clone();
+        args.event_time = self.event_time;
         args.drain = self.limits.drain;
         args.schema_registry = self.schema_registry.clone();
         args

@@ -30,10 +30,15 @@ pub fn vin(car: u32) -> String {
     format!("0CS12345X0T{car:06}")
 }
 
+/// When the bridge received a reading, as it notes it: on the day of [`EVENT_TIME_MS`].
+const RECEIVED_MS: &[u8] = b"1795219300000";
+
+const EVENT_TIME_MS: i64 = 1_795_219_200_000;
+
 /// A reading as a car sends it.
 pub fn payload(car: u32, boot_id: i64, seq: i64) -> Vec<u8> {
     let mut reading = json!({
-        "vin": vin(car), "boot_id": boot_id, "seq": seq, "event_time_ms": 1_795_219_200_000i64 + seq * 1000,
+        "vin": vin(car), "boot_id": boot_id, "seq": seq, "event_time_ms": EVENT_TIME_MS + seq * 1000,
         "driver": "Anna Schmidt", "plate": "S-AB 1234", "latitude": 48.7, "longitude": 9.2,
         "control_unit_firmware": 2000,
     });
@@ -152,7 +157,7 @@ impl Site {
             let record = Record {
                 key: vin.as_bytes(),
                 value: Some(bytes),
-                headers: &[("received_ms", b"1"), ("mqtt_topic", topic.as_bytes())],
+                headers: &[("received_ms", RECEIVED_MS), ("mqtt_topic", topic.as_bytes())],
                 timestamp_ms: time_ms,
             };
             let partition = partition_for_key(record.key, 4);
@@ -194,7 +199,7 @@ impl Site {
             if rows == 0 {
                 continue;
             }
-            let name = ObjectName::new("telemetry", partition, start, 1_795_219_200_000);
+            let name = ObjectName::new("telemetry", partition, start, EVENT_TIME_MS);
             let mut writer = ObjectWriter::new(name, schema, 2, Encodings::default()).unwrap();
             let offsets: Vec<_> = (start..start + rows).collect();
             writer
@@ -229,7 +234,7 @@ impl Site {
                 (_, DataType::Float64) => Arc::new(Float64Array::from(vec![1.0; rows])),
                 (_, DataType::Boolean) => Arc::new(BooleanArray::from(vec![false; rows])),
                 (_, DataType::Timestamp(..)) => Arc::new(
-                    TimestampMillisecondArray::from(vec![1_795_219_200_000; rows])
+                    TimestampMillisecondArray::from(vec![EVENT_TIME_MS; rows])
                         .with_data_type(field.data_type().clone()),
                 ),
                 (name, other) => panic!("a {other} in column {name}"),
@@ -244,7 +249,7 @@ impl Site {
         let topic = format!("vehicles/{key}/telemetry");
         let (partition, offset, time) = (source.0.to_string(), source.1.to_string(), time_ms.to_string());
         let headers: [(&str, &[u8]); 8] = [
-            ("received_ms", b"1"),
+            ("received_ms", RECEIVED_MS),
             ("mqtt_topic", topic.as_bytes()),
             (DeadLetterHeader::REASON, reason.as_bytes()),
             (DeadLetterHeader::DETAIL, b"speed is too much"),

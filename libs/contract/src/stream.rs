@@ -4,6 +4,7 @@
 //!  stream.json ─┬─ input:  topic telemetry.raw, schema telemetry_raw.avsc ─┐
 //!               ├─ tables: topic drivers, schema driver.avsc ──────────────┼─► query.sql ─► output: topic telemetry,
 //!               ├─ identity: whose reading it is, and which                │                schema telemetry.v2.avsc
+//!               ├─ event_time: when that happened                          │
 //!               └─ dead_letter: where unusable records go                  ┘
 //! ```
 //!
@@ -11,6 +12,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Deserialize;
 use telemetry::schema::{Kind, Schema, Schemas};
@@ -21,6 +23,14 @@ use crate::topic::{At, Topic, Value};
 
 /// The column of a clean record that holds the pseudonym of its car.
 pub const CAR: &str = "car";
+
+/// How long before its receipt a record's event time may be, unless the preprocessor is told otherwise: longer than a
+/// car is without a network, shorter than a clock that was never set is wrong.
+pub const EVENT_TIME_BEHIND: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// How long after its receipt a record's event time may be, unless the preprocessor is told otherwise: clocks that are
+/// set differ by less.
+pub const EVENT_TIME_AHEAD: Duration = Duration::from_secs(3600);
 
 /// One stream: what is read, how it is cleaned, where it goes.
 #[derive(Debug, Clone)]
@@ -41,6 +51,9 @@ pub struct StreamDefinition {
     pub dead_letter: Arc<str>,
     /// The columns of the input that identify a reading: car, boot, sequence number. The car is also the key.
     pub identity: [usize; 3],
+    /// The column of the input that says when the car measured, or when what it reports was over. `None`: nothing does,
+    /// and no event time is compared with the time of receipt.
+    pub event_time: Option<usize>,
     /// Readings as cars send them, one per line; empty if the folder has none.
     pub samples: String,
     /// Its folder, such as `streams/telemetry`.
@@ -108,6 +121,7 @@ struct Declared {
     tables: Vec<DeclaredTable>,
     output: DeclaredOutput,
     identity: [String; 3],
+    event_time: Option<String>,
     dead_letter: String,
 }
 
@@ -245,6 +259,10 @@ impl Resolver<'_> {
                 .push(Problem::of_file(&room.path_of("query.sql"), "is missing: it is the statement of the stream"));
         }
         let identity = input.as_deref().and_then(|schema| self.identity(schema, &declared.identity));
+        let event_time = input
+            .as_deref()
+            .zip(declared.event_time.as_deref())
+            .and_then(|(schema, name)| self.column("event_time", schema, name, Kind::TimestampMillis));
         if let Some(output) = &output {
             let [_, boot, seq] = &declared.identity;
             for (column, kind) in [(CAR, Kind::String), (boot, Kind::Long), (seq, Kind::Long)] {
@@ -261,6 +279,7 @@ impl Resolver<'_> {
             output: output?,
             dead_letter: declared.dead_letter.into(),
             identity: identity?,
+            event_time,
             samples: room.file("samples.ndjson").map(|(_, text)| text.to_owned()).unwrap_or_default(),
             folder: room.path.clone(),
         })

@@ -36,6 +36,14 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// A duration as [`duration`] reads it: in the largest unit of which it is a whole number.
+pub fn shown_duration(duration: Duration) -> String {
+    let seconds = duration.as_secs_f64();
+    let whole = DURATION_UNITS.iter().rev().find(|(_, unit_s)| seconds % unit_s == 0.0 && seconds >= *unit_s);
+    let (unit, unit_s) = whole.unwrap_or(&DURATION_UNITS[0]);
+    format!("{}{unit}", (seconds / unit_s * 1e6).round() / 1e6)
+}
+
 /// A duration above 0: clap's `value_parser`.
 pub fn positive_duration(text: &str) -> Result<Duration, String> {
     match duration(text)? {
@@ -192,6 +200,9 @@ mod tests {
         assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(duration("1.5m"), Ok(Duration::from_secs(90)));
         assert_eq!(duration("0s"), Ok(Duration::ZERO));
+        for shown in ["30d", "25h", "1h", "90s", "1500ms", "0ms"] {
+            assert_eq!(duration(shown).map(shown_duration).as_deref(), Ok(shown));
+        }
         for wrong in
             ["", "90", "0", "s", "soon", "-1s", "+1s", "1e3s", "infs", "5y", "3 weeks", "1h30m", "90 s", "1..5s"]
         {
@@ -256,7 +267,9 @@ mod tests {
         fn every_whole_number_of_a_unit_is_taken_exactly(number in 0u64..=36_500, unit in 0usize..5) {
             let (name, _) = DURATION_UNITS[unit];
             let unit_ms = [1, 1_000, 60_000, 3_600_000, 86_400_000][unit];
-            prop_assert_eq!(duration(&format!("{number}{name}")), Ok(Duration::from_millis(number * unit_ms)));
+            let value = Duration::from_millis(number * unit_ms);
+            prop_assert_eq!(duration(&format!("{number}{name}")), Ok(value));
+            prop_assert_eq!(duration(&shown_duration(value)), Ok(value));
             let (name, bytes) = SIZE_UNITS[unit % 4];
             prop_assert_eq!(size(&format!("{number}{name}")), Ok(number * bytes));
         }

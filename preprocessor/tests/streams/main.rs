@@ -3,6 +3,7 @@
 //! All cases share one site and its readings: one file.
 #![allow(clippy::unwrap_used)]
 
+mod event_time;
 mod memory;
 
 use std::path::Path;
@@ -19,7 +20,7 @@ use serde_json::{Value, json};
 use service::ContractArgs;
 use telemetry::avro::AvroDecoder;
 use telemetry::pseudonym::PseudonymKey;
-use test_support::clock::now_ms;
+use test_support::clock::{now_ms, yesterday_ms};
 use tokio_util::sync::CancellationToken;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -59,7 +60,7 @@ fn pseudonym(n: u32) -> String {
 
 fn reading(n: u32, boot: i64, seq: i64) -> Value {
     let mut reading = json!({
-        "vin": vin(n), "boot_id": boot, "seq": seq, "event_time_ms": 1_790_000_000_000i64 + seq,
+        "vin": vin(n), "boot_id": boot, "seq": seq, "event_time_ms": yesterday_ms() + seq,
         "trip_id": 4_242_424_242i64,
         "driver": format!("{CANARY} Driver"), "plate": format!("{CANARY} 1"),
         "latitude": 52.523_456, "longitude": 13.412_345,
@@ -110,9 +111,21 @@ impl Site {
 
     /// As the bridge would.
     fn append(&self, topic: &str, key: &str, mqtt_topic: Option<&str>, value: Option<&[u8]>) {
+        self.append_received(topic, key, mqtt_topic, value, Some(&now_ms().to_string()));
+    }
+
+    /// As the bridge would, at that time.
+    fn append_received(
+        &self,
+        topic: &str,
+        key: &str,
+        mqtt_topic: Option<&str>,
+        value: Option<&[u8]>,
+        received_ms: Option<&str>,
+    ) {
         let appender = self.log.clone().appender(Box::new(|done| assert!(done.iter().all(|c| c.durable)))).unwrap();
-        let received = now_ms().to_string();
-        let mut headers: Vec<(&str, &[u8])> = vec![("received_ms", received.as_bytes())];
+        let mut headers: Vec<(&str, &[u8])> = Vec::new();
+        headers.extend(received_ms.map(|time| ("received_ms", time.as_bytes())));
         headers.extend(mqtt_topic.map(|topic| ("mqtt_topic", topic.as_bytes())));
         let record = Record { key: key.as_bytes(), value, headers: &headers, timestamp_ms: now_ms() };
         while let Err(AppendError::Full) = appender.append(&topic.into(), &record, 0) {
@@ -161,11 +174,15 @@ impl Site {
 
     /// Runs the stage until it has committed everything there is, then stops it. Gives its metrics as text.
     fn run(&self) -> String {
+        self.run_with(self.args())
+    }
+
+    fn run_with(&self, args: Args) -> String {
         let mut registry = Registry::default();
         let metrics = Metrics::new(&mut registry);
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let shutdown = CancellationToken::new();
-        let stage = runtime.spawn(preprocessor::run_with(self.args(), metrics, shutdown.clone()));
+        let stage = runtime.spawn(preprocessor::run_with(args, metrics, shutdown.clone()));
         let began = Instant::now();
         let done = |stream: &str| {
             let committed = self.log.committed(&format!("preprocessor-{stream}"), &format!("{stream}.raw")).unwrap();
@@ -202,7 +219,7 @@ fn a_reading_comes_out_clean() {
         1,
         &json!({
             "vin": vin(1), "boot_id": 1, "seq": 1, "workshop": format!("{CANARY} Garage"), "kind": "bearing_wear",
-            "component": "bearing_2", "began_ms": 1_790_000_000_000i64, "repaired_ms": 1_790_000_100_000i64,
+            "component": "bearing_2", "began_ms": yesterday_ms(), "repaired_ms": yesterday_ms() + 100_000,
         }),
     );
     let metrics = site.run();
@@ -257,6 +274,8 @@ fn every_bad_reading_is_a_dead_letter_with_its_reason() {
         ("duplicate-field", vin(1), own, Some(twice)),
         ("wrong-type", vin(1), own, Some(with("seq", "0".into()))),
         ("out-of-range", vin(1), own, Some(with("speed", 500.into()))),
+        (reason::EVENT_TIME_OUT_OF_WINDOW, vin(1), own, Some(with("event_time_ms", 946_684_800_001i64.into()))),
+        (reason::EVENT_TIME_OUT_OF_WINDOW, vin(1), own, Some(with("event_time_ms", 4_000_000_000_000i64.into()))),
         (reason::NO_PAYLOAD, vin(1), own, None),
         (reason::TOPIC_MISMATCH, vin(2), Some(&other), Some(good(0))),
         (reason::TOPIC_MISMATCH, vin(1), Some(&other), Some(good(0))),
@@ -398,7 +417,7 @@ fn no_canary_gets_out() {
         }
         site.send("faults", n, &json!({
             "vin": vin(n), "boot_id": 1, "seq": 1, "workshop": format!("{CANARY} Garage"), "kind": "cooling_failure",
-            "component": "coolant_temp", "began_ms": 1_790_000_000_000i64, "repaired_ms": 1_790_000_100_000i64,
+            "component": "coolant_temp", "began_ms": yesterday_ms(), "repaired_ms": yesterday_ms() + 100_000,
         }));
     }
     let metrics = site.run();

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use arrow::array::AsArray;
 use arrow::datatypes::Int64Type;
+use test_support::clock::yesterday_ms;
 
 use crate::{PATIENCE, Site, reading};
 
@@ -48,7 +49,7 @@ fn a_restart_replays_only_what_is_in_no_snapshot() {
     let finding = |seq: i64| {
         serde_json::json!({
             "vin": crate::vin(1), "boot_id": 1, "seq": seq, "workshop": "w", "kind": "cooling_failure",
-            "component": "coolant_temp", "began_ms": 1_790_000_000_000i64, "repaired_ms": 1_790_000_100_000i64,
+            "component": "coolant_temp", "began_ms": yesterday_ms(), "repaired_ms": yesterday_ms() + 100_000,
         })
     };
     for seq in 0..200 {

@@ -1,7 +1,8 @@
 //! When a car is driven: the trips of a day, from how the car is used.
 //!
 //! Times of day are local; the fleet lives in one time zone, UTC+1, without daylight saving. A day is drawn from a
-//! stream of its own, so that it is the same whether or not the days before were simulated.
+//! stream of its own, so that it is the same whether or not the days before were simulated. Days count from the week in
+//! which the fleet begins: one that begins whole weeks later makes the same trips, whole weeks later.
 
 use crate::car::identity::Segment;
 use crate::random::{Purpose, Random, stream};
@@ -10,6 +11,9 @@ use crate::random::{Purpose, Random, stream};
 pub(crate) const LOCAL_OFFSET_S: i64 = 3_600;
 
 const DAY_S: i64 = 86_400;
+
+/// 2026-06-01, a Monday: the first day of the week in which a fleet begins is drawn as this one.
+const FIRST_MONDAY: i64 = 20_605;
 const HOUR_S: f64 = 3_600.0;
 const MINUTE_S: f64 = 60.0;
 
@@ -47,10 +51,10 @@ impl Habits {
         Self { segment, start_h, commute_s: random.range(18.0, 55.0) * MINUTE_S }
     }
 
-    /// The trips of the local day number `day` (days since the epoch), in order, none overlapping. A night shift
-    /// reaches into the next morning.
-    pub(crate) fn day(&self, seed: u64, car: u32, day: i64) -> Vec<Trip> {
-        let mut random = stream(seed, car, Purpose::Day, day.cast_unsigned());
+    /// The trips of the local day number `day` (days since the epoch), drawn as those of day `drawn_as`; in order, none
+    /// overlapping. A night shift reaches into the next morning.
+    pub(crate) fn day(&self, seed: u64, car: u32, day: i64, drawn_as: i64) -> Vec<Trip> {
+        let mut random = stream(seed, car, Purpose::Day, drawn_as.cast_unsigned());
         let mut plan = Plan { midnight_s: day * DAY_S - LOCAL_OFFSET_S, trips: Vec::new() };
         // Day 0 of the epoch was a Thursday.
         let weekend = (day + 3).rem_euclid(7) >= 5;
@@ -156,6 +160,8 @@ impl Plan {
 pub(crate) struct Calendar {
     habits: Habits,
     next_day: i64,
+    /// From the Monday on or before the start to [`FIRST_MONDAY`], in days.
+    to_first_week: i64,
     /// In order; the next one last.
     upcoming: Vec<Trip>,
     last_end_s: i64,
@@ -165,8 +171,13 @@ impl Calendar {
     /// Trips that begin at `start_s` or later.
     pub(crate) fn new(habits: Habits, seed: u64, car: u32, start_s: i64) -> Self {
         let today = (start_s + LOCAL_OFFSET_S).div_euclid(DAY_S);
-        let mut calendar =
-            Self { habits, next_day: today - 1, upcoming: Vec::new(), last_end_s: start_s - SHORTEST_STOP_S };
+        let mut calendar = Self {
+            habits,
+            next_day: today - 1,
+            to_first_week: -(today - FIRST_MONDAY).div_euclid(7) * 7,
+            upcoming: Vec::new(),
+            last_end_s: start_s - SHORTEST_STOP_S,
+        };
         calendar.refill(seed, car);
         calendar
     }
@@ -187,9 +198,8 @@ impl Calendar {
     fn refill(&mut self, seed: u64, car: u32) {
         while self.upcoming.is_empty() {
             let earliest_s = self.last_end_s + SHORTEST_STOP_S;
-            self.upcoming.extend(
-                self.habits.day(seed, car, self.next_day).into_iter().rev().filter(|trip| trip.start_s >= earliest_s),
-            );
+            let trips = self.habits.day(seed, car, self.next_day, self.next_day + self.to_first_week);
+            self.upcoming.extend(trips.into_iter().rev().filter(|trip| trip.start_s >= earliest_s));
             self.next_day += 1;
         }
     }
@@ -219,7 +229,10 @@ mod tests {
     fn a_shift_is_longer_than_a_commute() {
         let driven_s = |segment| {
             let habits = Habits::draw(segment, &mut stream(1, 5, Purpose::Vehicle, 0));
-            (20_000..20_100).flat_map(|day| habits.day(1, 5, day)).map(|trip| trip.end_s - trip.start_s).sum::<i64>()
+            (20_000..20_100)
+                .flat_map(|day| habits.day(1, 5, day, day))
+                .map(|trip| trip.end_s - trip.start_s)
+                .sum::<i64>()
         };
         assert!(driven_s(Segment::Fleet) > 2 * driven_s(Segment::Private));
     }

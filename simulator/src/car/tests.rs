@@ -145,3 +145,18 @@ fn networks_are_lost_and_come_back() {
     }
     assert!(fading > 50 && offline > fading && offline < all / 4, "{fading} {offline} {all}");
 }
+
+#[test]
+fn a_fleet_that_begins_weeks_later_lives_the_same_life_weeks_later() {
+    for (index, weeks) in [(0, 5), (1, 26), (2, -40), (3, 1000)] {
+        let moved_ms = weeks * 7 * DAY_MS;
+        let moved = FleetSpec { start_ms: START_MS + moved_ms, fault_share: 0.3, ..spec(4) };
+        let (readings, faults) = life(&moved, index, 3 * DAY_MS);
+        let (mut expected, mut expected_faults) = life(&FleetSpec { fault_share: 0.3, ..spec(4) }, index, 3 * DAY_MS);
+        expected.iter_mut().for_each(|reading| reading.event_time_ms += moved_ms);
+        for fault in &mut expected_faults {
+            (fault.began_ms, fault.repaired_ms) = (fault.began_ms + moved_ms, fault.repaired_ms + moved_ms);
+        }
+        assert_eq!((readings, faults), (expected, expected_faults), "car {index}, {weeks} weeks");
+    }
+}

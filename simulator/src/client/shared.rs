@@ -80,7 +80,7 @@ impl Shared {
         shutdown: CancellationToken,
     ) -> Self {
         Self {
-            start_ms: earlier.and_then(|earlier| earlier.event_time_ms).unwrap_or(args.fleet.start_time),
+            start_ms: earlier.and_then(|earlier| earlier.event_time_ms).unwrap_or_else(|| args.fleet.start_ms()),
             finished: earlier.is_some_and(|earlier| earlier.finished),
             breaker: Breaker::new(&args.fleet),
             samples,

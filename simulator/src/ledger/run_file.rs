@@ -49,6 +49,12 @@ impl RunFile {
         Self { ledger: ledger.to_owned(), path: beside(ledger, ".run"), fleet: described(fleet) }
     }
 
+    /// Event time at which the fleet began, if the file says it.
+    pub(super) fn start_ms(ledger: &Path) -> Option<i64> {
+        let contents: Contents = serde_json::from_slice(&std::fs::read(beside(ledger, ".run")).ok()?).ok()?;
+        contents.fleet.get("start-time")?.as_i64()
+    }
+
     /// How the last run ended; a [`ConfigError`] if that was another fleet's.
     pub(super) fn check_and_read(&self) -> anyhow::Result<End> {
         let (ledger, shown) = (self.ledger.display(), self.path.display());
@@ -105,7 +111,7 @@ fn described(fleet: &FleetArgs) -> Map<String, Value> {
         "duration": fleet.duration.map(|duration| duration.as_secs_f64()),
         "speedup": fleet.speedup,
         "interval": fleet.interval.as_secs_f64(),
-        "start-time": fleet.start_time,
+        "start-time": fleet.start_ms(),
         "fault-share": fleet.fault_share,
         "newer-schema-share": fleet.newer_schema_share,
         "broken-share": fleet.broken_share,

@@ -260,6 +260,8 @@ impl Site {
             ("--log", &self.edge_log() as &dyn Display),
             ("--pseudonym-key-file", &self.key_file()),
             ("--instance", &instance),
+            // A long run is a longer life of the cars than the window has room for.
+            ("--event-time-behind", &"any"),
         ];
         [strings(&args), self.kafka_options("--kafka-option")].concat()
     }
