@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::crew::{Crew, Teller};
+use crate::kafka;
 use crate::plan::{Kind, Role, Step, target};
 use crate::proxy::{Mode, Proxy};
 use crate::site::Site;
@@ -44,6 +45,12 @@ pub(crate) fn make(step: &Step, site: &Site, crew: &mut Crew, teller: Teller) ->
             crew.running(role, step.instance)?.kill()?;
             crew.pass(STRANDED)?;
             crew.thaw(Role::EdgeBroker, 1)
+        }
+        Kind::Expire(role) => {
+            crew.running(role, step.instance)?.freeze()?;
+            crew.pass(step.hold)?;
+            kafka::remove_records(site, "telemetry.raw")?;
+            crew.thaw(role, step.instance)
         }
         Kind::Add(role) => add(role, step.hold, site, crew),
         Kind::LinkCut => hold(&site.link, Mode::Hang, step.hold, crew),

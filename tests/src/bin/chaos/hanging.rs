@@ -6,11 +6,11 @@
 //! pipeline is stalled, and with a line in the report.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
-
-use anyhow::{Context, ensure};
 
 use crate::crew::Teller;
+use crate::kafka;
+
+const TOOL: &str = "TransactionsCommand";
 
 /// Minutes, the least that the tool takes. The stages' own transactions are over after half of one.
 const OPEN_FOR_MIN: &str = "1";
@@ -20,18 +20,14 @@ const BROKER: &str = "1";
 
 /// Ends all transactions that hang in the cluster at `url`; returns them, each by its place.
 pub(crate) fn end_all(scripts: &Path, url: &str, teller: Teller) -> anyhow::Result<Vec<String>> {
-    let bootstrap = url.trim_start_matches("kafka://");
-    let found =
-        tool(scripts, bootstrap, &["find-hanging", "--broker-id", BROKER, "--max-transaction-timeout", OPEN_FOR_MIN])?;
+    let find = ["find-hanging", "--broker-id", BROKER, "--max-transaction-timeout", OPEN_FOR_MIN];
+    let found = kafka::tool(scripts, TOOL, url, &find)?;
     let mut ended = Vec::new();
     for (topic, partition, start_offset) in found.lines().filter_map(place) {
-        let place = format!("{topic}/{partition} from offset {start_offset} at {bootstrap}");
+        let place = format!("{topic}/{partition} from offset {start_offset} in {url}");
         teller.say(&format!("    an operator ends a transaction that hangs in {place}"));
-        tool(
-            scripts,
-            bootstrap,
-            &["abort", "--topic", topic, "--partition", partition, "--start-offset", start_offset],
-        )?;
+        let abort = ["abort", "--topic", topic, "--partition", partition, "--start-offset", start_offset];
+        kafka::tool(scripts, TOOL, url, &abort)?;
         ended.push(place);
     }
     Ok(ended)
@@ -43,17 +39,6 @@ fn place(row: &str) -> Option<(&str, &str, &str)> {
     let columns: Vec<_> = row.split_whitespace().collect();
     let [topic, partition, _, _, _, start_offset, ..] = columns[..] else { return None };
     partition.parse::<u32>().ok().map(|_| (topic, partition, start_offset))
-}
-
-fn tool(scripts: &Path, bootstrap: &str, arguments: &[&str]) -> anyhow::Result<String> {
-    let mut command = Command::new(scripts.join("kafka"));
-    command
-        .args(["run", "org.apache.kafka.tools.TransactionsCommand", "--bootstrap-server", bootstrap])
-        .args(arguments);
-    let output = command.stdin(Stdio::null()).output().context("cannot run scripts/kafka")?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "Kafka's TransactionsCommand {arguments:?} failed: {said}");
-    Ok(String::from_utf8(output.stdout)?)
 }
 
 #[cfg(test)]

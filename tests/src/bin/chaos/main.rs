@@ -16,6 +16,7 @@ mod crew;
 mod drain;
 mod faults;
 mod hanging;
+mod kafka;
 mod plan;
 mod process;
 mod proxy;
@@ -71,7 +72,7 @@ struct Args {
     /// Print what will go wrong and when, and exit.
     #[arg(long)]
     plan: bool,
-    /// Run with a stage that breaks its promise, and only the faults that reveal it: the audit must notice.
+    /// Run with something that breaks its promise, and only the faults that reveal it: the audit must notice.
     #[arg(long, value_enum, conflicts_with_all = ["duration", "plan"])]
     sabotage: Option<Sabotage>,
     /// Print the result as JSON.
@@ -177,7 +178,8 @@ fn chaos_in(args: &Args, plan: Plan, directory: PathBuf, teller: Teller) -> anyh
             Scenario::whole(plan)
         }
         Some(sabotage) => {
-            site.stand_ins.insert(sabotage.stage(), (built.join("sabotaged"), sabotage.name().to_owned()));
+            let stand_in = (built.join("sabotaged"), sabotage.name().to_owned());
+            site.stand_ins.extend(sabotage.stage().map(|stage| (stage, stand_in)));
             site.one_broker = true;
             sabotage.scenario()
         }

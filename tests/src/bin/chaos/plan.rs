@@ -88,6 +88,9 @@ pub(crate) enum Kind {
     Replace(Role),
     /// One instance more joins, and leaves.
     Add(Role),
+    /// SIGSTOP; retention removes all that the topic of the readings holds, read or not; SIGCONT. Not part of a whole
+    /// run: readings are lost.
+    Expire(Role),
     /// Nothing gets through between edge and cloud.
     LinkCut,
     /// Connections between edge and cloud are reset and refused.
@@ -110,6 +113,7 @@ impl fmt::Display for Kind {
             Self::Freeze(role) => write!(f, "freeze {}", role.name()),
             Self::Replace(role) => write!(f, "replace {}", role.name()),
             Self::Add(role) => write!(f, "add {}", role.name()),
+            Self::Expire(role) => write!(f, "expire {}", role.name()),
             Self::LinkCut => f.write_str("link cut"),
             Self::LinkRefused => f.write_str("link refused"),
             Self::LinkSlow => f.write_str("link slow"),
@@ -141,7 +145,7 @@ impl Kind {
     fn hold_s(self) -> (f64, f64) {
         match self {
             Self::Kill(_) | Self::CarsReset => (0.0, 0.0),
-            Self::Strand(_) => (1.0, 4.0),
+            Self::Strand(_) | Self::Expire(_) => (1.0, 4.0),
             Self::Freeze(_) => (1.0, 30.0),
             Self::Replace(_) => (3.0, 20.0),
             Self::Add(_) | Self::LinkSlow => (5.0, 25.0),

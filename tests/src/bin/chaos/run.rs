@@ -205,7 +205,7 @@ fn hops(scenario: &Scenario, site: &Site, edge: &Arc<dyn Log>, cloud: &Arc<dyn L
     Ok(hops)
 }
 
-/// A stage that breaks its promise, the part of the pipeline that is needed, and the faults that reveal it.
+/// A broken promise, the part of the pipeline that is needed, and the faults that reveal it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Sabotage {
     /// The bridge acknowledges before the log has committed.
@@ -214,6 +214,8 @@ pub(crate) enum Sabotage {
     PositionsFirst,
     /// The sinks overwrite objects instead of creating them.
     PlainPut,
+    /// Retention removes records that the preprocessor has not read.
+    RetentionFirst,
 }
 
 impl Sabotage {
@@ -223,22 +225,24 @@ impl Sabotage {
             Self::PubackFirst => "puback-first",
             Self::PositionsFirst => "positions-first",
             Self::PlainPut => "plain-put",
+            Self::RetentionFirst => "retention-first",
         }
     }
 
-    /// Whose place the stand-in takes.
-    pub(crate) fn stage(self) -> Role {
+    /// Whose place the stand-in takes. A broker needs none: its retention waits for nobody.
+    pub(crate) fn stage(self) -> Option<Role> {
         match self {
-            Self::PubackFirst => Role::Bridge,
-            Self::PositionsFirst => Role::Preprocessor,
-            Self::PlainPut => Role::Sink,
+            Self::PubackFirst => Some(Role::Bridge),
+            Self::PositionsFirst => Some(Role::Preprocessor),
+            Self::PlainPut => Some(Role::Sink),
+            Self::RetentionFirst => None,
         }
     }
 
     pub(crate) fn scenario(self) -> Scenario {
         use Role::{Bridge, EdgeBroker, Preprocessor, Sink};
         let mut crew = vec![(EdgeBroker, 1), (Bridge, 1), (Preprocessor, 1)];
-        let mut audited = Scope::default();
+        let (mut audited, mut drained) = (Scope::default(), vec![Preprocessor]);
         let plan = match self {
             Self::PubackFirst => [2_000; 3].map(|hold_ms| Step::fixed(3_000, Kind::Strand(Bridge), 1, hold_ms)).into(),
             Self::PositionsFirst => {
@@ -250,7 +254,12 @@ impl Sabotage {
                 audited = Scope { cloud: true, lake: true };
                 [1, 2, 1].map(|instance| Step::fixed(3_000, Kind::Freeze(Sink), instance, 3_000)).into()
             }
+            Self::RetentionFirst => {
+                // It does not skip what it has not read.
+                drained.clear();
+                vec![Step::fixed(5_000, Kind::Expire(Preprocessor), 1, 2_000)]
+            }
         };
-        Scenario { crew, model: false, plan: Plan(plan), drained: vec![Preprocessor], audited }
+        Scenario { crew, model: false, plan: Plan(plan), drained, audited }
     }
 }
