@@ -506,7 +506,7 @@ fn everything_wrong_with_the_settings_is_told_together() {
     let problems = &error.downcast_ref::<service::ConfigError>().unwrap().0;
     for wanted in [
         "--batch-records must be at least 1",
-        "missing.key: the file does not exist; make a key once with: openssl rand",
+        "missing.key: the file does not exist: it holds the site's secret key",
         "query.sql:1: column car lets out telemetry_raw.plate, which is tagged \"personal\"",
         "query.sql:1: column seq is missing",
     ] {
