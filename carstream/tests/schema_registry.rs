@@ -68,7 +68,7 @@ async fn the_life_of_a_platform_with_a_schema_registry() {
 async fn a_stage_is_ready(platform: &Platform<'_>, lake: &str) {
     let lake = Lake::open(&LakeUrl::Directory(platform.site.path(lake))).unwrap();
     let deadline = Instant::now() + PATIENCE;
-    while lake.coverage("telemetry").await.unwrap().is_empty() {
+    while lake.coverage("telemetry").await.unwrap().ranges.is_empty() {
         assert!(Instant::now() < deadline, "the second sink writes nothing");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -346,7 +346,7 @@ impl<'s> Platform<'s> {
         for lake in ["lake", "second-lake"] {
             let lake = Lake::open(&LakeUrl::Directory(self.site.path(lake))).unwrap();
             let (mut found, mut rows) = (BTreeSet::new(), 0);
-            for range in lake.coverage("telemetry").await.unwrap() {
+            for range in lake.coverage("telemetry").await.unwrap().ranges {
                 let mut reader = lake
                     .read(range, contract::Contract::builtin().schemas().file(V2).unwrap().arrow.clone())
                     .await

@@ -2,12 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context;
 use contract::Topic;
 use event_log::{Error, Log, PartitionDescription, TopicDescription};
-use lake::Lake;
+use lake::{Lake, ObjectName};
 use service::{Readiness, Waiting, retry_until};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -18,8 +17,6 @@ pub(crate) struct Positions {
     pub(crate) lake: Lake,
     pub(crate) runtime: Handle,
     pub(crate) readiness: Readiness,
-    /// For one request to the lake.
-    pub(crate) timeout: Duration,
     /// Ends a request to the lake at once.
     pub(crate) give_up: CancellationToken,
 }
@@ -31,24 +28,44 @@ impl Positions {
         topic: &str,
         cancel: &CancellationToken,
     ) -> anyhow::Result<Option<BTreeMap<u32, u64>>> {
+        let next = self.ask(cancel, async || self.lake.next_offsets(topic).await);
+        let next = next.with_context(|| format!("cannot determine where to resume {topic}"))?;
+        for gap in next.iter().flat_map(|next| &next.gaps) {
+            tracing::warn!(
+                "{gap}: these rows were removed from the lake {}, and are not written again",
+                self.lake.url()
+            );
+        }
+        Ok(next.map(|next| next.offsets))
+    }
+
+    /// Where a partition resumes after another sink has written this object. `None`: cancelled meanwhile.
+    pub(crate) fn after(&self, object: &ObjectName) -> anyhow::Result<Option<u64>> {
+        let ObjectName { topic, partition, .. } = object;
+        let next = self.ask(&self.give_up, async || self.lake.next_offset_after(object).await);
+        match next.with_context(|| format!("cannot determine where to resume {topic}/{partition}"))? {
+            // It was compacted.
+            Some(None) => Ok(self.in_lake(topic, &self.give_up)?.and_then(|next| next.get(partition).copied())),
+            next => Ok(next.flatten()),
+        }
+    }
+
+    fn ask<T>(
+        &self,
+        cancel: &CancellationToken,
+        question: impl AsyncFn() -> Result<T, lake::Error>,
+    ) -> Result<Option<T>, lake::Error> {
         let waiting = Waiting::new(format!("the lake {}", self.lake.url())).with_readiness(&self.readiness);
-        let timed_out = || lake::Error::TimedOut {
-            operation: "list",
-            lake: self.lake.url().to_string(),
-            object: topic.to_owned(),
-            after: self.timeout,
-        };
         let ask = || {
-            let listed = async {
+            let asked = async {
                 tokio::select! {
-                    listed = tokio::time::timeout(self.timeout, self.lake.next_offsets(topic)) => listed.ok(),
-                    () = self.give_up.cancelled() => None,
+                    answer = question() => answer.map(Some),
+                    () = self.give_up.cancelled() => Ok(None),
                 }
             };
-            self.runtime.block_on(listed).unwrap_or_else(|| Err(timed_out()))
+            self.runtime.block_on(asked)
         };
-        let next = at_least_once(cancel, waiting, lake::Error::is_retriable, ask);
-        next.with_context(|| format!("cannot determine where to resume {topic}"))
+        Ok(at_least_once(cancel, waiting, lake::Error::is_retriable, ask)?.flatten())
     }
 
     /// What the log holds of a topic, which is created if there is none. `None`: cancelled meanwhile.

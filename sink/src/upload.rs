@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use event_log::TopicPartition;
-use lake::{Error, Lake, Object};
+use lake::{Error, Lake, Object, ObjectName};
 use parking_lot::Mutex;
 use service::Waiting;
 use telemetry::avro::AvroDecoder;
@@ -27,8 +27,8 @@ pub(crate) enum Uploaded {
     Stored { end: u64 },
     /// Stored up to `end`; the record there stops the topic.
     StoppedAt { end: u64, record: Box<Undecodable> },
-    /// Another sink has stored other records from this offset. What this one holds of the partition is void.
-    Elsewhere,
+    /// Another sink has stored other records under this name. What this one holds of the partition is void.
+    Elsewhere(Box<ObjectName>),
     /// The time to drain is over. Nothing is known of the object.
     GaveUp,
     /// It can never succeed.
@@ -86,7 +86,12 @@ impl Uploader {
             });
             if !created.await? {
                 self.metrics.conflicts.inc();
-                return Ok(Uploaded::Elsewhere);
+                return Ok(Uploaded::Elsewhere(Box::new(object.name)));
+            }
+            // What this sink had under way for days may have been compacted, with what another sink wrote meanwhile.
+            if object.name.is_before(service::now_ms()) && self.retry(|| self.lake.is_compacted(&object.name)).await? {
+                self.metrics.conflicts.inc();
+                return Ok(Uploaded::Elsewhere(Box::new(object.name)));
             }
             let waited_ms = service::now_ms() - oldest_ms.unwrap_or_else(service::now_ms);
             self.metrics.stored(&at.topic, &object, undecodable.len(), waited_ms);

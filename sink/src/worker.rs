@@ -107,10 +107,9 @@ impl Worker {
         };
         let positions = Positions {
             log: log.clone(),
-            lake,
+            lake: lake.with_patience(args.store_timeout),
             runtime: Handle::current(),
             readiness: metrics.readiness.clone(),
-            timeout: args.store_timeout,
             give_up: uploader.give_up.clone(),
         };
         let (report, ended) = channel();
@@ -356,11 +355,11 @@ impl Worker {
         let buffer = self.buffers.get_mut(&at).context("an upload of a partition that is not held")?;
         match uploaded {
             Uploaded::Stored { end } => buffer.uploaded(end),
-            Uploaded::Elsewhere => {
+            Uploaded::Elsewhere(object) => {
                 let stored = buffer.stored;
                 tracing::info!("another sink also writes {}/{}: continuing after its objects", at.topic, at.partition);
-                match self.positions.in_lake(&at.topic, &self.uploader.give_up) {
-                    Ok(Some(next)) => self.go_on(&at, next.get(&at.partition).copied().unwrap_or(stored)),
+                match self.positions.after(&object) {
+                    Ok(Some(next)) => self.go_on(&at, next),
                     Ok(None) => {}
                     Err(error) => self.give_up_partition(&at, stored, format!("{error:#}")),
                 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use event_log::{Error, Log, TopicDescription};
 use lake::Lake;
+use support::faults::{Fault, FaultyStore, Plan};
 use support::{Place, append, assert_complete, readings, rows_of_lake, rows_of_log, start, start_on, wait_until};
 
 const V2: &str = "telemetry.v2.avsc";
@@ -36,7 +37,7 @@ async fn an_undecodable_record_stops_its_topic_and_is_named() {
         assert!(error.contains(part), "{error} should name {part}");
     }
     let lake = place.lake();
-    let before: Vec<_> = lake.coverage("telemetry").await.unwrap();
+    let before = lake.coverage("telemetry").await.unwrap().ranges;
     let log_rows = rows_of_log(&log, "telemetry", V2);
     for rows in rows_of_lake(&lake, "telemetry", V2).await {
         let log_rows = &log_rows[rows.range.partition as usize];
@@ -46,7 +47,7 @@ async fn an_undecodable_record_stops_its_topic_and_is_named() {
     let mut args = place.args(&["telemetry"]);
     args.max_age = SOON;
     assert!(start(args).end().await.is_err());
-    assert!(lake.coverage("telemetry").await.unwrap().iter().all(|range| {
+    assert!(lake.coverage("telemetry").await.unwrap().ranges.iter().all(|range| {
         before.iter().any(|b| (b.partition, b.start) == (range.partition, range.start) && b.end <= range.end)
     }));
 }
@@ -182,4 +183,73 @@ async fn partitions_that_are_added_meanwhile_are_written() {
     wait_until("all partitions", async || sink.metrics.rows("telemetry") == 200).await;
     sink.stop().await.unwrap();
     assert_complete(&log, &lake, "telemetry", V2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_its_owner_removed_from_the_lake_does_not_stop_the_sink() {
+    let place = Place::new();
+    let log = place.log();
+    append(&log, "telemetry", 0, &readings(0, 2_000, 2));
+    let mut args = place.args(&["telemetry"]);
+    args.max_rows = 50;
+    start(args.clone()).stop().await.unwrap();
+    let lake = place.lake();
+    let objects = lake.objects("telemetry").await.unwrap();
+    let of_first: Vec<_> = objects.iter().filter(|object| object.partition == objects[0].partition).collect();
+    // The first, and one of the newest.
+    for removed in [of_first[0], of_first[of_first.len() - 3]] {
+        std::fs::remove_file(place.lake_folder().join(removed.to_string())).unwrap();
+    }
+    append(&log, "telemetry", 2_000, &readings(2_000, 500, 2));
+    start(args).stop().await.unwrap();
+    let covered = lake.coverage("telemetry").await.unwrap();
+    assert_eq!(covered.gaps.len(), 1, "{:?}", covered.remarks());
+    let rows: u64 = covered.ranges.iter().map(|range| range.end - range.start).sum();
+    assert_eq!(rows, 2_500 - 2 * 50, "what was removed stays removed, and nothing else is missing or doubled");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_were_rewritten_under_another_name_are_not_written_again() {
+    let place = Place::new();
+    let log = place.log();
+    append(&log, "telemetry", 0, &readings(0, 500, 2));
+    start(place.args(&["telemetry"])).stop().await.unwrap();
+    let object = place.lake().objects("telemetry").await.unwrap().remove(0);
+    let file = place.lake_folder().join(object.to_string());
+    std::fs::rename(&file, file.with_file_name("part-0001.parquet")).unwrap();
+    append(&log, "telemetry", 500, &readings(500, 500, 2));
+    let error = format!("{:#}", start(place.args(&["telemetry"])).end().await.unwrap_err());
+    assert!(error.contains("part-0001.parquet") && error.contains("carstream compact"), "{error}");
+}
+
+/// Suspended for days with requests under way: meanwhile another sink has written, and all of it was compacted.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_that_wakes_up_after_a_compaction_doubles_nothing() {
+    let place = Place::new();
+    let log = place.log();
+    append(&log, "telemetry", 0, &readings(0, 1_000, 2));
+    let lake = place.lake();
+    let store = FaultyStore::new(lake.store().clone(), Plan::All(Fault::Waits));
+    let mut args = place.args(&["telemetry"]);
+    (args.max_rows, args.store_timeout) = (50, Duration::from_secs(3600));
+    let suspended = start_on(args.clone(), log.clone(), Lake::with_store(store.clone(), place.lake_url()));
+    wait_until("requests under way", async || store.puts.load(Ordering::Relaxed) >= 4).await;
+    args.max_rows = 70;
+    start(args).stop().await.unwrap();
+    let all_days: lake::Days = "1970-01-01".parse().unwrap()..="9999-12-31".parse().unwrap();
+    let compacted = lake.compact("telemetry", &all_days, u64::MAX).await.unwrap();
+    assert!(compacted.created > 0 && compacted.left.is_empty(), "{compacted:?}");
+    store.set(Plan::All(Fault::None));
+    let metrics = suspended.metrics.clone();
+    append(&log, "telemetry", 1_000, &readings(1_000, 500, 2));
+    suspended.stop().await.unwrap();
+    assert!(metrics.conflicts.get() >= 4);
+    assert_complete(&log, &lake, "telemetry", V2).await;
+    lake.compact("telemetry", &all_days, u64::MAX).await.unwrap();
+    assert_complete(&log, &lake, "telemetry", V2).await;
+    let mut rows = 0;
+    for name in lake.list("telemetry").await.unwrap() {
+        rows += lake.footer(&lake::ObjectName::parse(&name).unwrap()).await.unwrap().rows;
+    }
+    assert_eq!(rows, 1_500, "in all files together");
 }

@@ -76,14 +76,20 @@ fn a_full_disk_is_said_and_waited_for() {
     sink.wait().unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let before: u64 =
-        runtime.block_on(place.lake().coverage("telemetry")).unwrap().iter().map(|r| r.end - r.start).sum();
+        runtime.block_on(place.lake().coverage("telemetry")).unwrap().ranges.iter().map(|r| r.end - r.start).sum();
     std::fs::write(&said, "").unwrap();
     let mut sink = start();
     until("word of the full disk", &mut sink, &full);
     disk.grow("30m");
     let began = Instant::now();
     let stored = || -> u64 {
-        runtime.block_on(place.lake().coverage("telemetry")).unwrap().iter().map(|range| range.end - range.start).sum()
+        runtime
+            .block_on(place.lake().coverage("telemetry"))
+            .unwrap()
+            .ranges
+            .iter()
+            .map(|range| range.end - range.start)
+            .sum()
     };
     while stored() < 10_000 {
         assert!(began.elapsed() < PATIENCE && sink.try_wait().unwrap().is_none(), "it does not go on");

@@ -160,7 +160,7 @@ async fn wait_for_ranges(
     let mut source = service::Waiting::new(rows.name()).with_readiness(&metrics.readiness);
     loop {
         match rows.ranges(args).await {
-            Ok(ranges) => {
+            Ok((ranges, missing)) => {
                 source.resolved();
                 metrics.readiness.started();
                 let found = rows.count_readings(&ranges);
@@ -168,6 +168,9 @@ async fn wait_for_ranges(
                 // Named ranges are what they are: waiting would not make them longer.
                 if found >= args.min_rows.max(1) || !args.ranges.is_empty() {
                     waiting.resolved();
+                    for missing in missing {
+                        tracing::warn!("training without what is missing in {}: {missing}", rows.name());
+                    }
                     return Ok(Some(ranges));
                 }
                 waiting.note(&TooFew { found });

@@ -12,10 +12,10 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
-use chrono::DateTime;
+use chrono::{DateTime, NaiveDate};
 use contract::{ModelDefinition, Topic};
 use event_log::{Log, Read, batches};
-use lake::{Lake, OffsetRange, RowHash};
+use lake::{Coverage, Days, Lake, OffsetRange, RangeReader, RowHash};
 use schema_registry::SchemaSource;
 use service::Readiness;
 use tokio_util::sync::CancellationToken;
@@ -43,6 +43,8 @@ pub struct RowSource {
     /// Where the model is announced.
     pub(crate) announcements: Topic,
     schemas: SchemaSource,
+    /// The days in whose folders the rows should lie; `None`: in any.
+    days: Option<Days>,
 }
 
 #[derive(Debug)]
@@ -74,14 +76,15 @@ impl RowSource {
         let topic = |topic: &Topic| (topic.name.clone(), ModelDefinition::schema(topic).to_owned());
         let (readings, findings) = (topic(&place.readings), topic(&place.findings));
         let announcements = place.announcements.clone();
+        let days = window(args).filter(|_| args.ranges.is_empty()).map(|days| *days.start()..=NaiveDate::MAX);
         if args.from == Source::Lake {
             let (store, schemas) = (Store::Lake(args.lake.open()?), SchemaSource::of(contract.schemas().clone()));
-            return Ok(Some(Self { store, readings, findings, announcements, schemas }));
+            return Ok(Some(Self { store, readings, findings, announcements, schemas, days }));
         }
         let store = Store::Log(args.log.open()?);
         let uses = [&readings, &findings].map(|(topic, schema)| (&**topic, schema.as_str()));
         let schemas = args.schema_registry.open(contract.schemas(), &uses, readiness, shutdown).await?;
-        Ok(schemas.map(|schemas| Self { store, readings, findings, announcements, schemas }))
+        Ok(schemas.map(|schemas| Self { store, readings, findings, announcements, schemas, days }))
     }
 
     /// What it is called in messages.
@@ -92,33 +95,35 @@ impl RowSource {
         }
     }
 
-    /// The requested ranges, or all available ones, in the order in which rows are read.
-    pub async fn ranges(&self, args: &Args) -> anyhow::Result<Vec<OffsetRange>> {
+    /// The requested ranges, or all available ones, in the order in which rows are read; and one line for whatever is
+    /// missing among them.
+    pub async fn ranges(&self, args: &Args) -> anyhow::Result<(Vec<OffsetRange>, Vec<String>)> {
         let mut ranges: Vec<_> = args.ranges.iter().map(|range| range.0.clone()).collect();
+        let mut missing = Vec::new();
         if ranges.is_empty() {
-            let since_ms = args.window.start_ms(service::now_ms());
             for (topic, _) in [&self.readings, &self.findings] {
-                ranges.extend(self.all_of(topic, since_ms).await?);
+                let covered = self.all_of(topic, args).await?;
+                missing.extend(covered.remarks());
+                ranges.extend(covered.ranges);
             }
         }
         ranges.retain(|range| range.start < range.end);
         ranges.sort();
-        Ok(ranges)
+        Ok((ranges, missing))
     }
 
-    /// All that was received since then.
-    async fn all_of(&self, topic: &Arc<str>, since_ms: Option<i64>) -> anyhow::Result<Vec<OffsetRange>> {
+    /// All that was received within the window.
+    async fn all_of(&self, topic: &Arc<str>, args: &Args) -> anyhow::Result<Coverage> {
         let log = match &self.store {
             Store::Lake(lake) => {
-                let day = since_ms.and_then(DateTime::from_timestamp_millis).map(|time| time.date_naive());
-                return Ok(match day {
-                    Some(day) => lake.coverage_since(topic, day).await?,
+                return Ok(match window(args) {
+                    Some(days) => lake.coverage_of(topic, &days).await?,
                     None => lake.coverage(topic).await?,
                 });
             }
             Store::Log(log) => log.clone(),
         };
-        let topic = topic.clone();
+        let (topic, since_ms) = (topic.clone(), args.window.start_ms(service::now_ms()));
         let ranges = tokio::task::spawn_blocking(move || {
             let partitions = match log.describe(&topic) {
                 Ok(description) => description.partitions,
@@ -136,7 +141,7 @@ impl RowSource {
             }
             Ok(ranges)
         });
-        Ok(ranges.await??)
+        Ok(Coverage { ranges: ranges.await??, ..Coverage::default() })
     }
 
     /// Reads the ranges. `None`: shut down meanwhile.
@@ -160,7 +165,14 @@ impl RowSource {
                     fleet.add_readings(batch)
                 };
                 let whole = match &self.store {
-                    Store::Lake(lake) => read_lake(lake, range, self.schema(schema)?, shutdown, &mut take).await?,
+                    Store::Lake(lake) => {
+                        let schema = self.schema(schema)?;
+                        let reader = match &self.days {
+                            Some(days) => lake.read_of(range.clone(), days, schema).await?,
+                            None => lake.read(range.clone(), schema).await?,
+                        };
+                        read_lake(reader, shutdown, &mut take).await?
+                    }
                     Store::Log(log) => read_log(log.clone(), &self.schemas, schema, range, shutdown, &mut take)?,
                 };
                 if !whole {
@@ -206,14 +218,20 @@ fn first_since(
     Ok(low)
 }
 
+/// The days of the window that ends now; `None`: all.
+fn window(args: &Args) -> Option<Days> {
+    let day = |ms| DateTime::from_timestamp_millis(ms).map(|time| time.date_naive());
+    let now_ms = service::now_ms();
+    let first = day(args.window.start_ms(now_ms)?)?;
+    // Clocks differ. But a folder of the year 2099 does not make its objects the newest.
+    Some(first..=day(now_ms)?.succ_opt()?)
+}
+
 async fn read_lake(
-    lake: &Lake,
-    range: &OffsetRange,
-    schema: SchemaRef,
+    mut reader: RangeReader,
     shutdown: &CancellationToken,
     take: &mut impl FnMut(&RecordBatch) -> anyhow::Result<()>,
 ) -> anyhow::Result<bool> {
-    let mut reader = lake.read(range.clone(), schema).await?;
     while let Some(rows) = reader.next().await? {
         if shutdown.is_cancelled() {
             return Ok(false);

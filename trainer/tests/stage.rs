@@ -174,8 +174,12 @@ async fn files(args: &Args, model: &TrainedModel) -> (Vec<u8>, Vec<u8>) {
 }
 
 async fn sink_all(lake: LakeArgs, log: &Arc<dyn Log>) {
+    sink_in_objects_of(100_000, lake, log).await;
+}
+
+async fn sink_in_objects_of(max_rows: u64, lake: LakeArgs, log: &Arc<dyn Log>) {
     let mut args = sink::Args::new(log.url().clone(), lake.lake.clone());
-    args.lake = lake;
+    (args.lake, args.max_rows) = (lake, max_rows);
     args.topics = vec!["telemetry".into(), "faults".into()];
     let stop = CancellationToken::new();
     // Stopped at once, it writes what the log holds.
@@ -227,6 +231,34 @@ async fn the_lake_and_the_log_give_the_same_model() {
         trained(&args(directory.path(), &shorter)).await.manifest.training.row_hash,
         model.manifest.training.row_hash
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lake_that_its_owner_tidied_is_trained_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = filled_log(&directory.path().join("log"), &|_| false);
+    let args = args(directory.path(), &["--from", "lake", "--no-announce", "--min-rows", "8000"]);
+    sink_in_objects_of(100, args.lake.clone(), &log).await;
+    let objects = args.lake.open().unwrap().objects("telemetry").await.unwrap();
+    // One from the middle of its partition, and one at the beginning of another.
+    let middle = (1..objects.len() - 1).find(|i| {
+        objects[i - 1].partition == objects[*i].partition && objects[i + 1].partition == objects[*i].partition
+    });
+    let middle = &objects[middle.unwrap()];
+    let first = objects.iter().find(|object| object.partition != middle.partition && object.start == 0).unwrap();
+    for object in [middle, first] {
+        std::fs::remove_file(directory.path().join("lake").join(object.to_string())).unwrap();
+    }
+    let training = trained(&args).await.manifest.training;
+    assert_eq!(training.rows, CARS as u64 * READINGS as u64 - 200);
+    let of = |partition| {
+        let of_partition = training.ranges.iter().filter(move |r| r.topic == "telemetry" && r.partition == partition);
+        of_partition.map(|range| (range.start, range.end)).collect::<Vec<_>>()
+    };
+    let around_it = of(middle.partition);
+    assert_eq!((around_it.len(), around_it[0]), (2, (0, middle.start)), "{around_it:?}");
+    assert_eq!(around_it[1].0, middle.start + 100);
+    assert_eq!(of(first.partition)[0].0, 100);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -86,6 +86,16 @@ pub(crate) struct LakeExtent {
 
 impl LakeExtent {
     fn of(flow: &Flow, lake: &Lake, runtime: &Handle) -> anyhow::Result<Self> {
+        loop {
+            match Self::now(flow, lake, runtime) {
+                // Compaction has put another object in its place.
+                Err(error) if matches!(error.downcast_ref(), Some(lake::Error::NotFound { .. })) => {}
+                extent => return extent,
+            }
+        }
+    }
+
+    fn now(flow: &Flow, lake: &Lake, runtime: &Handle) -> anyhow::Result<Self> {
         let mut extent = Self::default();
         for name in runtime.block_on(lake.objects(flow.clean()))? {
             match runtime.block_on(lake.footer(&name)) {
@@ -101,7 +111,7 @@ impl LakeExtent {
         let first =
             |object: &&LakeObject| extent.covered.get(&object.name.partition).map(|c| c.0) == Some(object.name.start);
         for object in extent.objects.iter().filter(first).filter(|object| object.name.start > 0) {
-            let mut reader = lake.read_object(object.name.clone(), flow.identity_schema());
+            let mut reader = lake.read_object(object.name.clone(), &object.footer, flow.identity_schema());
             let oldest = match runtime.block_on(reader.next()) {
                 Ok(rows) => rows.and_then(|rows| rows.timestamps_ms.values().first().copied()),
                 // It is found to be unusable when it is read.

@@ -181,7 +181,7 @@ pub(crate) fn objects(
 ) -> anyhow::Result<()> {
     for object in &extent.objects {
         let name = object.name.to_string();
-        let mut reader = lake.read_object(object.name.clone(), flow.identity_schema());
+        let mut reader = lake.read_object(object.name.clone(), &object.footer, flow.identity_schema());
         let mut row = 0;
         loop {
             if shutdown.is_cancelled() {

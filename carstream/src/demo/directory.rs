@@ -168,8 +168,8 @@ impl RunDirectory {
 
     /// Rows of readings that are in the lake.
     pub(crate) async fn rows_in_lake(&self) -> anyhow::Result<u64> {
-        let ranges = Lake::open(&self.lake())?.coverage(self.clean_topic()).await?;
-        Ok(ranges.iter().map(|range| range.end - range.start).sum())
+        let covered = Lake::open(&self.lake())?.coverage(self.clean_topic()).await?;
+        Ok(covered.ranges.iter().map(|range| range.end - range.start).sum())
     }
 
     /// The model that was trained and announced, if one was.

@@ -76,25 +76,23 @@ pub enum Error {
         object: String,
     },
     /// Between two objects of a partition offsets are missing.
-    #[error(
-        "{topic}/{partition} has a gap in the lake {lake}: {before} ends at offset {end}, \
-         and the next object is {after}, which starts at {start}"
-    )]
+    #[error("the lake {lake} has a gap: {gap}; choose a range before or after it")]
     Gap {
         /// The lake's URL.
         lake: String,
-        /// The topic.
-        topic: String,
-        /// The partition.
-        partition: u32,
-        /// The object before the gap.
-        before: String,
-        /// The offset after its last.
-        end: u64,
-        /// The object after the gap.
-        after: String,
-        /// Its first offset.
-        start: u64,
+        /// Where.
+        gap: crate::Gap,
+    },
+    /// A Parquet file that carstream did not write lies where a partition's newest objects should be.
+    #[error(
+        "{object} in the lake {lake} was not written by carstream: if it holds the rows of objects that were removed, \
+         restore them and move it out of the lake (carstream compact merges objects); otherwise move it out"
+    )]
+    Foreign {
+        /// The lake's URL.
+        lake: String,
+        /// The file.
+        object: String,
     },
     /// Two objects of a partition hold the same offsets.
     #[error(

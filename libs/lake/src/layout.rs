@@ -4,10 +4,15 @@
 //! telemetry/date=2026-11-21/partition=3/00000000000000012345.parquet
 //! topic     day (UTC) of the    Kafka's  start offset, 20 digits,
 //!           log's timestamps    number   so that names sort as offsets do
+//!
+//! telemetry/date=2026-11-21/partition=3/compacted-00000000000000012345-00000000000000099999.parquet
+//!                                       start and end offset; sorts after the objects that it takes the place of
 //! ```
 //!
-//! The end offset is in the footer and not in the name: two writers that start at the same offset must collide,
-//! however far each of them got.
+//! The end offset of what a sink writes is in the footer and not in the name: two sinks that start at the same offset
+//! must collide, however far each of them got. Compaction writes what is already stored: there the name says which
+//! objects it takes the place of, so that a listing is enough to tell which count. It sorts last, so that a listing of
+//! several pages that misses an object, because it was removed, still shows what took its place.
 
 use std::fmt;
 
@@ -15,6 +20,9 @@ use chrono::{DateTime, Utc};
 use object_store::path::Path;
 
 use crate::Error;
+
+/// What the name of a compacted object begins with. Sorts after digits.
+pub(crate) const COMPACTED: &str = "compacted-";
 
 /// The name of an object that holds rows.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -27,14 +35,19 @@ pub struct ObjectName {
     pub partition: u32,
     /// The first offset.
     pub start: u64,
+    /// Of a compacted object: the offset after the last.
+    pub end: Option<u64>,
 }
 
 impl ObjectName {
     /// The name of the object that starts at `start` with a record that the log has stamped `first_ms`.
     pub fn new(topic: &str, partition: u32, start: u64, first_ms: i64) -> Self {
-        // A time that no calendar has (a broken clock) goes to the first day instead of stopping the pipeline.
-        let time: DateTime<Utc> = DateTime::from_timestamp_millis(first_ms).unwrap_or_default();
-        Self { topic: topic.to_owned(), date: time.format("%Y-%m-%d").to_string(), partition, start }
+        Self { topic: topic.to_owned(), date: day(first_ms), partition, start, end: None }
+    }
+
+    /// Whether its day is over at that time.
+    pub fn is_before(&self, time_ms: i64) -> bool {
+        self.date < day(time_ms)
     }
 
     /// The name in the store.
@@ -48,16 +61,36 @@ impl ObjectName {
         let topic = parts.next()?.to_owned();
         let date = parts.next()?.strip_prefix("date=")?.to_owned();
         let partition = parts.next()?.strip_prefix("partition=")?.parse().ok()?;
-        let digits = parts.next()?.strip_suffix(".parquet")?;
-        let whole = parts.next().is_none() && digits.len() == 20 && !topic.is_empty() && !date.is_empty();
-        whole.then_some(Self { topic, date, partition, start: digits.parse().ok()? })
+        let offsets = parts.next()?.strip_suffix(".parquet")?;
+        let whole = parts.next().is_none() && !topic.is_empty() && !date.is_empty();
+        let (start, end) = match offsets.strip_prefix(COMPACTED) {
+            Some(range) => range.split_once('-').map(|(start, end)| Some((offset(start)?, Some(offset(end)?))))??,
+            None => (offset(offsets)?, None),
+        };
+        (whole && end.is_none_or(|end| start < end)).then_some(Self { topic, date, partition, start, end })
     }
 }
 
 impl fmt::Display for ObjectName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/date={}/partition={}/{:020}.parquet", self.topic, self.date, self.partition, self.start)
+        let Self { topic, date, partition, start, end } = self;
+        write!(f, "{topic}/date={date}/partition={partition}/")?;
+        match end {
+            None => write!(f, "{start:020}.parquet"),
+            Some(end) => write!(f, "{COMPACTED}{start:020}-{end:020}.parquet"),
+        }
     }
+}
+
+/// The day (UTC) of a time. A time that no calendar has (a broken clock) goes to the first day instead of stopping the
+/// pipeline.
+fn day(time_ms: i64) -> String {
+    let time: DateTime<Utc> = DateTime::from_timestamp_millis(time_ms).unwrap_or_default();
+    time.format("%Y-%m-%d").to_string()
+}
+
+fn offset(digits: &str) -> Option<u64> {
+    (digits.len() == 20).then(|| digits.parse().ok())?
 }
 
 /// A part of a partition: offsets from `start` up to, and without, `end`.
@@ -107,7 +140,10 @@ mod tests {
         assert_eq!(name.path().as_ref(), name.to_string());
         assert_eq!(ObjectName::parse(&name.to_string()), Some(name));
         let end = ObjectName::new("t", u32::MAX, u64::MAX, i64::MAX);
-        assert_eq!(ObjectName::parse(&end.to_string()), Some(end));
+        assert_eq!(ObjectName::parse(&end.to_string()), Some(end.clone()));
+        let compacted = ObjectName { start: 7, end: Some(9), ..end.clone() };
+        assert_eq!(ObjectName::parse(&compacted.to_string()), Some(compacted.clone()));
+        assert!(compacted.to_string() > end.to_string(), "sorts after all that it may take the place of");
     }
 
     #[test]
@@ -118,6 +154,9 @@ mod tests {
             "telemetry/date=2026-11-21/00000000000000012345.parquet",
             "telemetry/date=2026-11-21/partition=3/00000000000000012345.parquet/x",
             "telemetry/date=2026-11-21/partition=3/00000000000000012345.parquet#1",
+            "telemetry/date=2026-11-21/partition=3/compacted-00000000000000012345.parquet",
+            "telemetry/date=2026-11-21/partition=3/compacted-00000000000000012345-00000000000000012345.parquet",
+            "telemetry/date=2026-11-21/partition=3/00000000000000012345-00000000000000012346.parquet",
             "models/a/b/manifest.json",
             "",
         ] {

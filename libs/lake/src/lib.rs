@@ -7,15 +7,18 @@
 //! LAKE/.incoming/                                                            half-written, never listed local.rs
 //! ```
 //!
-//! Every object is created with a conditional put and never changed. The store is the only source of truth: the
+//! Every object is created with a conditional put and never changed; compaction (compact.rs) puts large objects in the
+//! place of small ones. The store is the only source of truth: the
 //! position of a partition is read from its objects. So no bookkeeping can disagree with them, and a writer that was
 //! thought dead cannot overwrite them.
 //!
 //! It does not know the log, the schemas or the models: offsets, Arrow columns and bytes come in and go out.
 
 mod args;
+mod compact;
 mod error;
 mod layout;
+mod listing;
 mod local;
 mod object;
 mod row_hash;
@@ -27,16 +30,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::TryStreamExt;
 use object_store::path::Path;
 use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode};
 
 pub use args::{LakeArgs, LakeUrl};
+pub use compact::Compacted;
 pub use error::{BoxError, Error};
 pub use layout::{ObjectName, OffsetRange, check_name, undecodable_name};
+pub use listing::Days;
 pub use object::{Encodings, Footer, LOG_OFFSET, LOG_TIMESTAMP_MS, Object, ObjectWriter, Rows, event_time_column};
 pub use row_hash::{RowHash, UnhashableType};
-pub use rows::RangeReader;
+pub use rows::{Coverage, Gap, NextOffsets, RangeReader};
 pub use s3::S3Args;
 
 /// An object store with the layout of this module. Cheap to clone. Its methods need a tokio runtime.
@@ -44,6 +48,8 @@ pub use s3::S3Args;
 pub struct Lake {
     store: Arc<dyn ObjectStore>,
     url: LakeUrl,
+    /// For one request of a listing, and for one footer.
+    patience: Option<Duration>,
 }
 
 impl Lake {
@@ -61,13 +67,19 @@ impl Lake {
             LakeUrl::S3 { bucket, prefix } => s3.open(bucket, prefix, request_timeout),
         };
         let store = store.map_err(|source| Error::Open { lake: url.to_string(), source })?;
-        Ok(Self { store, url: url.clone() })
+        Ok(Self { store, url: url.clone(), patience: None })
     }
 
     /// A lake over another store: for stores that this crate does not know, and to inject faults. `url` is what
     /// errors call it.
     pub fn with_store(store: Arc<dyn ObjectStore>, url: LakeUrl) -> Self {
-        Self { store, url }
+        Self { store, url, patience: None }
+    }
+
+    /// The same lake; one request of a listing, or a footer, that takes longer than `patience` is
+    /// [`Error::TimedOut`]. A listing as a whole may take longer: it grows with the lake.
+    pub fn with_patience(self, patience: Duration) -> Self {
+        Self { patience: Some(patience), ..self }
     }
 
     /// Where this lake is.
@@ -142,16 +154,29 @@ impl Lake {
             let size = result.meta.size;
             Ok((result.bytes().await?, size))
         };
-        read.await.map_err(|source| self.store_error("read", name, source))
+        let read = async { read.await.map_err(|source| self.store_error("read", name, source)) };
+        self.in_time("read", name, read).await
     }
 
     /// The names of all objects under the folder `prefix`, sorted.
     pub async fn list(&self, prefix: &str) -> Result<Vec<String>, Error> {
-        let path = Path::from(prefix);
-        let names = self.store.list(Some(&path)).map_ok(|object| object.location.to_string());
-        let mut names: Vec<_> = names.try_collect().await.map_err(|source| self.store_error("list", prefix, source))?;
+        let mut names = Vec::new();
+        self.each_name(prefix, None, |name| names.push(name.to_owned())).await?;
         names.sort_unstable();
         Ok(names)
+    }
+
+    async fn in_time<T>(
+        &self,
+        operation: &'static str,
+        object: &str,
+        request: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let Some(after) = self.patience else { return request.await };
+        tokio::time::timeout(after, request).await.unwrap_or_else(|_| {
+            let (lake, object) = (self.url.to_string(), object.to_owned());
+            Err(Error::TimedOut { operation, lake, object, after })
+        })
     }
 
     fn store_error(&self, operation: &'static str, object: &str, source: object_store::Error) -> Error {

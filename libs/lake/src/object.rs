@@ -28,6 +28,8 @@ pub const LOG_OFFSET: &str = "log_offset";
 /// The column of the record's timestamp in the log.
 pub const LOG_TIMESTAMP_MS: &str = "log_timestamp_ms";
 
+const LOG_COLUMNS: [&str; 2] = [LOG_OFFSET, LOG_TIMESTAMP_MS];
+
 /// Levels above 1 cost three times the CPU for a few per cent.
 const ZSTD_LEVEL: i32 = 1;
 
@@ -175,6 +177,11 @@ impl ObjectWriter {
         self.writer.write(&batch).map_err(|e| failed(e.into()))
     }
 
+    /// Whether rows of this schema can be added.
+    pub(crate) fn takes(&self, schema: &Schema) -> bool {
+        self.schema.fields()[..self.schema.fields().len() - LOG_COLUMNS.len()] == schema.fields()[..]
+    }
+
     /// How many rows so far.
     pub fn rows(&self) -> u64 {
         self.footer.rows
@@ -276,6 +283,18 @@ impl ObjectReader {
         let footer = Footer::from_metadata(builder.metadata())?;
         let reader = builder.with_batch_size(READ_BATCH_ROWS).build().map_err(|e| e.to_string())?;
         Ok(Self { reader, schema, footer })
+    }
+
+    /// Opens a file to read its rows as they were written, in their schema and with the encodings of the file.
+    pub(crate) fn as_written(bytes: Bytes) -> Result<(SchemaRef, Encodings, Self), String> {
+        let builder = ParquetRecordBatchReaderBuilder::try_new(bytes.clone()).map_err(|e| e.to_string())?;
+        let fields = builder.schema().fields().iter().filter(|field| !LOG_COLUMNS.contains(&field.name().as_str()));
+        let schema: SchemaRef = Arc::new(Schema::new(fields.cloned().collect::<Vec<_>>()));
+        let columns = builder.metadata().row_groups().iter().flat_map(|group| group.columns());
+        let compact = |encoding| matches!(encoding, Encoding::BYTE_STREAM_SPLIT | Encoding::DELTA_BINARY_PACKED);
+        let is_compact = columns.flat_map(|column| column.encodings()).any(compact);
+        let encodings = if is_compact { Encodings::Compact } else { Encodings::Standard };
+        Ok((schema.clone(), encodings, Self::new(bytes, schema)?))
     }
 
     /// The next rows with offsets from `start` up to `end`; `None` at the end of the object.

@@ -1,26 +1,31 @@
 //! Rows in the lake: storing an object, the position of a partition, reading a range back.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
 
 use arrow::datatypes::SchemaRef;
-use chrono::NaiveDate;
+use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::ParquetMetaDataReader;
 
-use crate::layout::check_name;
+use crate::layout::{COMPACTED, check_name};
+use crate::listing::{Folder, Listed, Part, resolve};
 use crate::object::ObjectReader;
-use crate::{Error, Footer, Lake, Object, ObjectName, OffsetRange, Rows};
+use crate::{Days, Error, Footer, Lake, Object, ObjectName, OffsetRange, Rows};
 
 /// Enough for the footer of a file with a hundred columns, and cheaper than asking twice.
 const FOOTER_BYTES: u64 = 64 * 1024;
 
 /// Footers that are read at the same time.
-const CONCURRENT_READS: usize = 16;
+pub(crate) const CONCURRENT_READS: usize = 16;
 
 /// How many of a partition's newest objects are checked for gaps when a sink starts. All of them are when a range is
 /// read or [`Lake::coverage`] is asked; checking every object at every start would take longer each day.
 const NEWEST_OBJECTS: usize = 8;
+
+/// How often something is asked if objects disappear meanwhile.
+const MAX_ATTEMPTS: usize = 4;
 
 impl Lake {
     /// Stores an object of rows; [`Error::Exists`] if one with this name exists.
@@ -29,17 +34,12 @@ impl Lake {
         self.create(&object.name.to_string(), object.bytes.clone()).await
     }
 
-    /// The objects of a topic, sorted by partition and start offset.
-    pub async fn objects(&self, topic: &str) -> Result<Vec<ObjectName>, Error> {
-        check_name("a topic", topic)?;
-        let names = self.list(topic).await?;
-        let mut names: Vec<_> = names.iter().filter_map(|name| ObjectName::parse(name)).collect();
-        names.sort_unstable_by(|a, b| (a.partition, a.start, &a.date).cmp(&(b.partition, b.start, &b.date)));
-        Ok(names)
-    }
-
     /// What the footer of an object says.
     pub async fn footer(&self, name: &ObjectName) -> Result<Footer, Error> {
+        Ok(self.footer_and_size(name).await?.0)
+    }
+
+    pub(crate) async fn footer_and_size(&self, name: &ObjectName) -> Result<(Footer, u64), Error> {
         let path = name.to_string();
         let unusable = |what: String| Error::Unusable { lake: self.url.to_string(), object: path.clone(), what };
         let (mut tail, size) = self.get_tail(&path, FOOTER_BYTES).await?;
@@ -52,86 +52,155 @@ impl Lake {
         let metadata = reader.finish().map_err(|e| unusable(e.to_string()))?;
         let footer = Footer::from_metadata(&metadata).map_err(unusable)?;
         check_footer(name, &footer).map_err(unusable)?;
-        Ok(footer)
+        Ok((footer, size))
     }
 
-    /// Where each partition of a topic resumes: the end of its last object. A partition without objects is not in the
-    /// map. A gap or an overlap between its newest objects is an error that names them.
-    pub async fn next_offsets(&self, topic: &str) -> Result<BTreeMap<u32, u64>, Error> {
+    /// Where each partition of a topic resumes: the end of its last object.
+    ///
+    /// Lists the newest folder of each partition, and of the other folders the names from its last object on:
+    /// a clock that was wrong may have put newer objects under an older day. Reads the footers of the newest objects.
+    pub async fn next_offsets(&self, topic: &str) -> Result<NextOffsets, Error> {
+        let mut attempts = Attempts::default();
+        loop {
+            let asked = self.next_offsets_now(topic).await;
+            if attempts.are_over(&asked) {
+                return asked;
+            }
+        }
+    }
+
+    async fn next_offsets_now(&self, topic: &str) -> Result<NextOffsets, Error> {
+        let days = self.days(topic, None).await?;
+        let mut by_partition: BTreeMap<u32, Vec<Folder>> = BTreeMap::new();
+        for folder in self.folders(topic, &days).await? {
+            by_partition.entry(folder.partition).or_default().push(folder);
+        }
         let mut newest = Vec::new();
-        for objects in self.objects(topic).await?.chunk_by(|a, b| a.partition == b.partition) {
-            newest.extend_from_slice(newest_of(objects));
+        for folders in by_partition.into_values() {
+            let parts = resolve(self.newest_objects(folders).await?).parts;
+            newest.extend_from_slice(&parts[parts.len().saturating_sub(NEWEST_OBJECTS)..]);
         }
-        let covered = self.contiguous(newest).await?;
-        Ok(covered.into_iter().map(|range| (range.partition, range.end)).collect())
+        let Coverage { ranges, gaps, .. } = self.contiguous(newest).await?;
+        let offsets = ranges.into_iter().map(|range| (range.partition, range.end)).collect();
+        Ok(NextOffsets { offsets, gaps })
     }
 
-    /// The ranges of a topic that are in the lake: one per partition. Reads the footer of every object; a gap or an
-    /// overlap is an error that names the objects.
-    pub async fn coverage(&self, topic: &str) -> Result<Vec<OffsetRange>, Error> {
-        self.contiguous(self.objects(topic).await?).await
-    }
-
-    /// The ranges that begin with the first object of a folder `first_date` or later, one per partition, up to the end
-    /// of the lake. Reads the names of all objects, but few footers: whether the objects join is found out when a range
-    /// is read.
-    pub async fn coverage_since(&self, topic: &str, first_date: NaiveDate) -> Result<Vec<OffsetRange>, Error> {
-        let first_date = first_date.format("%Y-%m-%d").to_string();
-        let (mut starts, mut newest) = (BTreeMap::new(), Vec::new());
-        for objects in self.objects(topic).await?.chunk_by(|a, b| a.partition == b.partition) {
-            if let Some(first) = objects.iter().find(|object| object.date >= first_date) {
-                starts.insert(first.partition, first.start);
-                newest.extend_from_slice(newest_of(objects));
+    /// Of one partition's folders, oldest first: the objects of the newest one that has any, and all newer objects.
+    async fn newest_objects(&self, mut folders: Vec<Folder>) -> Result<Vec<ObjectName>, Error> {
+        let mut listed = Listed::default();
+        while let Some(folder) = folders.pop() {
+            listed = self.list_all([(folder.path(), None)]).await?;
+            // Rows that somebody rewrote under another name would be written once more.
+            if let Some(object) = listed.foreign.pop() {
+                return Err(Error::Foreign { lake: self.url.to_string(), object });
+            }
+            if !listed.objects.is_empty() {
+                break;
             }
         }
-        let mut covered = self.contiguous(newest).await?;
-        for range in &mut covered {
-            range.start = starts[&range.partition];
+        let Some(last) = listed.objects.iter().map(|name| name.start).max() else { return Ok(Vec::new()) };
+        let from_there_on = |folder: Folder| (folder.path(), Some(folder.before(last)));
+        listed.append(self.list_all(folders.into_iter().map(from_there_on)).await?);
+        Ok(listed.objects)
+    }
+
+    /// Where a partition resumes after `name` turned out to exist: the end of the last object of that folder.
+    /// `None`: there is none from there on, so ask [`next_offsets`](Self::next_offsets).
+    pub async fn next_offset_after(&self, name: &ObjectName) -> Result<Option<u64>, Error> {
+        let ObjectName { topic, date, partition, start, .. } = name.clone();
+        let folder = Folder { topic, date, partition };
+        let mut attempts = Attempts::default();
+        loop {
+            let listed = self.list_all([(folder.path(), Some(folder.before(start)))]).await?;
+            let Some(last) = resolve(listed.objects).parts.pop() else { return Ok(None) };
+            let footer = self.footer(&last.name).await;
+            if attempts.are_over(&footer) {
+                return Ok(Some(footer?.end).filter(|end| *end > start));
+            }
         }
+    }
+
+    /// What the lake holds of a topic. Reads the footer of every object. An overlap is an error that names the objects.
+    pub async fn coverage(&self, topic: &str) -> Result<Coverage, Error> {
+        self.coverage_among(topic, None).await
+    }
+
+    /// Like [`coverage`](Self::coverage), in the folders of some days: of each partition what follows its first object
+    /// there. Lists only these folders, and reads only their footers, unless something is missing in them.
+    pub async fn coverage_of(&self, topic: &str, days: &Days) -> Result<Coverage, Error> {
+        self.coverage_among(topic, Some(days)).await
+    }
+
+    async fn coverage_among(&self, topic: &str, days: Option<&Days>) -> Result<Coverage, Error> {
+        let mut attempts = Attempts::default();
+        loop {
+            let asked = self.coverage_now(topic, days).await;
+            if attempts.are_over(&asked) {
+                return asked;
+            }
+        }
+    }
+
+    async fn coverage_now(&self, topic: &str, days: Option<&Days>) -> Result<Coverage, Error> {
+        let mut listed = self.list_days(topic, days).await?;
+        let mut covered = self.contiguous(resolve(listed.objects).parts).await?;
+        if !covered.gaps.is_empty() {
+            // A wrong clock may have put the missing objects under another day. And a listing of a directory in
+            // which objects are replaced may show neither the old nor the new ones: so it is repeated, too.
+            let starts: BTreeMap<_, _> =
+                covered.ranges.iter().rev().map(|range| (range.partition, range.start)).collect();
+            let foreign = listed.foreign;
+            listed = self.list_days(topic, None).await?;
+            listed.foreign = foreign;
+            let follows = |name: &ObjectName| {
+                let start = starts.get(&name.partition);
+                start.is_some_and(|start| name.end.unwrap_or(name.start + 1) > *start)
+            };
+            listed.objects.retain(follows);
+            covered = self.contiguous(resolve(listed.objects).parts).await?;
+        }
+        covered.foreign = listed.foreign;
         Ok(covered)
     }
 
-    async fn footers_of(&self, names: Vec<ObjectName>) -> Result<Vec<(ObjectName, Footer)>, Error> {
-        let read = |name: ObjectName| async move { self.footer(&name).await.map(|footer| (name, footer)) };
-        futures_util::stream::iter(names.into_iter().map(read)).buffered(CONCURRENT_READS).try_collect().await
+    /// Whether a compacted object holds the rows of this one. Then this one does not count.
+    pub async fn is_compacted(&self, name: &ObjectName) -> Result<bool, Error> {
+        let ObjectName { topic, date, partition, start, .. } = name.clone();
+        let folder = Folder { topic, date, partition }.path();
+        let compacted = self.list_all([(folder.clone(), Some(format!("{folder}/{COMPACTED}")))]).await?.objects;
+        Ok(compacted.iter().any(|other| other.start <= start && other.end.is_some_and(|end| start < end)))
     }
 
-    /// The ranges that sorted objects cover together.
-    async fn contiguous(&self, names: Vec<ObjectName>) -> Result<Vec<OffsetRange>, Error> {
-        let mut covered: Vec<OffsetRange> = Vec::new();
-        let mut before: Option<(ObjectName, Footer)> = None;
-        for (name, footer) in self.footers_of(names).await? {
-            match covered.last_mut() {
-                Some(range) if range.partition == name.partition => {
-                    if let Some((before, _)) = &before {
-                        self.check_adjacent(before, range.end, &name)?;
-                    }
-                    range.end = footer.end;
+    async fn footers_of(&self, parts: Vec<Part>) -> Result<Vec<(Part, Footer)>, Error> {
+        let read = |part: Part| async move { self.footer(&part.name).await.map(|footer| (part, footer)) };
+        futures_util::stream::iter(parts.into_iter().map(read)).buffered(CONCURRENT_READS).try_collect().await
+    }
+
+    /// The ranges that sorted objects cover together, and what is missing between them.
+    async fn contiguous(&self, parts: Vec<Part>) -> Result<Coverage, Error> {
+        let mut covered = Coverage::default();
+        let mut before: Option<ObjectName> = None;
+        for (Part { name, from }, footer) in self.footers_of(parts).await? {
+            let (topic, partition) = (name.topic.clone(), name.partition);
+            match covered.ranges.last_mut().filter(|range| range.partition == partition).zip(before) {
+                Some((range, _)) if range.end == from => range.end = footer.end,
+                Some((range, before)) if range.end > from => {
+                    let (lake, before, end) = (self.url.to_string(), before.to_string(), range.end);
+                    let (after, start) = (name.to_string(), from);
+                    return Err(Error::Overlap { lake, topic, partition, before, end, after, start });
                 }
-                _ => covered.push(OffsetRange {
-                    topic: name.topic.clone(),
-                    partition: name.partition,
-                    start: name.start,
-                    end: footer.end,
-                }),
+                joins_nothing => {
+                    if let Some((range, before)) = joins_nothing {
+                        let (before, after) = (before.to_string(), name.to_string());
+                        let gap = Gap { topic: topic.clone(), partition, before, end: range.end, after, start: from };
+                        covered.gaps.push(gap);
+                    }
+                    covered.ranges.push(OffsetRange { topic, partition, start: from, end: footer.end });
+                }
             }
-            before = Some((name, footer));
+            before = Some(name);
         }
         Ok(covered)
-    }
-
-    fn check_adjacent(&self, before: &ObjectName, end: u64, after: &ObjectName) -> Result<(), Error> {
-        let (lake, topic, partition) = (self.url.to_string(), after.topic.clone(), after.partition);
-        let (before, start) = (before.to_string(), after.start);
-        match end.cmp(&start) {
-            std::cmp::Ordering::Equal => Ok(()),
-            std::cmp::Ordering::Less => {
-                Err(Error::Gap { lake, topic, partition, before, end, after: after.to_string(), start })
-            }
-            std::cmp::Ordering::Greater => {
-                Err(Error::Overlap { lake, topic, partition, before, end, after: after.to_string(), start })
-            }
-        }
     }
 
     /// Reads exactly the rows of `range`, as `schema`, in the order of their offsets.
@@ -139,18 +208,41 @@ impl Lake {
     /// Whether the lake holds the whole range is found out here, from the footers, before the first row.
     /// Memory: one object at a time.
     pub async fn read(&self, range: OffsetRange, schema: SchemaRef) -> Result<RangeReader, Error> {
-        let objects = if range.start < range.end { self.objects_of(&range).await? } else { Vec::new() };
+        let objects = if range.start < range.end { self.objects_of(&range, None).await? } else { Vec::new() };
         Ok(RangeReader { lake: self.clone(), range, schema, objects: objects.into(), current: None })
     }
 
-    /// Reads all rows of one object, as `schema`. Whether its neighbours join it is not looked at.
-    pub fn read_object(&self, name: ObjectName, schema: SchemaRef) -> RangeReader {
-        let range = OffsetRange { topic: name.topic.clone(), partition: name.partition, start: 0, end: u64::MAX };
-        RangeReader { lake: self.clone(), range, schema, objects: [name].into(), current: None }
+    /// Like [`read`](Self::read), for a range that should lie in the folders of these days: looks elsewhere only if it
+    /// does not.
+    pub async fn read_of(&self, range: OffsetRange, days: &Days, schema: SchemaRef) -> Result<RangeReader, Error> {
+        match self.objects_of(&range, Some(days)).await {
+            Ok(objects) => {
+                Ok(RangeReader { lake: self.clone(), range, schema, objects: objects.into(), current: None })
+            }
+            Err(Error::NotCovered { .. } | Error::Gap { .. }) => self.read(range, schema).await,
+            Err(error) => Err(error),
+        }
     }
 
-    /// The objects that hold `range` together.
-    async fn objects_of(&self, range: &OffsetRange) -> Result<Vec<ObjectName>, Error> {
+    /// Reads all rows of one object with this footer, as `schema`. Whether its neighbours join it is not looked at.
+    pub fn read_object(&self, name: ObjectName, footer: &Footer, schema: SchemaRef) -> RangeReader {
+        let Footer { start, end, .. } = *footer;
+        let range = OffsetRange { topic: name.topic.clone(), partition: name.partition, start, end };
+        RangeReader { lake: self.clone(), range, schema, objects: [Part { name, from: start }].into(), current: None }
+    }
+
+    /// The objects that hold `range` together, of all folders or of those of some days.
+    async fn objects_of(&self, range: &OffsetRange, days: Option<&Days>) -> Result<Vec<Part>, Error> {
+        let mut attempts = Attempts::default();
+        loop {
+            let asked = self.objects_of_now(range, days).await;
+            if attempts.are_over(&asked) {
+                return asked;
+            }
+        }
+    }
+
+    async fn objects_of_now(&self, range: &OffsetRange, days: Option<&Days>) -> Result<Vec<Part>, Error> {
         let not_covered = |missing_start: u64, missing_end: u64| Error::NotCovered {
             lake: self.url.to_string(),
             topic: range.topic.clone(),
@@ -158,34 +250,112 @@ impl Lake {
             missing_start,
             missing_end,
         };
-        let mut names = self.objects(&range.topic).await?;
-        names.retain(|name| name.partition == range.partition && name.start < range.end);
+        let days = self.days(&range.topic, days).await?;
+        let folder = |date| Folder { topic: range.topic.clone(), date, partition: range.partition };
+        let mut listed = self.list_all(days.into_iter().map(|date| (folder(date).path(), None))).await?;
+        listed.objects.retain(|name| name.start < range.end);
+        let mut parts = resolve(listed.objects).parts;
         // The object that holds the first offset is the last one that does not start after it.
-        let first = names.partition_point(|name| name.start <= range.start);
-        let Some(first) = first.checked_sub(1) else {
-            return Err(not_covered(range.start, names.first().map_or(range.end, |name| name.start)));
+        let before = parts.partition_point(|part| part.from <= range.start);
+        let Some(before) = before.checked_sub(1) else {
+            return Err(not_covered(range.start, parts.first().map_or(range.end, |part| part.from)));
         };
         // Two objects of one start offset can only differ in their date: both go in, and are found to overlap.
-        let first = names.partition_point(|name| name.start < names[first].start);
-        let names = names.split_off(first);
-        let covered = self.contiguous(names.clone()).await?;
-        let end = covered.first().map_or(range.start, |covered| covered.end);
+        let before = parts.partition_point(|part| part.from < parts[before].from);
+        let parts = parts.split_off(before);
+        let Coverage { ranges, gaps, .. } = self.contiguous(parts.clone()).await?;
+        if let Some(gap) = gaps.into_iter().next() {
+            return Err(Error::Gap { lake: self.url.to_string(), gap });
+        }
+        let end = ranges.first().map_or(range.start, |covered| covered.end);
         if end < range.end {
             return Err(not_covered(end.max(range.start), range.end));
         }
-        Ok(names)
+        Ok(parts)
     }
 }
 
-/// The newest of one partition's sorted objects.
-fn newest_of(objects: &[ObjectName]) -> &[ObjectName] {
-    &objects[objects.len().saturating_sub(NEWEST_OBJECTS)..]
+/// Counts how often something is asked that found an object gone: compaction has put another one in its place.
+#[derive(Debug, Default)]
+struct Attempts(usize);
+
+impl Attempts {
+    fn are_over<T>(&mut self, asked: &Result<T, Error>) -> bool {
+        self.0 += 1;
+        self.0 == MAX_ATTEMPTS || !matches!(asked, Err(Error::NotFound { .. }))
+    }
+}
+
+/// Where the partitions of a topic resume.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NextOffsets {
+    /// The offset after the last object, by partition; a partition without objects is not in the map.
+    pub offsets: BTreeMap<u32, u64>,
+    /// What is missing between the newest objects.
+    pub gaps: Vec<Gap>,
+}
+
+/// What the lake holds of a topic.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Coverage {
+    /// By partition and offset: one range per partition, and one more after each gap.
+    pub ranges: Vec<OffsetRange>,
+    /// What is missing between them.
+    pub gaps: Vec<Gap>,
+    /// Parquet files that carstream did not write, and does not read.
+    pub foreign: Vec<String>,
+}
+
+impl Coverage {
+    /// One line for each gap, and one for foreign files.
+    pub fn remarks(&self) -> Vec<String> {
+        let mut remarks: Vec<_> = self.gaps.iter().map(Gap::to_string).collect();
+        if let Some(first) = self.foreign.first() {
+            let count = self.foreign.len();
+            remarks.push(format!(
+                "{count} Parquet files were not written by carstream and are not read, the first is {first}: rows that \
+                 were rewritten under other names are missing"
+            ));
+        }
+        remarks
+    }
+}
+
+/// Offsets that are missing between two objects of a partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gap {
+    /// The topic.
+    pub topic: String,
+    /// The partition.
+    pub partition: u32,
+    /// The object before the gap.
+    pub before: String,
+    /// The offset after its last: the first that is missing.
+    pub end: u64,
+    /// The object after the gap.
+    pub after: String,
+    /// Its first offset.
+    pub start: u64,
+}
+
+impl fmt::Display for Gap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { topic, partition, before, end, after, start } = self;
+        write!(
+            f,
+            "{topic}/{partition} lacks offsets {end} to {start}: {before} ends at offset {end}, and the next object is \
+             {after}, which starts at {start}"
+        )
+    }
 }
 
 /// Whether an object is what its name says.
-fn check_footer(name: &ObjectName, footer: &Footer) -> Result<(), String> {
+pub(crate) fn check_footer(name: &ObjectName, footer: &Footer) -> Result<(), String> {
     if (&footer.topic, footer.partition, footer.start) != (&name.topic, name.partition, name.start) {
         return Err(format!("its footer says {}/{} offset {}", footer.topic, footer.partition, footer.start));
+    }
+    if name.end.is_some_and(|end| end != footer.end) {
+        return Err(format!("its footer says that it ends at offset {}", footer.end));
     }
     if footer.end <= footer.start {
         return Err(format!("its footer says that it ends at offset {}, before it starts", footer.end));
@@ -198,30 +368,48 @@ pub struct RangeReader {
     lake: Lake,
     range: OffsetRange,
     schema: SchemaRef,
-    objects: VecDeque<ObjectName>,
-    current: Option<(ObjectName, ObjectReader)>,
+    objects: VecDeque<Part>,
+    current: Option<(Part, ObjectReader)>,
 }
 
 impl RangeReader {
     /// The next rows; `None` at the end of the range.
     pub async fn next(&mut self) -> Result<Option<Rows>, Error> {
         loop {
-            if let Some((name, reader)) = &mut self.current {
-                let rows = reader.next(self.range.start, self.range.end);
-                match rows.map_err(|what| unusable(&self.lake, name, what))? {
+            if let Some((part, reader)) = &mut self.current {
+                let rows = reader.next(self.range.start.max(part.from), self.range.end);
+                match rows.map_err(|what| unusable(&self.lake, &part.name, what))? {
                     Some(rows) => return Ok(Some(rows)),
                     None => self.current = None,
                 }
             }
-            let Some(name) = self.objects.pop_front() else { return Ok(None) };
-            let bytes = self.lake.get(&name.to_string()).await?;
+            let Some(part) = self.objects.pop_front() else { return Ok(None) };
+            let Some(bytes) = self.get(&part).await? else { continue };
             let opened = ObjectReader::new(bytes, self.schema.clone())
-                .and_then(|reader| check_footer(&name, &reader.footer).map(|()| reader));
-            self.current = Some((name.clone(), opened.map_err(|what| unusable(&self.lake, &name, what))?));
+                .and_then(|reader| check_footer(&part.name, &reader.footer).map(|()| reader));
+            let reader = opened.map_err(|what| unusable(&self.lake, &part.name, what))?;
+            self.current = Some((part, reader));
         }
+    }
+
+    /// The bytes of an object. `None`: it is gone, and the objects that took its place are read next.
+    async fn get(&mut self, part: &Part) -> Result<Option<Bytes>, Error> {
+        let gone = match self.lake.get(&part.name.to_string()).await {
+            Err(error @ Error::NotFound { .. }) => error,
+            result => return result.map(Some),
+        };
+        let rest = OffsetRange { start: self.range.start.max(part.from), ..self.range.clone() };
+        let objects = match self.lake.objects_of(&rest, None).await {
+            Err(Error::NotCovered { .. } | Error::Gap { .. }) => return Err(gone),
+            objects => objects?,
+        };
+        // What was read is not read again, though the object that took its place may hold it, too.
+        let from_there_on = |other: Part| Part { from: other.from.max(rest.start), ..other };
+        self.objects = objects.into_iter().map(from_there_on).collect();
+        Ok(None)
     }
 }
 
-fn unusable(lake: &Lake, name: &ObjectName, what: String) -> Error {
+pub(crate) fn unusable(lake: &Lake, name: &ObjectName, what: String) -> Error {
     Error::Unusable { lake: lake.url.to_string(), object: name.to_string(), what }
 }

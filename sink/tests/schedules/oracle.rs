@@ -87,13 +87,16 @@ async fn check_chain(world: &World, records: &Records) -> Result<(), String> {
     }
     let lake = Lake::with_store(Arc::new(copy), LakeUrl::Directory("lake".into()));
     let covered = lake.coverage(TOPIC).await.map_err(|error| error.to_string())?;
+    if let Some(remark) = covered.remarks().first() {
+        return Err(remark.clone());
+    }
     let wanted: Vec<_> = records
         .partitions
         .iter()
         .enumerate()
         .filter_map(|(p, log)| Some((p as u32, records.first[p], log.last()?.offset + 1)))
         .collect();
-    let found: Vec<_> = covered.iter().map(|range| (range.partition, range.start, range.end)).collect();
+    let found: Vec<_> = covered.ranges.iter().map(|range| (range.partition, range.start, range.end)).collect();
     if found == wanted { Ok(()) } else { Err(format!("the lake covers {found:?} and not {wanted:?}")) }
 }
 

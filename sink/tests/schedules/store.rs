@@ -368,7 +368,13 @@ impl ObjectStore for Connection {
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
-        self.0.world.objects.list_with_delimiter(prefix).await
+        let of = prefix.map_or("", |prefix| prefix.as_ref());
+        if self.0.fault("list folders", of, false).await == Fault::Refused {
+            return Err(unreachable_store());
+        }
+        let result = self.0.world.objects.list_with_delimiter(prefix).await;
+        self.0.alive().await;
+        result
     }
 
     async fn copy_opts(&self, _: &Path, _: &Path, _: CopyOptions) -> Result<()> {

@@ -30,6 +30,8 @@ pub enum Fault {
     HangsAfter,
     /// It is stored a little later.
     Slow,
+    /// It is stored once the plan is another one.
+    Waits,
 }
 
 /// Which fault a put has.
@@ -115,6 +117,12 @@ impl ObjectStore for FaultyStore {
                 Err(broken())
             }
             Fault::Hangs => std::future::pending().await,
+            Fault::Waits => {
+                while matches!(*self.plan.lock().unwrap(), Plan::All(Fault::Waits)) {
+                    tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+                }
+                self.inner.put_opts(location, payload, options).await
+            }
             Fault::HangsAfter => {
                 self.inner.put_opts(location, payload, options).await?;
                 std::future::pending().await

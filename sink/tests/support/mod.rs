@@ -245,7 +245,9 @@ pub fn rows_of_log(log: &Arc<dyn Log>, topic: &str, schema: &str) -> Vec<Rows> {
 pub async fn rows_of_lake(lake: &Lake, topic: &str, schema: &str) -> Vec<Rows> {
     let schema = contract::Contract::builtin().schemas().file(schema).unwrap().arrow.clone();
     let mut all = Vec::new();
-    for range in lake.coverage(topic).await.unwrap() {
+    let covered = lake.coverage(topic).await.unwrap();
+    assert_eq!(covered.remarks(), Vec::<String>::new(), "nothing is missing");
+    for range in covered.ranges {
         let mut reader = lake.read(range.clone(), schema.clone()).await.unwrap();
         let (mut batches, mut offsets, mut timestamps_ms) = (Vec::new(), Vec::new(), Vec::new());
         while let Some(rows) = reader.next().await.unwrap() {

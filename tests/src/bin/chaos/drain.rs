@@ -52,7 +52,7 @@ impl Hop {
             Positions::Group(log, group) => log.committed(group, self.topic)?,
             Positions::Lake(lake) => {
                 let mut positions = vec![None; bounds.len()];
-                for (partition, next) in runtime.block_on(lake.next_offsets(self.topic))? {
+                for (partition, next) in runtime.block_on(lake.next_offsets(self.topic))?.offsets {
                     *positions.get_mut(partition as usize).context("a partition that the log does not have")? =
                         Some(next);
                 }
