@@ -11,7 +11,8 @@ A lake in S3 is read the same way; give DuckDB the store's credentials first:
 
 What to know about the lake:
   - Objects are TOPIC/date=YYYY-MM-DD/partition=N/START-OFFSET.parquet. They are created once and never changed, so a
-    query needs no lock. The date is the day (UTC) on which the bridge received a reading, which is log_timestamp_ms; it
+    query needs no lock. `carstream compact` replaces those of closed days by compacted-START-END.parquet; for the seconds
+    that takes, their rows are found twice: count each (partition, log_offset) once if that matters. The date is the day (UTC) on which the bridge received a reading, which is log_timestamp_ms; it
     lets DuckDB skip files. Cars may send readings days later: for those of a day by the cars' clocks, filter by
     event_time_ms, and by the dates from that day to as long after it as late readings matter to you.
   - Each row has log_offset and log_timestamp_ms beside the columns of its schema (schemas/*.avsc).

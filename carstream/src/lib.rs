@@ -6,6 +6,7 @@
 //!                     every stage the real one, on two embedded logs and a directory; ends with an account
 //!  carstream edge     cars ─► bridge ─► preprocessor ─► scorer ─► alerts, on one embedded log; ─► the cloud's log
 //!  carstream audit    ledgers of the cars against every hop, reading by reading
+//!  carstream compact  the small objects of closed days in the lake, merged into large ones
 //!  carstream contract what a site has: check, list, explain; the folder of a new stream
 //!  carstream deploy   the topics of both logs and the schemas of the registry, made or compared
 //!  carstream dead-letter   what could not be used: list, show, replay
@@ -18,6 +19,7 @@
 //! This crate starts stages and compares their results. It processes no reading itself.
 
 pub mod audit;
+pub mod compact;
 pub mod contracts;
 pub mod dead_letter;
 pub mod demo;
@@ -66,6 +68,7 @@ enum Command {
     /// Run the whole pipeline on this machine, from a car to a verdict, in about a minute (the default).
     Demo(demo::Args),
     Audit(Box<audit::Args>),
+    Compact(Box<compact::Args>),
     Contract(contracts::Args),
     Deploy(Box<deploy::Args>),
     DeadLetter(dead_letter::Args),
@@ -88,6 +91,7 @@ impl AsRef<ServiceArgs> for Cli {
             Some(Command::Trainer(args)) => &args.service,
             Some(Command::Scorer(args)) => &args.service,
             Some(Command::Edge(args)) => &args.service,
+            Some(Command::Compact(args)) => &args.service,
             Some(Command::Deploy(args)) => &args.service,
             Some(
                 Command::Demo(_)
@@ -125,6 +129,7 @@ pub async fn run(cli: Cli, shutdown: CancellationToken) -> anyhow::Result<()> {
         Some(Command::Edge(args)) => return edge::run(*args, shutdown).await,
         Some(Command::Demo(args)) => args,
         Some(Command::Audit(args)) => return audit::run(*args, shutdown).await,
+        Some(Command::Compact(args)) => return compact::run(*args, shutdown).await,
         Some(Command::Deploy(args)) => return deploy::run(*args, shutdown).await,
         Some(Command::Contract(args)) => return contracts::run(&args),
         Some(Command::DeadLetter(args)) => return dead_letter::run(args, shutdown).await,
