@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::clock;
 use crate::crew::{Crew, Teller};
 use crate::kafka;
 use crate::plan::{Kind, Role, Step, target};
@@ -51,6 +52,14 @@ pub(crate) fn make(step: &Step, site: &Site, crew: &mut Crew, teller: Teller) ->
             crew.pass(step.hold)?;
             kafka::remove_records(site, "telemetry.raw")?;
             crew.thaw(role, step.instance)
+        }
+        Kind::Clock(role) => {
+            let jumps = [clock::JUMP_S, -clock::JUMP_S].map(|ahead_s| {
+                site.clocks.set(role, ahead_s)?;
+                crew.pass(step.hold / 2)
+            });
+            site.clocks.set(role, 0)?;
+            jumps.into_iter().collect()
         }
         Kind::Add(role) => add(role, step.hold, site, crew),
         Kind::LinkCut => hold(&site.link, Mode::Hang, step.hold, crew),

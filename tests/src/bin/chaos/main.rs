@@ -12,6 +12,7 @@
 //! in-process schedules.
 
 mod audit;
+mod clock;
 mod crew;
 mod drain;
 mod faults;

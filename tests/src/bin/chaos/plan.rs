@@ -15,6 +15,8 @@ use std::time::Duration;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use crate::clock;
+
 /// Shorter than this, and the faults of the first round are over before anyone has noticed them.
 pub(crate) const SHORTEST: Duration = Duration::from_secs(60);
 
@@ -91,6 +93,8 @@ pub(crate) enum Kind {
     /// SIGSTOP; retention removes all that the topic of the readings holds, read or not; SIGCONT. Not part of a whole
     /// run: readings are lost.
     Expire(Role),
+    /// The wall clock of a stage's host jumps ahead, then back behind, and is right again.
+    Clock(Role),
     /// Nothing gets through between edge and cloud.
     LinkCut,
     /// Connections between edge and cloud are reset and refused.
@@ -114,6 +118,7 @@ impl fmt::Display for Kind {
             Self::Replace(role) => write!(f, "replace {}", role.name()),
             Self::Add(role) => write!(f, "add {}", role.name()),
             Self::Expire(role) => write!(f, "expire {}", role.name()),
+            Self::Clock(role) => write!(f, "clock {}", role.name()),
             Self::LinkCut => f.write_str("link cut"),
             Self::LinkRefused => f.write_str("link refused"),
             Self::LinkSlow => f.write_str("link slow"),
@@ -134,6 +139,7 @@ impl Kind {
         }
         all.extend([Preprocessor, Scorer, Replicator].map(Self::Replace));
         all.extend([Preprocessor, Scorer, Sink].map(Self::Add));
+        all.extend(clock::STAGES.map(Self::Clock));
         all.extend([Self::Strand(Bridge), Self::LinkCut, Self::LinkRefused, Self::LinkSlow, Self::CarsReset]);
         if object_store {
             all.extend([Self::StoreRefuses, Self::StoreHangs]);
@@ -147,7 +153,7 @@ impl Kind {
             Self::Kill(_) | Self::CarsReset => (0.0, 0.0),
             Self::Strand(_) | Self::Expire(_) => (1.0, 4.0),
             Self::Freeze(_) => (1.0, 30.0),
-            Self::Replace(_) => (3.0, 20.0),
+            Self::Replace(_) | Self::Clock(_) => (3.0, 20.0),
             Self::Add(_) | Self::LinkSlow => (5.0, 25.0),
             Self::LinkCut | Self::StoreHangs => (2.0, 25.0),
             Self::LinkRefused | Self::StoreRefuses => (2.0, 15.0),

@@ -21,6 +21,7 @@ use event_log::KafkaOption;
 use test_support::process::Watcher;
 use tokio::runtime::Handle;
 
+use crate::clock::{self, Clocks};
 use crate::plan::Role;
 use crate::process::Program;
 use crate::proxy::Proxy;
@@ -76,6 +77,7 @@ pub(crate) struct Site {
     pub(crate) cars: Proxy,
     pub(crate) link: Proxy,
     pub(crate) store: Proxy,
+    pub(crate) clocks: Clocks,
     mqtt_port: u16,
     edge_port: u16,
     cloud_port: u16,
@@ -98,6 +100,7 @@ impl Site {
             std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
         }
         std::fs::write(directory.join("site.key"), "the pseudonym key of a site that is there for one run")?;
+        let clocks = Clocks::new(directory.join("clocks"))?;
         let mut ports = free_ports()?.into_iter();
         let mut port = || ports.next().context("too few free ports");
         let (mqtt_port, edge_port, cloud_port) = (port()?, port()?, port()?);
@@ -108,6 +111,7 @@ impl Site {
             cars: Proxy::start(runtime, mqtt_port)?,
             link: Proxy::start(runtime, cloud_proxied_port)?,
             store: Proxy::start(runtime, store_port)?,
+            clocks,
             mqtt_port,
             edge_port,
             cloud_port,
@@ -201,7 +205,7 @@ impl Site {
             (_, Some((path, first))) => (path.clone(), [vec![first.clone()], args].concat()),
             (_, None) => (self.binary(role.binary()), args),
         };
-        let env = match role {
+        let mut env = match role {
             // Brokers start often here: what starts fast is better than what runs fast.
             Role::EdgeBroker | Role::CloudBroker => {
                 vec![("JAVA_TOOL_OPTIONS".to_owned(), "-XX:TieredStopAtLevel=1".to_owned())]
@@ -209,6 +213,9 @@ impl Site {
             Role::Scorer | Role::Sink | Role::Trainer => self.store_settings(self.store.port()),
             _ => Vec::new(),
         };
+        if clock::STAGES.contains(&role) {
+            env.extend(self.clocks.env(role));
+        }
         Program { name, path, args, env, finite: matches!(role, Role::Cars | Role::LearningCars | Role::Trainer) }
     }
 
