@@ -22,9 +22,9 @@ mod deliveries;
 mod foreign;
 mod limits;
 mod member;
+mod native;
 mod reader;
 mod rebalances;
-mod topic_id;
 mod topics;
 mod transactor;
 
@@ -214,6 +214,18 @@ impl KafkaLog {
         Error::UnknownTopic { log: self.url.to_string(), topic: topic.to_owned() }
     }
 
+    /// A right that is missing. `right`: which, and on what.
+    fn denied(&self, operation: &'static str, error: &KafkaError, right: &str) -> Error {
+        let source = format!("{}: grant {right}", Plain::of(error)).into();
+        Error::Refused { operation, log: self.url.to_string(), source }
+    }
+
+    /// The same, for a member of a group.
+    fn denied_in_group(&self, options: &ProcessorOptions, error: &KafkaError) -> Error {
+        let right = format!("Read on group {} and on topic {}", options.group, options.topics.join(", "));
+        self.denied("read in a group", error, &right)
+    }
+
     /// The largest record that a producer with this setting can write to the topic.
     fn max_record_bytes(&self, topic: &str, message_max_bytes: usize) -> usize {
         self.limits.of(topic).max_bytes.min(message_max_bytes)
@@ -261,7 +273,13 @@ impl KafkaLog {
             wanted.add_partition(&p.topic, p.partition as i32);
         }
         let operation = "read the committed positions";
-        let found = client.committed_offsets(wanted, COMMITTED_TIMEOUT).map_err(|e| self.unavailable(operation, &e))?;
+        let found = client.committed_offsets(wanted, COMMITTED_TIMEOUT).map_err(|e| match e.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::GroupAuthorizationFailed) => {
+                let source = format!("not allowed to see group {group}: grant Describe on it").into();
+                Error::Unavailable { operation, log: self.url.to_string(), source }
+            }
+            _ => self.unavailable(operation, &e),
+        })?;
         partitions
             .iter()
             .map(|p| {

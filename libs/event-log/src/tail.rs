@@ -16,6 +16,8 @@ use crate::{Batch, Error, Log, Range, Read, Reader, progress};
 
 /// How late a stop may be noticed.
 const POLL: Duration = Duration::from_millis(100);
+/// How often a [`Tail`] that follows a topic looks for partitions that were added.
+const LOOK_FOR_PARTITIONS: Duration = Duration::from_secs(30);
 
 /// Reads ranges, all with an end, in batches of at most `max_records`.
 ///
@@ -98,12 +100,14 @@ pub struct Tail {
     positions: Vec<u64>,
     /// Of [`Tail::next`].
     reader: Option<Box<dyn Reader>>,
+    /// When the partitions were counted last.
+    counted: Instant,
 }
 
 impl Tail {
     /// Begins with the first record that the topic holds. The topic need not exist yet.
     pub fn new(log: Arc<dyn Log>, topic: Arc<str>) -> Self {
-        Self { log, topic, positions: Vec::new(), reader: None }
+        Self { log, topic, positions: Vec::new(), reader: None, counted: Instant::now() }
     }
 
     /// The log.
@@ -123,12 +127,15 @@ impl Tail {
         Ok(())
     }
 
-    /// The next records, of one partition; `None` after `timeout` without any. Partitions that are added later are not
-    /// followed.
+    /// The next records, of one partition; `None` after `timeout` without any. Partitions that are added later are
+    /// noticed within half a minute, and read from their beginning.
     ///
     /// After an error the next call resumes where it stopped. [`Error::OutOfRange`]: retention has removed records that
     /// were not read, and [`skip_to_end`](Self::skip_to_end) continues without them.
     pub fn next(&mut self, max_records: usize, timeout: Duration) -> Result<Option<Batch>, Error> {
+        if self.counted.elapsed() > LOOK_FOR_PARTITIONS {
+            self.count_partitions();
+        }
         let mut reader = match self.reader.take() {
             Some(reader) => reader,
             None => self.open()?,
@@ -183,6 +190,18 @@ impl Tail {
             // Behind the last record there may be offsets without one.
             self.positions = partitions.iter().map(|bounds| bounds.next).collect();
             return Ok(());
+        }
+    }
+
+    /// Follows added partitions as well. If the log does not answer, the reader says so.
+    fn count_partitions(&mut self) {
+        self.counted = Instant::now();
+        let Ok(described) = self.log.describe(&self.topic) else { return };
+        if !self.positions.is_empty() && described.partitions.len() > self.positions.len() {
+            let (log, topic, count) = (self.log.url(), &self.topic, described.partitions.len());
+            tracing::warn!(%log, %topic, "topic {topic} has {count} partitions now, and had {}", self.positions.len());
+            self.positions.resize(count, 0);
+            self.reader = None;
         }
     }
 

@@ -1,17 +1,19 @@
 //! Topics of Kafka that take less than ours: smaller batches, and times near the broker's clock.
 //!
-//! Needs `CARSTREAM_TEST_KAFKA=HOST:PORT`. The settings are changed as an administrator would, also while something is
-//! written.
+//! Needs `CARSTREAM_TEST_KAFKA=HOST:PORT`, and for a policy `CARSTREAM_TEST_KAFKA_SCRIPT`, the path of scripts/kafka.
+//! The settings are changed as an administrator would, also while something is written.
 
 #![allow(clippy::unwrap_used)]
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use event_log::*;
-use support::kafka_admin::set;
+use support::broker::Broker;
+use support::kafka_admin::{add_partitions, set};
 use support::*;
 use test_support::clock::now_ms;
 use test_support::random::Random;
@@ -176,4 +178,53 @@ fn a_clock_ahead_of_the_brokers_is_named_until_it_is_right() {
     assert!(error.is_retriable() && said.contains(&*topic) && said.contains("60 s ahead"), "{said}");
     assert!(append_at(now_ms()));
     log.check_writable(&topic).unwrap();
+}
+
+/// A policy of the cluster refuses our small segments, and some names.
+#[test]
+fn a_managed_kafka_is_heard_and_taken_as_it_is() {
+    if kafka().is_none() {
+        return;
+    }
+    let classes = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/policy");
+    let Some(broker) = Broker::start_with(&["--policy", "ManagedKafka", "--classes", classes]) else { return };
+    let log = event_log::open(&broker.url, &[]).unwrap();
+    let compacted = TopicSpec { compacted: true, ..plain(&unique("compacted"), 1) };
+    log.ensure_topic(&compacted).unwrap();
+    assert!(log.describe(&compacted.name).unwrap().compacted);
+
+    let reserved = plain(&unique("reserved"), 3);
+    let refused = log.ensure_topic(&reserved).unwrap_err();
+    assert!(matches!(&refused, Error::Refused { .. }), "{refused:?}");
+    let said = std::error::Error::source(&refused).unwrap().to_string();
+    for words in [&*reserved.name, "reserved for the platform team", "by hand", "3 partitions", "cleanup.policy=delete"]
+    {
+        assert!(said.contains(words), "{said}");
+    }
+}
+
+/// Partitions that an administrator adds are followed by a tail, and written to by an appender, without a restart.
+#[test]
+fn added_partitions_are_noticed_within_a_minute() {
+    let Some(backend) = kafka() else { return };
+    let log = backend.open();
+    let topic = topic(&*log, "grows", 1);
+    let mut tail = Tail::new(log.clone(), topic.clone());
+    let completions = Completions::default();
+    let appender = log.clone().appender(completions.callback()).unwrap();
+    let keys: Vec<String> = (0..40).map(|i| i.to_string()).collect();
+    let append_keys = || {
+        keys.iter().for_each(|key| append(&*appender, &topic, &record(key, key), 0));
+        assert!(appender.flush(PATIENCE));
+    };
+    append_keys();
+    add_partitions(&backend, &topic, 4);
+    let mut seen = BTreeMap::<u32, usize>::new();
+    wait_until("all partitions are written and read", || {
+        append_keys();
+        while let Some(batch) = tail.next(1000, Duration::from_millis(200)).unwrap() {
+            *seen.entry(batch.partition()).or_default() += batch.len();
+        }
+        seen.len() == 4
+    });
 }

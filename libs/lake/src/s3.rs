@@ -2,7 +2,7 @@
 //!
 //! What is not set here comes from the AWS_… environment variables that every S3 client knows, or from where the
 //! process runs (web identity, container, instance). Secrets come from files or from the environment, never from
-//! arguments, which anyone on the machine may read.
+//! arguments, which anyone on the machine may read. Files are read again for each request: see [`credentials`].
 //!
 //! ```text
 //! who asks ─► attempt, at most `timeout` ─► up to 3 more, within 10 s, where the request had no effect,
@@ -12,16 +12,19 @@
 //! A create is repeated after an answer of 5xx although it may have had its effect: then the name is already taken, by
 //! this process. A caller that creates objects has to check an existing one in any case.
 
-use std::path::{Path, PathBuf};
+mod credentials;
+
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use object_store::ObjectStore;
-use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, AwsCredential};
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::prefix::PrefixStore;
-use object_store::{BackoffConfig, ClientConfigKey, ClientOptions, RetryConfig, StaticCredentialProvider};
+use object_store::{BackoffConfig, Certificate, ClientConfigKey, ClientOptions, RetryConfig};
 
 use crate::error::BoxError;
+use credentials::{Files, FromFiles};
 
 /// A running server accepts a connection at once; a missing one should be noticed soon.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -47,6 +50,7 @@ pub struct S3Args {
     )]
     pub access_key_id: Option<String>,
     /// Read the secret key of --s3-access-key-id from this file, which holds nothing else; also AWS_SECRET_ACCESS_KEY.
+    /// The file may be replaced at any time.
     #[arg(
         long = "s3-secret-access-key-file",
         env = "CARSTREAM_S3_SECRET_ACCESS_KEY_FILE",
@@ -54,6 +58,30 @@ pub struct S3Args {
         requires = "access_key_id"
     )]
     pub secret_access_key_file: Option<PathBuf>,
+    /// Read the session token of temporary keys from this file, beside --s3-secret-access-key-file; also
+    /// AWS_SESSION_TOKEN. The file may be replaced at any time.
+    #[arg(
+        long = "s3-session-token-file",
+        env = "CARSTREAM_S3_SESSION_TOKEN_FILE",
+        value_name = "FILE",
+        requires = "secret_access_key_file"
+    )]
+    pub session_token_file: Option<PathBuf>,
+    /// Read key, secret and session token from this file, as AWS's own tools write it; also
+    /// AWS_SHARED_CREDENTIALS_FILE, and ~/.aws/credentials if a profile is set. The file may be replaced at any time.
+    #[arg(
+        long = "s3-credentials-file",
+        env = "CARSTREAM_S3_CREDENTIALS_FILE",
+        value_name = "FILE",
+        conflicts_with = "access_key_id"
+    )]
+    pub credentials_file: Option<PathBuf>,
+    /// Use this profile of --s3-credentials-file; also AWS_PROFILE, and `default` without either.
+    #[arg(long = "s3-profile", env = "CARSTREAM_S3_PROFILE", value_name = "NAME", conflicts_with = "access_key_id")]
+    pub profile: Option<String>,
+    /// Trust the certificates that these authorities have signed, in PEM, beside those that the system trusts.
+    #[arg(long = "s3-ca-file", env = "CARSTREAM_S3_CA_FILE", value_name = "FILE")]
+    pub ca_file: Option<PathBuf>,
     /// Allow an http:// endpoint, where requests can be read and changed on the way; also AWS_ALLOW_HTTP.
     #[arg(long = "s3-allow-http", env = "CARSTREAM_S3_ALLOW_HTTP")]
     pub allow_http: bool,
@@ -63,11 +91,8 @@ impl S3Args {
     /// What of the settings cannot work, without asking the network.
     pub(crate) fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        if let Some(path) = &self.secret_access_key_file
-            && let Err(problem) = read_secret(path)
-        {
-            problems.push(format!("--s3-secret-access-key-file: {problem}"));
-        }
+        problems.extend(self.files().and_then(|(setting, files)| Some(format!("{setting}: {}", files.read().err()?))));
+        problems.extend(self.authorities().err());
         let environment = environment();
         if let Some(endpoint) = self.endpoint(&environment) {
             let http = endpoint.starts_with("http://");
@@ -97,13 +122,16 @@ impl S3Args {
         if let Some(region) = &self.region {
             builder = builder.with_region(region);
         }
-        if let (Some(id), Some(path)) = (&self.access_key_id, &self.secret_access_key_file) {
-            // A token in the environment belongs to other keys.
-            let (key_id, secret_key) = (id.clone(), read_secret(path)?);
-            let credential = AwsCredential { key_id, secret_key, token: None };
-            builder = builder.with_credentials(Arc::new(StaticCredentialProvider::new(credential)));
+        if let Some((_, files)) = self.files() {
+            builder = builder.with_credentials(Arc::new(FromFiles::open(files)?));
         }
-        let client = ClientOptions::new()
+        // What the environment says of the client stays: its proxy, for one.
+        let mut client =
+            client_variables().fold(ClientOptions::new(), |client, (key, value)| client.with_config(key, value));
+        for authority in self.authorities()? {
+            client = client.with_root_certificate(authority);
+        }
+        let client = client
             .with_timeout(timeout)
             .with_connect_timeout(CONNECT_TIMEOUT)
             .with_allow_http(self.allow_http(&builder));
@@ -111,6 +139,36 @@ impl S3Args {
             RetryConfig { backoff: BackoffConfig::default(), max_retries: MAX_RETRIES, retry_timeout: RETRY_FOR };
         let store = builder.with_client_options(client).with_retry(retry).build()?;
         Ok(Arc::new(PrefixStore::new(store, prefix)))
+    }
+
+    /// The files with credentials, and the setting that names them. `None`: they come from the environment, or from
+    /// where the process runs.
+    fn files(&self) -> Option<(&'static str, Files)> {
+        if let (Some(id), Some(secret)) = (&self.access_key_id, &self.secret_access_key_file) {
+            // A token in the environment belongs to other keys.
+            let (key_id, secret, token) = (id.clone(), secret.clone(), self.session_token_file.clone());
+            return Some(("--s3-secret-access-key-file", Files::Separate { key_id, secret, token }));
+        }
+        // As AWS's own tools: keys in the environment are stronger than a profile there.
+        let of_environment = |name| variable(name).filter(|_| variable("AWS_ACCESS_KEY_ID").is_none());
+        let profile = self.profile.clone().or_else(|| of_environment("AWS_PROFILE"));
+        let named = self.credentials_file.clone();
+        let file = named.or_else(|| of_environment("AWS_SHARED_CREDENTIALS_FILE").map(PathBuf::from));
+        let of_user = || Some(std::env::home_dir()?.join(".aws").join("credentials"));
+        let file = file.or_else(|| profile.as_ref().and_then(|_| of_user()))?;
+        let setting = if self.profile.is_some() { "--s3-profile" } else { "--s3-credentials-file, AWS_PROFILE" };
+        Some((setting, Files::Profile { file, profile: profile.unwrap_or_else(|| "default".to_owned()) }))
+    }
+
+    fn authorities(&self) -> Result<Vec<Certificate>, String> {
+        let Some(path) = &self.ca_file else { return Ok(Vec::new()) };
+        let problem = |why: String| format!("--s3-ca-file {}: {why}", path.display());
+        let pem = std::fs::read(path).map_err(|error| problem(error.to_string()))?;
+        let found = Certificate::from_pem_bundle(&pem).map_err(|error| problem(error.to_string()))?;
+        if found.is_empty() {
+            return Err(problem("it holds no certificate in PEM (-----BEGIN CERTIFICATE-----)".to_owned()));
+        }
+        Ok(found)
     }
 
     fn endpoint(&self, environment: &AmazonS3Builder) -> Option<String> {
@@ -126,22 +184,27 @@ impl S3Args {
 }
 
 /// The AWS_… variables that are set: an empty one is not.
-fn environment() -> AmazonS3Builder {
+fn variables() -> impl Iterator<Item = (AmazonS3ConfigKey, String)> {
     let variables =
         std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     let set = variables.filter(|(name, value)| name.starts_with("AWS_") && !value.is_empty());
-    let keys =
-        set.filter_map(|(name, value)| Some((name.to_ascii_lowercase().parse::<AmazonS3ConfigKey>().ok()?, value)));
-    keys.fold(AmazonS3Builder::new(), |builder, (key, value)| builder.with_config(key, value))
+    set.filter_map(|(name, value)| Some((name.to_ascii_lowercase().parse::<AmazonS3ConfigKey>().ok()?, value)))
 }
 
-/// The content of a secret's file, without the newline that editors add.
-fn read_secret(path: &Path) -> Result<String, String> {
-    let secret = std::fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
-    match secret.trim() {
-        "" => Err(format!("{} is empty", path.display())),
-        secret => Ok(secret.to_owned()),
-    }
+fn environment() -> AmazonS3Builder {
+    variables().fold(AmazonS3Builder::new(), |builder, (key, value)| builder.with_config(key, value))
+}
+
+/// Those of them that are about the HTTP client.
+fn client_variables() -> impl Iterator<Item = (ClientConfigKey, String)> {
+    variables().filter_map(|(key, value)| match key {
+        AmazonS3ConfigKey::Client(key) => Some((key, value)),
+        _ => None,
+    })
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
 #[cfg(test)]
@@ -179,6 +242,27 @@ mod tests {
         }
         std::fs::write(&file, "secret\n").unwrap();
         assert!(args.problems().is_empty());
-        assert_eq!(read_secret(&file).unwrap(), "secret");
+        let with_token = S3Args { session_token_file: Some(folder.path().join("token")), ..args };
+        let problems = with_token.problems();
+        assert!(problems.len() == 1 && problems[0].contains("token"), "{problems:?}");
+    }
+
+    #[test]
+    fn a_profile_and_an_authority_that_cannot_be_used_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let [credentials, ca] = ["credentials", "ca.pem"].map(|name| folder.path().join(name));
+        std::fs::write(&credentials, "[site]\naws_access_key_id=a\naws_secret_access_key=b\n").unwrap();
+        std::fs::write(&ca, "no certificate").unwrap();
+        let of = |profile: &str| S3Args {
+            credentials_file: Some(credentials.clone()),
+            profile: Some(profile.to_owned()),
+            ..S3Args::default()
+        };
+        assert!(of("site").problems().is_empty());
+        assert!(of("site").open("bucket", "", Duration::from_secs(1)).is_ok());
+        let problems = of("other").problems();
+        assert!(problems.len() == 1 && problems[0].contains("[other]"), "{problems:?}");
+        let problems = S3Args { ca_file: Some(ca.clone()), ..of("site") }.problems();
+        assert!(problems.len() == 1 && problems[0].contains("--s3-ca-file"), "{problems:?}");
     }
 }

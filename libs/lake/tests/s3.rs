@@ -64,13 +64,16 @@ async fn what_is_wrong_with_a_server_is_said_and_in_time() {
     let mut wrong = s3.lake("p");
     let secret = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(secret.path(), "guessed").unwrap();
-    wrong.s3.secret_access_key_file = Some(secret.path().to_owned());
+    let right = wrong.s3.secret_access_key_file.replace(secret.path().to_owned()).unwrap();
     let chain = |error: Error| {
         let causes = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
         causes.map(|error| error.to_string()).collect::<Vec<_>>().join(": ")
     };
-    let error = chain(wrong.open().unwrap().check_writable().await.unwrap_err());
+    let lake = wrong.open().unwrap();
+    let error = chain(lake.check_writable().await.unwrap_err());
     assert!(error.contains("s3://lake/p") && error.contains("403"), "{error}");
+    std::fs::copy(right, secret.path()).unwrap();
+    lake.check_writable().await.expect("the file is read again");
     let mut wrong = s3.lake("p");
     wrong.lake = "s3://another-bucket".parse().unwrap();
     let error = chain(wrong.open().unwrap().create("x", Bytes::new()).await.unwrap_err());

@@ -54,6 +54,23 @@ impl Emit {
         Ok(Self { partitions, dead_letter: dead_letter.cloned(), origin, emitted: Emitted::default() })
     }
 
+    /// Counts the partitions of the outputs anew: added ones are to be written to.
+    pub(crate) fn count_partitions(&mut self, target: &dyn Log) -> Result<(), Error> {
+        for (topic, count) in &mut self.partitions {
+            let found = target.describe(topic)?.partitions.len() as u32;
+            if found != *count {
+                tracing::warn!(
+                    log = %target.url(),
+                    %topic,
+                    "topic {topic} has {found} partitions now, and had {count}: records of some keys are in another \
+                     partition than before"
+                );
+                *count = found;
+            }
+        }
+        Ok(())
+    }
+
     pub(crate) fn begin(&mut self, batch: &Batch) {
         self.origin = (batch.topic().clone(), batch.partition());
     }

@@ -44,6 +44,9 @@ use state::State;
 /// How long one wait for records lasts, and so how late a shutdown may be noticed.
 const POLL_MS: u64 = 50;
 
+/// How often to look for partitions that were added to the outputs.
+const LOOK_FOR_PARTITIONS: Duration = Duration::from_secs(30);
+
 /// Records per read while state is rebuilt: large, since nothing waits for a commit.
 const REPLAY_RECORDS: usize = 8192;
 
@@ -226,6 +229,8 @@ struct Stage<'o> {
     since: Instant,
     /// Something was, since the loop looked.
     committed: bool,
+    /// When the partitions of the outputs were counted.
+    counted: Instant,
 }
 
 /// What of a partition is processed and not committed.
@@ -249,8 +254,8 @@ impl<'o> Stage<'o> {
         let state = State::open(options)?;
         let processor = Processor::new(options.source.clone(), options.target.clone(), &processor_options)?;
         let tables = options.tables.iter().map(|topic| Tail::new(options.source.clone(), topic.clone())).collect();
-        let (pending, since) = (BTreeMap::new(), Instant::now());
-        Ok(Self { options, processor, tables, emit, state, pending, records: 0, since, committed: false })
+        let (pending, since, counted) = (BTreeMap::new(), Instant::now(), Instant::now());
+        Ok(Self { options, processor, tables, emit, state, pending, records: 0, since, committed: false, counted })
     }
 
     fn run(
@@ -299,6 +304,10 @@ impl<'o> Stage<'o> {
         let Some(next) = batch.next_offset() else { return Ok(()) };
         if self.pending.is_empty() {
             self.since = Instant::now();
+            if self.counted.elapsed() > LOOK_FOR_PARTITIONS {
+                self.emit.count_partitions(self.options.target.as_ref())?;
+                self.counted = Instant::now();
+            }
             for table in &mut self.tables {
                 table.catch_up(REPLAY_RECORDS, |rows| transform.table(rows))?;
             }

@@ -236,12 +236,14 @@ impl ClientContext for Diagnostics {
     }
 }
 
-/// Logs an error that librdkafka reports outside of any operation: whatever is no matter of connections, which the
-/// operation that suffers names, is a warning.
+/// Logs an error that librdkafka reports outside of any operation. Matters of connections, and of groups, which readers
+/// have by name only, are named by the operation that suffers; the end of a partition is no error. Anything else is a
+/// warning.
 pub(super) fn note_error(warned: &Warned, error: &KafkaError, reason: &str) {
-    let connection =
-        could_be_the_connection(error) || matches!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::Fatal));
-    if !connection && warned.is_due(&Plain::of(error).to_string()) {
+    use RDKafkaErrorCode::{Fatal, GroupAuthorizationFailed, PartitionEOF};
+    let named_elsewhere = could_be_the_connection(error)
+        || matches!(error.rdkafka_error_code(), Some(Fatal | GroupAuthorizationFailed | PartitionEOF));
+    if !named_elsewhere && warned.is_due(&Plain::of(error).to_string()) {
         tracing::warn!(target: "librdkafka", %error, reason);
     } else {
         tracing::debug!(target: "librdkafka", %error, reason);

@@ -279,7 +279,7 @@ impl KafkaConsumer {
                 Err(self.log.unavailable("read in a group", error)) // it has just been created
             }
             Some(Code::TopicAuthorizationFailed | Code::GroupAuthorizationFailed) => {
-                Err(self.log.refused("read in a group", error))
+                Err(self.log.denied_in_group(&self.options, error))
             }
             Some(Code::PollExceeded) => {
                 let cause = "no batch was requested within max.poll.interval.ms";

@@ -267,7 +267,9 @@ impl Part {
                 | RDKafkaErrorCode::UnknownPartition
                 | RDKafkaErrorCode::UnknownTopicId,
             ) => Err(log.unknown_topic(&self.topic)),
-            Some(RDKafkaErrorCode::TopicAuthorizationFailed) => Err(log.refused("read", error)),
+            Some(RDKafkaErrorCode::TopicAuthorizationFailed) => {
+                Err(log.denied("read", error, &format!("Read on topic {}", self.topic)))
+            }
             _ if clients::is_unreadable(error) => Err(log.refused("unpack records", error)),
             _ => {
                 client.context().reading_continues(&log.url, error);

@@ -7,13 +7,13 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use rdkafka::admin::{AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::admin::{AdminOptions, ResourceSpecifier};
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::types::RDKafkaRespErr;
 
 use super::limits::Limit;
-use super::topic_id::topic_id;
+use super::native::{self, NewTopic, NotCreated, topic_id};
 use super::{KafkaLog, REQUEST_TIMEOUT, hear};
 use crate::{Error, PartitionDescription, TopicDescription, TopicSpec};
 
@@ -52,41 +52,59 @@ pub(super) fn ensure(log: &KafkaLog, spec: &TopicSpec, replicas: Option<u16>) ->
 }
 
 fn create(log: &KafkaLog, spec: &TopicSpec, replicas: i32) -> Result<(), Error> {
-    let operation = "create a topic";
     let retention_ms = spec.retention.map_or("-1".to_owned(), |r| r.as_millis().to_string());
     let policy = match (spec.compacted, spec.retention) {
         (true, None) => "compact",
         (true, Some(_)) => "compact,delete",
         (false, _) => "delete",
     };
-    let mut topic = NewTopic::new(&spec.name, spec.partitions as i32, TopicReplication::Fixed(replicas))
-        .set("cleanup.policy", policy)
-        .set("retention.ms", &retention_ms);
+    let mut settings = vec![("cleanup.policy", policy), ("retention.ms", &*retention_ms)];
     if spec.compacted {
-        topic = COMPACTED.iter().fold(topic, |topic, (setting, value)| topic.set(setting, value));
+        settings.extend(COMPACTED);
     }
-    let options = AdminOptions::new().request_timeout(Some(REQUEST_TIMEOUT)).operation_timeout(Some(REQUEST_TIMEOUT));
-    let results = block_on(log.admin.create_topics([&topic], &options)).map_err(|e| log.unavailable(operation, &e))?;
-    for result in results {
-        match result {
-            // Another stage was first.
-            Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
-            Err((_, code)) => {
-                let error = rdkafka::error::KafkaError::AdminOp(code);
-                return Err(match code {
-                    RDKafkaErrorCode::InvalidPartitions
-                    | RDKafkaErrorCode::InvalidTopic
-                    | RDKafkaErrorCode::InvalidConfig
-                    | RDKafkaErrorCode::InvalidReplicationFactor
-                    | RDKafkaErrorCode::PolicyViolation
-                    | RDKafkaErrorCode::TopicAuthorizationFailed
-                    | RDKafkaErrorCode::ClusterAuthorizationFailed => log.refused(operation, &error),
-                    _ => log.unavailable(operation, &error),
-                });
-            }
-        }
+    let create = |settings: &[(&str, &str)]| {
+        let topic = NewTopic { name: &spec.name, partitions: spec.partitions as i32, replicas, settings };
+        let created = native::create_topic(log.admin.inner(), &topic, REQUEST_TIMEOUT);
+        created.map_err(|e| log.unavailable("create a topic", &e))
+    };
+    let mut created = create(&settings)?;
+    if let Err(NotCreated { code: RDKafkaErrorCode::InvalidConfig | RDKafkaErrorCode::PolicyViolation, why }) = &created
+        && spec.compacted
+    {
+        // They only make compaction sooner, and clusters that others run may not want them.
+        tracing::warn!(log = %log.url, topic = %spec.name, "creating the topic without {}: {why}", listed(&COMPACTED));
+        settings.truncate(settings.len() - COMPACTED.len());
+        created = create(&settings)?;
     }
-    Ok(())
+    match created {
+        // Another stage was first.
+        Ok(()) | Err(NotCreated { code: RDKafkaErrorCode::TopicAlreadyExists, .. }) => Ok(()),
+        Err(refused) => Err(not_created(log, spec, &settings, &refused)),
+    }
+}
+
+fn not_created(log: &KafkaLog, spec: &TopicSpec, settings: &[(&str, &str)], refused: &NotCreated) -> Error {
+    use RDKafkaErrorCode as Code;
+    let (operation, log) = ("create a topic", log.url.to_string());
+    let (name, partitions, settings) = (&spec.name, spec.partitions, listed(settings));
+    let source = format!(
+        "topic {name}: {}; it may also be created by hand, with {partitions} partitions and {settings}",
+        refused.why
+    );
+    match refused.code {
+        Code::InvalidPartitions
+        | Code::InvalidTopic
+        | Code::InvalidConfig
+        | Code::InvalidReplicationFactor
+        | Code::InvalidArgument
+        | Code::PolicyViolation => Error::Refused { operation, log, source: source.into() },
+        // It may not be there yet; and whoever may create it does so, or grants Create, while this waits.
+        _ => Error::Unavailable { operation, log, source: source.into() },
+    }
+}
+
+fn listed(settings: &[(&str, &str)]) -> String {
+    settings.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(", ")
 }
 
 /// Whether the topic that exists is the one that is wanted. Retention may differ: it is the administrator's.
@@ -203,9 +221,9 @@ fn look(log: &KafkaLog, topic: &str, timeout: Duration) -> Result<Option<Cleanup
         .map_err(|e| log.unavailable(operation, &e))?;
     let missing = || log.unavailable(operation, &rdkafka::error::KafkaError::NoMessageReceived);
     let resource = match results.into_iter().next().ok_or_else(missing)? {
-        Ok(resource) => resource,
-        Err(RDKafkaErrorCode::UnknownTopicOrPartition) => return Err(log.unknown_topic(topic)),
-        Err(RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::ClusterAuthorizationFailed) => {
+        Ok(resource) if !resource.entries.is_empty() => resource,
+        // The binding passes on no error of a single topic: what may not be read has no settings at all.
+        Ok(_) => {
             if log.unreadable.lock().insert(topic.into()) {
                 tracing::warn!(
                     log = %log.url,

@@ -141,11 +141,13 @@ impl KafkaTransactor {
         let operation = "acquire the transactional id";
         retry(Instant::now() + INIT_BUDGET, |left| producer.init_transactions(left)).map_err(|e| {
             match e.rdkafka_error_code() {
-                Some(
-                    RDKafkaErrorCode::TransactionalIdAuthorizationFailed
-                    | RDKafkaErrorCode::ClusterAuthorizationFailed
-                    | RDKafkaErrorCode::InvalidTransactionTimeout,
-                ) => self.log.refused(operation, &e),
+                Some(RDKafkaErrorCode::TransactionalIdAuthorizationFailed) => {
+                    self.log.denied(operation, &e, &format!("Write on transactional id {id}"))
+                }
+                Some(RDKafkaErrorCode::ClusterAuthorizationFailed) => {
+                    self.log.denied(operation, &e, "IdempotentWrite on the cluster")
+                }
+                Some(RDKafkaErrorCode::InvalidTransactionTimeout) => self.log.refused(operation, &e),
                 _ => {
                     let source = explain(&producer, &e);
                     Error::Unavailable { operation, log: self.log.url.to_string(), source }
@@ -328,11 +330,10 @@ impl KafkaTransactor {
                 let of_topic = outputs.batches().filter(|batch| **batch.topic() == *topic).flat_map(Batch::iter);
                 Failure::Final(self.log.refused_time(topic, of_topic.map(|record| record.timestamp_ms).min()))
             }
-            Some(Code::TopicAuthorizationFailed | Code::PolicyViolation) => {
-                let source = format!("topic {topic}: {}", Plain::of(&error)).into();
-                let (operation, log) = ("write a record", self.log.url.to_string());
-                Failure::Final(Error::Refused { operation, log, source })
+            Some(Code::TopicAuthorizationFailed) => {
+                Failure::Final(self.log.denied("write a record", &error, &format!("Write on topic {topic}")))
             }
+            Some(Code::PolicyViolation) => Failure::Final(self.log.refused("write a record", &error)),
             _ if is_shut_out(producer, &error) => Failure::ShutOut,
             _ => Failure::Abort(Plain::of(&error).into()),
         }

@@ -12,6 +12,7 @@ pub struct Broker {
     script: String,
     data: TempDir,
     port: u16,
+    options: Vec<String>,
     pub url: LogUrl,
     _watcher: Watcher,
 }
@@ -19,6 +20,11 @@ pub struct Broker {
 impl Broker {
     /// Starts it. None, and a word why, if nobody says where the script is.
     pub fn start() -> Option<Broker> {
+        Self::start_with(&[])
+    }
+
+    /// The same, with these options of scripts/kafka.
+    pub fn start_with(options: &[&str]) -> Option<Broker> {
         let Ok(script) = std::env::var("CARSTREAM_TEST_KAFKA_SCRIPT") else {
             eprintln!("skipped: CARSTREAM_TEST_KAFKA_SCRIPT does not name scripts/kafka");
             return None;
@@ -27,7 +33,8 @@ impl Broker {
         let url = format!("kafka://127.0.0.1:{port}").parse().expect("a URL");
         let data = tempfile::tempdir().expect("a temporary directory");
         let _watcher = Watcher::of_server(&script, data.path()).expect("a shell");
-        let broker = Broker { script, data, port, url, _watcher };
+        let options = options.iter().map(|option| (*option).to_owned()).collect();
+        let broker = Broker { script, data, port, options, url, _watcher };
         broker.start_again();
         Some(broker)
     }
@@ -41,7 +48,9 @@ impl Broker {
 
     /// Starts it again, with what it had stored.
     pub fn start_again(&self) {
-        self.run(&["start", "--port", &self.port.to_string()]);
+        let port = self.port.to_string();
+        let options = self.options.iter().map(String::as_str);
+        self.run(&["start", "--port", &port].into_iter().chain(options).collect::<Vec<_>>());
     }
 
     /// kill -9.

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use event_log::LogUrl;
 use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewPartitions, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
 
 use super::{Backend, PATIENCE, wait_until};
@@ -32,6 +32,15 @@ pub fn set(backend: &Backend, topic: &str, settings: &[(&str, &str)]) {
         let found = found.expect("an answer").remove(0).expect("the settings");
         settings.iter().all(|(name, value)| found.get(name).and_then(|entry| entry.value.as_deref()) == Some(value))
     });
+}
+
+/// Adds partitions to a topic, so that it has `count`.
+pub fn add_partitions(backend: &Backend, topic: &str, count: usize) {
+    let admin: AdminClient<DefaultClientContext> = stranger(backend).create().expect("a client");
+    let wanted = NewPartitions::new(topic, count);
+    for added in wait_for(admin.create_partitions([&wanted], &AdminOptions::new())).expect("an answer") {
+        added.expect("the partitions are added");
+    }
 }
 
 /// Waits for a future without a runtime.

@@ -46,7 +46,7 @@ impl S3 {
                 access_key_id: Some("carstream".to_owned()),
                 secret_access_key_file: Some(self.folder.path().join("secret-key")),
                 allow_http: true,
-                region: None,
+                ..S3Args::default()
             },
         }
     }
