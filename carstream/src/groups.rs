@@ -10,11 +10,14 @@ use std::fmt::Write as _;
 use anyhow::bail;
 use event_log::{Log, LogUrl, progress};
 use service::{ConfigError, values};
+use tokio_util::sync::CancellationToken;
+
+use crate::live::{self, Request};
 
 /// Lists the groups that retention of an embedded log waits for, and forgets those that are gone for good.
 ///
-/// Retention keeps a record until each group that reads its topic has committed it, however old it is. Stop the process
-/// that has the log open first.
+/// Retention keeps a record until each group that reads its topic has committed it, however old it is. A running edge
+/// box carries the command out itself; stop any other process that has the log open first.
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "Examples:
   carstream groups --log site-log
@@ -39,18 +42,26 @@ pub fn run(args: &Args) -> anyhow::Result<String> {
     if !path.is_dir() {
         return Err(ConfigError(vec![format!("--log {}: the directory does not exist", path.display())]).into());
     }
-    let log = event_log::open(&args.log, &[])?;
-    if args.forget.is_empty() {
-        return Ok(list(&*log)?);
+    if let Some(answer) =
+        live::ask(&args.log, &Request::Groups { forget: args.forget.clone() }, &CancellationToken::new())?
+    {
+        return answer.said();
+    }
+    answer(&*event_log::open(&args.log, &[])?, &args.forget)
+}
+
+/// Lists the groups of a log, or forgets some. Blocking.
+pub(crate) fn answer(log: &dyn Log, forget: &[String]) -> anyhow::Result<String> {
+    if forget.is_empty() {
+        return Ok(list(log)?);
     }
     let known = log.groups()?;
-    let unknown: Vec<_> =
-        args.forget.iter().filter(|group| known.iter().all(|known| *known.name != ***group)).collect();
+    let unknown: Vec<_> = forget.iter().filter(|group| known.iter().all(|known| *known.name != ***group)).collect();
     if let Some(group) = unknown.first() {
-        bail!("{} knows no group {group}: nothing is forgotten; without --forget it lists its groups", args.log);
+        bail!("{} knows no group {group}: nothing is forgotten; without --forget it lists its groups", log.url());
     }
     let mut said = String::new();
-    for group in &args.forget {
+    for group in forget {
         log.forget_group(group)?;
         let _ = writeln!(said, "{group} is forgotten");
     }

@@ -27,6 +27,7 @@ pub mod deploy;
 pub mod edge;
 pub mod groups;
 pub mod health;
+mod live;
 pub mod secrets;
 pub mod settings;
 mod stage;

@@ -6,10 +6,12 @@ use std::time::Duration;
 use event_log::{CloudLogArgs, EdgeLogArgs, LogUrl};
 use lake::{LakeArgs, LakeUrl, S3Args};
 use schema_registry::{SchemaRegistryArgs, SchemaSource};
+use serde::{Deserialize, Serialize};
 use service::{ConfigError, ContractArgs, values};
 use telemetry::pseudonym::PseudonymKey;
 
 use super::{Flow, Sources};
+use crate::live::{self, Request};
 
 /// Show where every reading went: compare the cars' ledger with every hop. Exits with 1 if any reading is lost or
 /// doubled.
@@ -19,6 +21,9 @@ use super::{Flow, Sources};
 /// exactly once at every later hop; every other reading must be nowhere, or everywhere once. Records that a stage has
 /// not reached yet are its lag, not a loss: --wait gives it time. Records that retention has removed are reported, and
 /// not expected at a hop. Every record that cannot be processed must be exactly one dead letter.
+///
+/// While a running edge box has the edge's log open, the box audits it, with its own key, contract and names, and
+/// without --cloud-log and --lake.
 ///
 /// Without a --ledger, as with real cars, gaps and repeats are found from the cars' own numbering; a car that drops
 /// readings from its own full buffer leaves gaps too, and readings missing at the end of a car's numbering cannot be
@@ -81,7 +86,7 @@ pub struct Args {
 }
 
 /// Whether scores are a hop.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 pub enum Scores {
     /// If there are scores, or a topic for them and an announced model.
     #[default]
@@ -96,6 +101,21 @@ impl Args {
     /// The ledgers that are about the stream. A site may name them in CARSTREAM_LEDGER, for audits of all its streams.
     pub(super) fn ledgers(&self) -> &[PathBuf] {
         if self.stream == contract::READINGS { &self.ledger } else { &[] }
+    }
+
+    /// What to ask the edge box, if one has the edge's log open; also if it has stopped since.
+    pub(super) fn of_a_running_box(&self) -> anyhow::Result<Option<(LogUrl, Request)>> {
+        let Some(log) = self.edge.log.as_ref().filter(|log| live::is_served(log)) else { return Ok(None) };
+        if self.cloud.log.is_some() || self.lake.is_some() {
+            let problem = format!(
+                "--edge-log {log}: a running edge box has it open, and audits its own log only: leave out --cloud-log \
+                 and --lake, or stop the box"
+            );
+            return Err(ConfigError(vec![problem]).into());
+        }
+        let ledgers = self.ledgers().iter().map(std::path::absolute).collect::<Result<_, _>>()?;
+        let (stream, wait, scores, json) = (self.stream.clone(), self.wait, self.scores, self.json);
+        Ok(Some((log.clone(), Request::Audit { stream, ledgers, wait, scores, json })))
     }
 
     /// Opens the named places. Reports all problems together, before it opens anything.

@@ -37,7 +37,7 @@ use anyhow::Context;
 use contract::{Contract, ModelDefinition};
 use event_log::Log;
 use lake::Lake;
-use schema_registry::SchemaSource;
+use schema_registry::{SchemaRegistryArgs, SchemaSource};
 use service::{ConfigError, Readiness};
 use telemetry::pseudonym::PseudonymKey;
 use tokio::runtime::Handle;
@@ -55,6 +55,8 @@ pub(crate) use report::thousands;
 
 use extent::{Extents, Unread};
 use tally::Tally;
+
+use crate::live;
 
 /// How long to retry a log that does not answer.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -128,6 +130,21 @@ impl Sources {
         let schemas = SchemaSource::of(contract.schemas().clone());
         Self { flow, edge, cloud, lake, schemas, scores: Scores::Auto, site, scorer_group }
     }
+
+    /// Takes schemas from the site's registry, if it has one.
+    pub(crate) async fn open_schemas(
+        &mut self,
+        registry: &SchemaRegistryArgs,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<()> {
+        let mut uses = vec![(&**self.flow.clean(), self.flow.clean_schema.as_str())];
+        let scores = self.flow.model.as_ref().map(|model| &model.scores);
+        uses.extend(scores.map(|scores| (&*scores.name, ModelDefinition::schema(scores))));
+        let own = self.schemas.schemas().clone();
+        let schemas = registry.open(&own, &uses, &Readiness::default(), stop).await?;
+        self.schemas = schemas.context("stopped while waiting for the schema registry")?;
+        Ok(())
+    }
 }
 
 /// What an audit holds against the hops.
@@ -141,13 +158,15 @@ pub struct Evidence {
 
 /// Runs `carstream audit`: prints the result. Discrepancies are an error.
 pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
+    if let Some((log, request)) = args.of_a_running_box()? {
+        let stop = shutdown.clone();
+        let ask = tokio::task::spawn_blocking(move || live::ask(&log, &request, &stop));
+        if let Some(answer) = ask.await.context("the audit did not finish")?? {
+            return answer.print();
+        }
+    }
     let (mut sources, key) = args.open()?;
-    let mut uses = vec![(&**sources.flow.clean(), sources.flow.clean_schema.as_str())];
-    let scores = sources.flow.model.as_ref().map(|model| &model.scores);
-    uses.extend(scores.map(|scores| (&*scores.name, ModelDefinition::schema(scores))));
-    let own = sources.schemas.schemas().clone();
-    let schemas = args.schema_registry.open(&own, &uses, &Readiness::default(), &shutdown).await?;
-    sources.schemas = schemas.context("stopped while waiting for the schema registry")?;
+    sources.open_schemas(&args.schema_registry, &shutdown).await?;
     let evidence = Evidence { ledgers: args.ledgers().to_vec(), key };
     let report = match audit(sources, evidence, args.wait, shutdown).await {
         Err(error) => {
@@ -159,21 +178,8 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
         }
         Ok(report) => report,
     };
-    if args.json {
-        println!("{}", report.to_json());
-    } else {
-        print!("{report}");
-    }
-    let counts: Vec<_> =
-        report.counts.iter().map(|(kind, count)| format!("{} {}", kind.name(), thousands(*count))).collect();
-    let found = [(report.ledger.lost, "lost"), (report.ledger.doubled, "doubled")];
-    let found = found.into_iter().filter(|(count, _)| *count > 0).map(|(count, what)| match count {
-        1 => format!("1 reading is {what}; "),
-        count => format!("{} readings are {what}; ", thousands(count)),
-    });
-    let found: String = found.collect();
-    anyhow::ensure!(report.is_clean(), "{found}discrepancies by kind: {}", counts.join(", "));
-    Ok(())
+    print!("{}", report.shown(args.json));
+    report.verdict()
 }
 
 /// Audits, in a blocking thread of the current runtime. With `wait` it first waits until the records at the edge have

@@ -99,6 +99,25 @@ impl Report {
         self.counts.is_empty()
     }
 
+    /// The report as it is printed.
+    pub(crate) fn shown(&self, json: bool) -> String {
+        if json { self.to_json() + "\n" } else { self.to_string() }
+    }
+
+    /// An error if anything is wrong.
+    pub(crate) fn verdict(&self) -> anyhow::Result<()> {
+        let counts: Vec<_> =
+            self.counts.iter().map(|(kind, count)| format!("{} {}", kind.name(), thousands(*count))).collect();
+        let found = [(self.ledger.lost, "lost"), (self.ledger.doubled, "doubled")];
+        let found = found.into_iter().filter(|(count, _)| *count > 0).map(|(count, what)| match count {
+            1 => format!("1 reading is {what}; "),
+            count => format!("{} readings are {what}; ", thousands(count)),
+        });
+        let found: String = found.collect();
+        anyhow::ensure!(self.is_clean(), "{found}discrepancies by kind: {}", counts.join(", "));
+        Ok(())
+    }
+
     /// The table, line by line; `scores` is printed beside the scores.
     pub(crate) fn table(&self, f: &mut fmt::Formatter<'_>, scores: &str) -> fmt::Result {
         let l = &self.ledger;

@@ -4,7 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use event_log::LogArgs;
-use service::{ContractArgs, values};
+use serde::{Deserialize, Serialize};
+use service::{ConfigError, ContractArgs, values};
 
 /// List, show and replay records that could not be processed.
 #[derive(Debug, Clone, clap::Args)]
@@ -95,8 +96,40 @@ pub struct ReplayArgs {
     pub json: bool,
 }
 
+/// A command without the log that it is about.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) enum Question {
+    /// See [`ListArgs`].
+    List { filter: Filter, limit: usize, oldest: bool, json: bool },
+    /// See [`ShowArgs`].
+    Show { position: Position, json: bool },
+    /// See [`ReplayArgs`].
+    Replay { filter: Filter, dry_run: bool, json: bool },
+}
+
+impl Command {
+    /// What is asked, of which log, and by which contract.
+    pub(super) fn into_parts(self) -> Result<(LogArgs, ContractArgs, Question), ConfigError> {
+        Ok(match self {
+            Self::List(ListArgs { log, contract, filter, limit, oldest, json }) => {
+                (log, contract, Question::List { filter, limit, oldest, json })
+            }
+            Self::Show(ShowArgs { log, position, json }) => {
+                (log, ContractArgs::default(), Question::Show { position, json })
+            }
+            Self::Replay(ReplayArgs { log, contract, filter, all, dry_run, json }) => {
+                if filter.is_empty() && !all {
+                    let problem = "no filter: name one, such as --reason, or use --all".to_owned();
+                    return Err(ConfigError(vec![problem]));
+                }
+                (log, contract, Question::Replay { filter, dry_run, json })
+            }
+        })
+    }
+}
+
 /// Which dead letters. Everything that is given must hold.
-#[derive(Debug, Clone, Default, clap::Args)]
+#[derive(Debug, Clone, Default, clap::Args, Serialize, Deserialize)]
 pub struct Filter {
     /// Take only those with this reason, such as out-of-range; may be repeated.
     #[arg(long, value_name = "REASON")]
@@ -132,7 +165,7 @@ impl Filter {
 }
 
 /// The place of a dead letter.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Position {
     /// The dead-letter topic.
     pub topic: String,

@@ -34,6 +34,10 @@ pub use args::{Args, Command, Filter, ListArgs, Position, ReplayArgs, ShowArgs};
 pub use list::{Count, Line, Listing};
 pub use replay::Replayed;
 
+pub(crate) use args::Question;
+
+use crate::live::{self, Request};
+
 /// The header of a raw record that a replay has put back: TOPIC/PARTITION/OFFSET of its dead letter.
 pub const REPLAYED_FROM: &str = "replayed.from";
 
@@ -42,39 +46,41 @@ const MARKS: &str = contract::own::REPLAYED;
 
 /// Runs `carstream dead-letter`.
 pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
-    tokio::task::spawn_blocking(move || run_blocking(&args, &shutdown)).await.context("the command did not finish")?
+    tokio::task::spawn_blocking(move || run_blocking(args, &shutdown)).await.context("the command did not finish")?
 }
 
-fn run_blocking(args: &Args, shutdown: &CancellationToken) -> anyhow::Result<()> {
-    match &args.command {
-        Command::List(args) => {
-            let listing =
-                list::list(&open(&args.log)?, &args.contract.load()?, &args.filter, args.limit, args.oldest, shutdown)?;
-            print!("{}", if args.json { listing.to_json_lines() } else { listing.to_string() });
-        }
-        Command::Show(args) => {
-            print!("{}", show::show(&open(&args.log)?, &args.position, args.json, shutdown)?);
-        }
-        Command::Replay(args) => {
-            if args.filter.is_empty() && !args.all {
-                let problem = "no filter: name one, such as --reason, or use --all".to_owned();
-                return Err(ConfigError(vec![problem]).into());
-            }
-            let replayed =
-                replay::replay(&open(&args.log)?, &args.contract.load()?, &args.filter, args.dry_run, shutdown)?;
-            if args.json {
-                println!("{}", replayed.to_json());
-            } else {
-                print!("{replayed}");
-            }
-        }
+fn run_blocking(args: Args, shutdown: &CancellationToken) -> anyhow::Result<()> {
+    let (log, contract, question) = args.command.into_parts()?;
+    ConfigError::check(log.problems())?;
+    if let Some(answer) = live::ask(&log.log, &Request::DeadLetter(question.clone()), shutdown)? {
+        return answer.print();
     }
+    print!("{}", answer(&question, &open(&log)?, &contract.load()?, shutdown)?);
     Ok(())
+}
+
+/// What a command has to say. Blocking.
+pub(crate) fn answer(
+    question: &Question,
+    log: &Arc<dyn Log>,
+    contract: &Contract,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<String> {
+    Ok(match question {
+        Question::List { filter, limit, oldest, json } => {
+            let listing = list::list(log, contract, filter, *limit, *oldest, shutdown)?;
+            if *json { listing.to_json_lines() } else { listing.to_string() }
+        }
+        Question::Show { position, json } => show::show(log, position, *json, shutdown)?,
+        Question::Replay { filter, dry_run, json } => {
+            let replayed = replay::replay(log, contract, filter, *dry_run, shutdown)?;
+            if *json { replayed.to_json() + "\n" } else { replayed.to_string() }
+        }
+    })
 }
 
 /// Opens the log. A missing directory would be created, and found empty.
 fn open(args: &LogArgs) -> anyhow::Result<Arc<dyn Log>> {
-    ConfigError::check(args.problems())?;
     if let LogUrl::Directory(path) = &args.log
         && !path.is_dir()
     {

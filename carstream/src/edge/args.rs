@@ -1,13 +1,16 @@
 //! The settings of the edge box: those of its stages that differ from site to site.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use event_log::{CloudLogArgs, LogArgs, LogUrl};
+use event_log::{CloudLogArgs, Log, LogArgs, LogUrl};
 use lake::{LakeUrl, S3Args};
 use mqtt_bridge::{ClientIdRule, Limits, Listen, TlsArgs};
 use preprocessor::EventTimeArgs;
 use schema_registry::SchemaRegistryArgs;
 use service::{ConfigError, ContractArgs, ServiceArgs, values};
+
+use crate::live::Site;
 
 /// Run an edge site in one process, without Docker or Java: MQTT in, clean readings and scores in an embedded log,
 /// copied to the cloud if an uplink exists.
@@ -15,8 +18,8 @@ use service::{ConfigError, ContractArgs, ServiceArgs, values};
 /// With a --cloud-log, the uplink, records that may leave the site are copied there. While it is unreachable, they stay
 /// in the site's log, as long as its disk has room. Everything else has the stages' own defaults.
 ///
-/// The log serves one process. To look into it (carstream dead-letter, audit, deploy --check), stop the box first: cars
-/// keep their readings meanwhile.
+/// The log serves one process. carstream dead-letter, audit and groups with the same --log (--edge-log) have the
+/// running box carry them out: run them as its user.
 ///
 /// /readyz answers 503 also while the uplink or a model is missing, though readings are accepted; use /livez for
 /// restarts.
@@ -127,6 +130,13 @@ impl Args {
     }
 
     /// The site's log.
+    /// What commands on the running box are answered for.
+    pub(super) fn site(&self, log: Arc<dyn Log>) -> anyhow::Result<Site> {
+        let contract = self.contract.load()?;
+        let (pseudonym_key_file, name) = (self.pseudonym_key_file.clone(), self.site.clone());
+        Ok(Site { log, contract, pseudonym_key_file, name, schemas: self.schema_registry.clone() })
+    }
+
     pub(super) fn log(&self) -> LogArgs {
         LogArgs::new(LogUrl::Directory(self.log.clone()))
     }

@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 pub use args::Args;
 
 use self::log_metrics::LogMetrics;
+use crate::live;
 use crate::stage::RunningStage;
 
 /// Before the replicator is started again. Twice as long each time, so that the log output stays readable.
@@ -73,6 +74,8 @@ async fn run_with(args: &Args, metrics: Metrics, shutdown: CancellationToken) ->
     // Held to the end, so that no stage closes the log that the next one drains.
     let log = args.log().open()?;
     metrics.log.watch(&log);
+    let commands = CancellationToken::new();
+    let answering = tokio::spawn(live::serve(args.site(log.clone())?, commands.clone()));
     let ended = CancellationToken::new();
     let bridge = Bridge::bind(args.bridge(), metrics.bridge).await?;
     let (preprocessor, scorer) = (args.preprocessor(), args.scorer());
@@ -93,6 +96,8 @@ async fn run_with(args: &Args, metrics: Metrics, shutdown: CancellationToken) ->
         () = ended.cancelled() => {}
     }
     let drained = drain(stages).await;
+    commands.cancel();
+    let _ = answering.await;
     drop(log);
     drained?;
     tracing::info!("stopped: everything accepted is in the log");

@@ -38,6 +38,8 @@ mod time;
 mod topics;
 mod transactor;
 
+pub use directories::CONTROL_SOCKET;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -62,6 +62,7 @@ pub use append::append_and_wait;
 pub use args::{CloudLogArgs, EdgeLogArgs, KafkaOption, LogArgs, LogUrl};
 pub use batch::{Batch, Headers, Outputs, Record, RecordRef};
 pub use clock::Clock;
+pub use embedded::CONTROL_SOCKET;
 pub use error::{BoxError, Error};
 pub use processor::{Event, Processor, ProcessorOptions};
 pub use tail::{Batches, Tail, batches};

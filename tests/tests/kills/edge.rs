@@ -71,6 +71,12 @@ impl Site {
         Audit::of(&[&logs[..], &["--pseudonym-key-file", &self.key, "--ledger", &self.ledger]].concat())
     }
 
+    /// The same of the edge alone.
+    fn audit_of_the_edge(&self) -> Audit {
+        let of = ["--edge-log", &self.log, "--pseudonym-key-file", &self.key, "--ledger", &self.ledger];
+        Audit::of(&[&of[..], &["--scores", "yes"]].concat())
+    }
+
     /// Stops `edge`, and lets it run again until every reading has gone all the way.
     pub(super) fn audit_at_the_end(&self, mut edge: Process) -> Audit {
         let deadline = Instant::now() + PATIENCE;
@@ -113,10 +119,69 @@ fn what_is_wrong_in_the_cloud_does_not_stop_the_cars() {
     assert!(!edge.has_ended(), "{}", edge.said());
     edge.terminate();
     edge.succeed();
-    let logs = ["--edge-log", &site.log, "--scores", "yes"];
-    let audit = Audit::of(&[&logs[..], &["--pseudonym-key-file", &site.key, "--ledger", &site.ledger]].concat());
+    let audit = site.audit_of_the_edge();
     audit.assert_clean();
     assert!(audit.said["ledger"]["acknowledged"].as_u64() > Some(0), "{}", audit.said);
+}
+
+/// Its log serves one process: commands on it are carried out by the box, while its cars send.
+#[test]
+fn a_running_box_answers_for_its_log() {
+    let directory = tempfile::tempdir().unwrap();
+    let site = Site::new(directory.path());
+    let mut edge = site.edge(&no_uplink());
+    let cars = site.cars();
+    let carstream = |args: &[&str]| Process::start("carstream", args).end();
+    let succeed = |args: &[&str]| {
+        let (code, said) = carstream(args);
+        assert_eq!(code, Some(0), "{args:?}: {said}");
+        said
+    };
+    let list = ["dead-letter", "list", "--log", &site.log, "--json", "--limit", "1"];
+    let deadline = Instant::now() + PATIENCE;
+    let letter: serde_json::Value = loop {
+        let said = succeed(&list);
+        let first = said.lines().find(|line| line.contains("position"));
+        if let Some(line) = first {
+            break serde_json::from_str(line).unwrap();
+        }
+        assert!(Instant::now() < deadline, "no car has sent anything broken: {said}");
+        std::thread::sleep(Duration::from_millis(200));
+    };
+    let position = letter["position"].as_str().unwrap();
+    let shown = succeed(&["dead-letter", "show", "--log", &site.log, position]);
+    assert!(shown.contains(letter["reason"].as_str().unwrap()), "{shown}");
+    assert!(succeed(&["dead-letter", "replay", "--log", &site.log, "--all", "--dry-run"]).contains("would"));
+    let groups = succeed(&["groups", "--log", &site.log]);
+    assert!(groups.contains("preprocessor-telemetry") && groups.contains("scorer"), "{groups}");
+
+    // What fails there fails here, with the same code.
+    let audit = ["audit", "--edge-log", &site.log, "--ledger", &site.ledger];
+    for (args, code, why) in [
+        (&[&audit[..], &["--lake", "lake"]].concat()[..], 64, "audits its own log only"),
+        (&["dead-letter", "list", "--log", &site.log, "--topic", "telemetry"], 64, "is no dead-letter topic"),
+        (&["groups", "--log", &site.log, "--forget", "typo"], 1, "knows no group typo"),
+    ] {
+        let (ended, said) = carstream(args);
+        assert!(ended == Some(code) && said.contains(why), "{args:?}: {ended:?}, {said}");
+    }
+    // A command that is given up does not keep the next one waiting.
+    Process::start("carstream", &[&audit[..], &["--wait", "1h"]].concat()).kill();
+    cars.terminate();
+    cars.succeed();
+    let live = Audit::of(&["--edge-log", &site.log, "--ledger", &site.ledger, "--wait", "180s", "--scores", "yes"]);
+    live.assert_clean();
+    assert!(live.said["ledger"]["acknowledged"].as_u64() > Some(0), "{}", live.said);
+    assert!(!edge.has_ended(), "{}", edge.said());
+
+    // What a killed box leaves behind is nobody to ask.
+    edge.kill();
+    assert_eq!(succeed(&["groups", "--log", &site.log]).lines().count(), groups.lines().count());
+    let edge = site.edge(&no_uplink());
+    succeed(&["groups", "--log", &site.log]);
+    edge.terminate();
+    edge.succeed();
+    assert_eq!(live.said["ledger"], site.audit_of_the_edge().said["ledger"], "stopped, it says the same");
 }
 
 #[test]

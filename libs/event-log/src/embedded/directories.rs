@@ -17,6 +17,9 @@ use super::maintenance::Maintenance;
 use super::store::Store;
 use crate::{Clock, Error, LogUrl};
 
+/// A socket that the process with the log may make in its directory, for commands on the open log.
+pub const CONTROL_SOCKET: &str = "control";
+
 const LOCK_FILE: &str = "lock";
 const STORE_FOLDER: &str = "store";
 /// A store is made here and then renamed: fjall does not recover from a crash while it creates one.
@@ -115,7 +118,7 @@ fn open_error(path: &Path, what: String) -> Error {
 fn check_folder(path: &Path, canonical: &Path) -> io::Result<Result<(), Error>> {
     for entry in std::fs::read_dir(canonical)? {
         let name = entry?.file_name();
-        if ![LOCK_FILE, STORE_FOLDER, NEW_STORE_FOLDER].iter().any(|ours| name == *ours) {
+        if ![LOCK_FILE, STORE_FOLDER, NEW_STORE_FOLDER, CONTROL_SOCKET].iter().any(|ours| name == *ours) {
             let name = name.to_string_lossy();
             let what = format!("it is not the directory of a log, it holds {name}: choose an empty or a new directory");
             return Ok(Err(open_error(path, what)));
