@@ -148,7 +148,7 @@ fn what_is_too_large_is_refused_and_what_is_too_much_waits() {
     let large = vec![0; 9 << 20];
     let record = |value| Record { key: b"k", value: Some(value), headers: &[], timestamp_ms: 0 };
     let refused = appender.append(&name, &record(&large), 0).unwrap_err();
-    assert!(chain(&refused).contains("more than 8388608"), "{refused}");
+    assert!(chain(&refused).contains("takes records of up to 8388608 bytes"), "{refused}");
     // The queue is not emptied meanwhile, however fast the disk is: the first completion waits.
     let held = gate.lock().unwrap();
     let mut full = false;
