@@ -1,10 +1,12 @@
 //! The edge box: killed under load, at times with its cars, at times by two signals; first without its uplink.
 
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use event_log::TopicSpec;
 use whole_pipeline_tests::audit::Audit;
+use whole_pipeline_tests::binary;
 use whole_pipeline_tests::process::Process;
 
 use super::{kills, moments};
@@ -131,7 +133,11 @@ fn a_running_box_answers_for_its_log() {
     let site = Site::new(directory.path());
     let mut edge = site.edge(&no_uplink());
     let cars = site.cars();
-    let carstream = |args: &[&str]| Process::start("carstream", args).end();
+    let carstream = |args: &[&str]| {
+        let output = Command::new(binary("carstream")).args(args).env_clear().output().unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8(said).unwrap())
+    };
     let succeed = |args: &[&str]| {
         let (code, said) = carstream(args);
         assert_eq!(code, Some(0), "{args:?}: {said}");
