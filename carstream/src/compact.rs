@@ -76,11 +76,8 @@ impl Args {
     /// The topics to compact. All settings that cannot work are reported together.
     fn check(&self) -> Result<Vec<String>, ConfigError> {
         let mut problems = self.lake.problems();
-        if let LakeUrl::Directory(path) = &self.lake.lake
-            && !path.exists()
-        {
-            // Opening it would make it.
-            problems.push(format!("--lake {}: the directory does not exist", path.display()));
+        if let LakeUrl::Directory(path) = &self.lake.lake {
+            problems.extend(service::missing_directory("--lake", path));
         }
         let contract = self.contract.load().map_err(|more| problems.extend(more.0));
         let contract = contract.unwrap_or_else(|()| Contract::builtin().clone());

@@ -39,9 +39,7 @@ pub fn run(args: &Args) -> anyhow::Result<String> {
         let problem = format!("--log {}: groups of a Kafka log are listed by kafka-consumer-groups.sh", args.log);
         return Err(ConfigError(vec![problem]).into());
     };
-    if !path.is_dir() {
-        return Err(ConfigError(vec![format!("--log {}: the directory does not exist", path.display())]).into());
-    }
+    ConfigError::check(service::missing_directory("--log", path))?;
     if let Some(answer) =
         live::ask(&args.log, &Request::Groups { forget: args.forget.clone() }, &CancellationToken::new())?
     {

@@ -103,7 +103,7 @@ impl Args {
         if self.stream == contract::READINGS { &self.ledger } else { &[] }
     }
 
-    /// What to ask the edge box, if one has the edge's log open; also if it has stopped since.
+    /// The request for the edge box, if one has the edge's log open.
     pub(super) fn of_a_running_box(&self) -> anyhow::Result<Option<(LogUrl, Request)>> {
         let Some(log) = self.edge.log.as_ref().filter(|log| live::is_served(log)) else { return Ok(None) };
         if self.cloud.log.is_some() || self.lake.is_some() {
@@ -133,11 +133,11 @@ impl Args {
         let logs = [("--edge-log", &self.edge.log), ("--cloud-log", &self.cloud.log)];
         for (setting, url) in logs {
             if let Some(LogUrl::Directory(path)) = url {
-                check_directory(setting, path, &mut problems);
+                problems.extend(service::missing_directory(setting, path));
             }
         }
         if let Some(LakeUrl::Directory(path)) = &self.lake {
-            check_directory("--lake", path, &mut problems);
+            problems.extend(service::missing_directory("--lake", path));
         }
         let lake = self.lake.clone().map(|lake| LakeArgs { lake, s3: self.s3.clone() });
         problems.extend(lake.iter().flat_map(LakeArgs::problems));
@@ -166,13 +166,6 @@ impl Args {
             scorer_group: self.scorer_group.clone(),
         };
         Ok((sources, key))
-    }
-}
-
-/// Opening a missing directory would create it, and find it empty.
-fn check_directory(setting: &str, path: &Path, problems: &mut Vec<String>) {
-    if !path.exists() {
-        problems.push(format!("{setting} {}: the directory does not exist", path.display()));
     }
 }
 

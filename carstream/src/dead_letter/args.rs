@@ -108,7 +108,7 @@ pub(crate) enum Question {
 }
 
 impl Command {
-    /// What is asked, of which log, and by which contract.
+    /// The log, the contract, and the command without them.
     pub(super) fn into_parts(self) -> Result<(LogArgs, ContractArgs, Question), ConfigError> {
         Ok(match self {
             Self::List(ListArgs { log, contract, filter, limit, oldest, json }) => {

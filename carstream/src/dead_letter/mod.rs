@@ -59,7 +59,7 @@ fn run_blocking(args: Args, shutdown: &CancellationToken) -> anyhow::Result<()> 
     Ok(())
 }
 
-/// What a command has to say. Blocking.
+/// Carries out a command, and returns its output. Blocking.
 pub(crate) fn answer(
     question: &Question,
     log: &Arc<dyn Log>,
@@ -79,12 +79,9 @@ pub(crate) fn answer(
     })
 }
 
-/// Opens the log. A missing directory would be created, and found empty.
 fn open(args: &LogArgs) -> anyhow::Result<Arc<dyn Log>> {
-    if let LogUrl::Directory(path) = &args.log
-        && !path.is_dir()
-    {
-        return Err(ConfigError(vec![format!("--log {}: the directory does not exist", path.display())]).into());
+    if let LogUrl::Directory(path) = &args.log {
+        ConfigError::check(service::missing_directory("--log", path))?;
     }
     Ok(args.open()?)
 }

@@ -85,12 +85,8 @@ impl Args {
             problems.push("--edge-log and --cloud-log are the same: leave --cloud-log out".to_owned());
         }
         for (setting, log) in [("--edge-log", &self.edge.log), ("--cloud-log", &self.cloud.log)] {
-            match log {
-                // Opening it would make it.
-                Some(LogUrl::Directory(path)) if self.check && !path.exists() => {
-                    problems.push(format!("{setting} {}: the directory does not exist", path.display()));
-                }
-                _ => {}
+            if let Some(LogUrl::Directory(path)) = log.as_ref().filter(|_| self.check) {
+                problems.extend(service::missing_directory(setting, path));
             }
         }
         ConfigError::check(problems)?;

@@ -64,11 +64,8 @@ impl ContractArgs {
 
 /// The files below a directory, as a contract takes them. All that cannot be read is reported together.
 pub fn read_contract(directory: &Path) -> Result<Files, Vec<String>> {
-    let shown = directory.display();
-    if !directory.exists() {
-        return Err(vec![format!("--contract {shown}: the directory does not exist")]);
-    }
-    if let Some(problem) = crate::not_a_directory("--contract", directory) {
+    let missing = crate::missing_directory("--contract", directory);
+    if let Some(problem) = missing.or_else(|| crate::not_a_directory("--contract", directory)) {
         return Err(vec![problem]);
     }
     let (mut files, mut problems) = (Files::new(), Vec::new());

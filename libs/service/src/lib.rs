@@ -36,7 +36,7 @@ pub use periodic::Periodic;
 pub use readiness::Readiness;
 pub use registrar::{Histograms, Registrar};
 use settings::Variables;
-pub use values::{HostPort, not_a_directory};
+pub use values::{HostPort, missing_directory, not_a_directory};
 pub use waiting::{Waiting, chain, retry_until};
 
 /// Exit code for settings that cannot work, as in BSD's `sysexits.h` (EX_USAGE).

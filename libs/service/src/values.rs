@@ -161,6 +161,11 @@ impl<I: Into<IpAddr>> From<(I, u16)> for HostPort {
     }
 }
 
+/// What is wrong with a directory that must exist, if it does not. Opening it would make it, and find it empty.
+pub fn missing_directory(setting: &str, path: &Path) -> Option<String> {
+    (!path.exists()).then(|| format!("{setting} {}: the directory does not exist", path.display()))
+}
+
 /// What is wrong with a directory that is to be used or made, if it is a file.
 pub fn not_a_directory(setting: &str, path: &Path) -> Option<String> {
     let is_other = path.exists() && !path.is_dir();
