@@ -130,7 +130,7 @@ impl Args {
     }
 
     /// The site's log.
-    /// What commands on the running box are answered for.
+    /// The site, for commands on the running box.
     pub(super) fn site(&self, log: Arc<dyn Log>) -> anyhow::Result<Site> {
         let contract = self.contract.load()?;
         let (pseudonym_key_file, name) = (self.pseudonym_key_file.clone(), self.site.clone());

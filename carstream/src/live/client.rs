@@ -23,7 +23,7 @@ pub(crate) fn ask(log: &LogUrl, request: &Request, stop: &CancellationToken) -> 
     let Some(socket) = socket(log) else { return Ok(None) };
     let mut stream = match UnixStream::connect(&socket) {
         Ok(stream) => stream,
-        // Nothing is there, or what a box has left that was killed.
+        // There is no socket, or only that of a box that was killed.
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => return Ok(None),
         // Longer than a socket's path may be: no box listens there either.
         Err(error) if error.kind() == ErrorKind::InvalidInput => return Ok(None),

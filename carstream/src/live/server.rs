@@ -109,25 +109,26 @@ async fn answer(stream: UnixStream, site: &Arc<Site>, turn: &Mutex<()>, stop: Ca
 }
 
 async fn carry_out(site: Arc<Site>, request: Request, stop: CancellationToken) -> Answer {
-    let plain = |said: anyhow::Result<String>| match said {
-        Ok(said) => Answer::of(said, Ok(())),
-        Err(error) => Answer::of(String::new(), Err(error)),
-    };
-    let blocking = |work: Box<dyn FnOnce() -> anyhow::Result<String> + Send>| async move {
-        plain(tokio::task::spawn_blocking(work).await.context("the command did not finish").and_then(|said| said))
-    };
-    match request {
+    let said = match request {
         Request::DeadLetter(question) => {
-            blocking(Box::new(move || dead_letter::answer(&question, &site.log, &site.contract, &stop))).await
+            blocking(move || dead_letter::answer(&question, &site.log, &site.contract, &stop)).await
         }
-        Request::Groups { forget } => blocking(Box::new(move || groups::answer(&*site.log, &forget))).await,
+        Request::Groups { forget } => blocking(move || groups::answer(&*site.log, &forget)).await,
         Request::Audit { stream, ledgers, wait, scores, json } => {
             match audited(&site, &stream, ledgers, wait, scores, stop).await {
-                Ok(report) => Answer::of(report.shown(json), report.verdict()),
-                Err(error) => Answer::of(String::new(), Err(error)),
+                Ok(report) => return Answer::of(report.shown(json), report.verdict()),
+                Err(error) => Err(error),
             }
         }
+    };
+    match said {
+        Ok(said) => Answer::of(said, Ok(())),
+        Err(error) => Answer::of(String::new(), Err(error)),
     }
+}
+
+async fn blocking(work: impl FnOnce() -> anyhow::Result<String> + Send + 'static) -> anyhow::Result<String> {
+    tokio::task::spawn_blocking(work).await.context("the command did not finish")?
 }
 
 async fn audited(
