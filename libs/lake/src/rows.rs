@@ -60,13 +60,7 @@ impl Lake {
     /// Lists the newest folder of each partition, and of the other folders the names from its last object on:
     /// a clock that was wrong may have put newer objects under an older day. Reads the footers of the newest objects.
     pub async fn next_offsets(&self, topic: &str) -> Result<NextOffsets, Error> {
-        let mut attempts = Attempts::default();
-        loop {
-            let asked = self.next_offsets_now(topic).await;
-            if attempts.are_over(&asked) {
-                return asked;
-            }
-        }
+        again_if_gone(|| self.next_offsets_now(topic)).await
     }
 
     async fn next_offsets_now(&self, topic: &str) -> Result<NextOffsets, Error> {
@@ -109,15 +103,12 @@ impl Lake {
     pub async fn next_offset_after(&self, name: &ObjectName) -> Result<Option<u64>, Error> {
         let ObjectName { topic, date, partition, start, .. } = name.clone();
         let folder = Folder { topic, date, partition };
-        let mut attempts = Attempts::default();
-        loop {
+        again_if_gone(|| async {
             let listed = self.list_all([(folder.path(), Some(folder.before(start)))]).await?;
             let Some(last) = resolve(listed.objects).parts.pop() else { return Ok(None) };
-            let footer = self.footer(&last.name).await;
-            if attempts.are_over(&footer) {
-                return Ok(Some(footer?.end).filter(|end| *end > start));
-            }
-        }
+            Ok(Some(self.footer(&last.name).await?.end).filter(|end| *end > start))
+        })
+        .await
     }
 
     /// What the lake holds of a topic. Reads the footer of every object. An overlap is an error that names the objects.
@@ -132,13 +123,7 @@ impl Lake {
     }
 
     async fn coverage_among(&self, topic: &str, days: Option<&Days>) -> Result<Coverage, Error> {
-        let mut attempts = Attempts::default();
-        loop {
-            let asked = self.coverage_now(topic, days).await;
-            if attempts.are_over(&asked) {
-                return asked;
-            }
-        }
+        again_if_gone(|| self.coverage_now(topic, days)).await
     }
 
     async fn coverage_now(&self, topic: &str, days: Option<&Days>) -> Result<Coverage, Error> {
@@ -209,16 +194,14 @@ impl Lake {
     /// Memory: one object at a time.
     pub async fn read(&self, range: OffsetRange, schema: SchemaRef) -> Result<RangeReader, Error> {
         let objects = if range.start < range.end { self.objects_of(&range, None).await? } else { Vec::new() };
-        Ok(RangeReader { lake: self.clone(), range, schema, objects: objects.into(), current: None })
+        Ok(self.reader(range, schema, objects))
     }
 
     /// Like [`read`](Self::read), for a range that should lie in the folders of these days: looks elsewhere only if it
     /// does not.
     pub async fn read_of(&self, range: OffsetRange, days: &Days, schema: SchemaRef) -> Result<RangeReader, Error> {
         match self.objects_of(&range, Some(days)).await {
-            Ok(objects) => {
-                Ok(RangeReader { lake: self.clone(), range, schema, objects: objects.into(), current: None })
-            }
+            Ok(objects) => Ok(self.reader(range, schema, objects)),
             Err(Error::NotCovered { .. } | Error::Gap { .. }) => self.read(range, schema).await,
             Err(error) => Err(error),
         }
@@ -228,18 +211,16 @@ impl Lake {
     pub fn read_object(&self, name: ObjectName, footer: &Footer, schema: SchemaRef) -> RangeReader {
         let Footer { start, end, .. } = *footer;
         let range = OffsetRange { topic: name.topic.clone(), partition: name.partition, start, end };
-        RangeReader { lake: self.clone(), range, schema, objects: [Part { name, from: start }].into(), current: None }
+        self.reader(range, schema, vec![Part { name, from: start }])
+    }
+
+    fn reader(&self, range: OffsetRange, schema: SchemaRef, objects: Vec<Part>) -> RangeReader {
+        RangeReader { lake: self.clone(), range, schema, objects: objects.into(), current: None }
     }
 
     /// The objects that hold `range` together, of all folders or of those of some days.
     async fn objects_of(&self, range: &OffsetRange, days: Option<&Days>) -> Result<Vec<Part>, Error> {
-        let mut attempts = Attempts::default();
-        loop {
-            let asked = self.objects_of_now(range, days).await;
-            if attempts.are_over(&asked) {
-                return asked;
-            }
-        }
+        again_if_gone(|| self.objects_of_now(range, days)).await
     }
 
     async fn objects_of_now(&self, range: &OffsetRange, days: Option<&Days>) -> Result<Vec<Part>, Error> {
@@ -275,15 +256,18 @@ impl Lake {
     }
 }
 
-/// Counts how often something is asked that found an object gone: compaction has put another one in its place.
-#[derive(Debug, Default)]
-struct Attempts(usize);
-
-impl Attempts {
-    fn are_over<T>(&mut self, asked: &Result<T, Error>) -> bool {
-        self.0 += 1;
-        self.0 == MAX_ATTEMPTS || !matches!(asked, Err(Error::NotFound { .. }))
+/// Asks again if an object is gone meanwhile: compaction has put another one in its place.
+async fn again_if_gone<T, F>(mut ask: impl FnMut() -> F) -> Result<T, Error>
+where
+    F: Future<Output = Result<T, Error>>,
+{
+    for _ in 1..MAX_ATTEMPTS {
+        match ask().await {
+            Err(Error::NotFound { .. }) => {}
+            asked => return asked,
+        }
     }
+    ask().await
 }
 
 /// Where the partitions of a topic resume.
