@@ -352,7 +352,7 @@ impl Connection {
         let record = Record {
             key: message.vin().as_bytes(),
             value: Some(&message.payload),
-            headers: &[("received_ms", stamp.text()), ("mqtt_topic", message.topic().as_bytes())],
+            headers: &[(contract::RECEIVED_MS, stamp.text()), ("mqtt_topic", message.topic().as_bytes())],
             timestamp_ms: stamp.wall_ms,
         };
         let kind = &shared.kinds[message.kind.index()];

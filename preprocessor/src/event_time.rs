@@ -18,9 +18,6 @@ use event_log::RecordRef;
 use service::values;
 use telemetry::schema::Field;
 
-/// The header in which the bridge notes when it received a record, in milliseconds since the epoch.
-const RECEIVED_MS: &str = "received_ms";
-
 /// How far event times may be from the receipt of their record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::Args)]
 pub struct EventTimeArgs {
@@ -108,7 +105,8 @@ impl EventTimeArgs {
 
 /// When the bridge received a record; of a record that no bridge wrote, its timestamp.
 pub(crate) fn received_ms(record: &RecordRef<'_>) -> i64 {
-    let header = record.headers.get(RECEIVED_MS).and_then(|value| std::str::from_utf8(value).ok()?.parse().ok());
+    let header =
+        record.headers.get(contract::RECEIVED_MS).and_then(|value| std::str::from_utf8(value).ok()?.parse().ok());
     header.unwrap_or(record.timestamp_ms)
 }
 

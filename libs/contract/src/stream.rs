@@ -24,6 +24,9 @@ use crate::topic::{At, Topic, Value};
 /// The column of a clean record that holds the pseudonym of its car.
 pub const CAR: &str = "car";
 
+/// The header of a raw record in which the bridge notes when it received it, in milliseconds since the epoch.
+pub const RECEIVED_MS: &str = "received_ms";
+
 /// How long before its receipt a record's event time may be, unless the preprocessor is told otherwise: longer than a
 /// car is without a network, shorter than a clock that was never set is wrong.
 pub const EVENT_TIME_BEHIND: Duration = Duration::from_secs(30 * 24 * 3600);
