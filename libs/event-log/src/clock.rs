@@ -4,6 +4,12 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+/// The system's wall clock, in milliseconds since the epoch.
+pub(crate) fn now_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
 /// The wall clock and the monotonic clock that an embedded log goes by: the system's, unless a test sets them.
 ///
 /// A clone is the same clock.
@@ -32,8 +38,7 @@ impl Clock {
 
     /// Milliseconds since the epoch. May jump, both ways.
     pub fn wall_ms(&self) -> i64 {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        i64::try_from(since.as_millis()).unwrap_or(i64::MAX).saturating_add(self.0.wall_ms.load(Ordering::Relaxed))
+        now_ms().saturating_add(self.0.wall_ms.load(Ordering::Relaxed))
     }
 
     /// Milliseconds since some moment of this process. Never goes back, and no faster than time.

@@ -205,7 +205,7 @@ impl KafkaLog {
     /// A topic has refused records by their time. `oldest_ms`: of the oldest, if it is not of now.
     fn refused_time(&self, topic: &str, oldest_ms: Option<i64>) -> Error {
         topics::look_at_limits(self, &[topic.into()]);
-        let now_ms = topics::now_ms();
+        let now_ms = crate::clock::now_ms();
         let why = self.limits.of(topic).explain(oldest_ms.unwrap_or(now_ms), now_ms);
         Error::Time { log: self.url.to_string(), topic: topic.to_owned(), why }
     }

@@ -241,10 +241,8 @@ impl Shared {
             tracing::error!(log = %self.log.url, %code, reason, "the producer has failed: starting another one");
             self.replace(batch, on_completion);
         }
-        if !too_large.is_empty() {
+        if !too_large.is_empty() || self.batch_bytes.load(Ordering::Acquire) > self.log.limits.smallest() {
             self.send_in_smaller_batches(too_large, batch, on_completion);
-        } else if self.batch_bytes.load(Ordering::Acquire) > self.log.limits.smallest() {
-            self.send_in_smaller_batches(Vec::new(), batch, on_completion);
         }
     }
 

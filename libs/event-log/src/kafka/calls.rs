@@ -22,13 +22,13 @@ pub(super) const DRAIN_PAUSE: Duration = Duration::from_micros(500);
 
 /// Keeps the first record that was not written.
 #[derive(Default)]
-pub(super) struct Deliveries {
+pub(super) struct FirstFailure {
     /// Its topic, and why.
     pub(super) first_failure: Mutex<Option<(String, KafkaError)>>,
     diagnostics: Diagnostics,
 }
 
-impl ClientContext for Deliveries {
+impl ClientContext for FirstFailure {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         clients::log(level, facility, message);
     }
@@ -38,7 +38,7 @@ impl ClientContext for Deliveries {
     }
 }
 
-impl ProducerContext for Deliveries {
+impl ProducerContext for FirstFailure {
     type DeliveryOpaque = ();
 
     fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
@@ -67,7 +67,7 @@ impl Age {
 
 /// Whether the broker takes nothing more from this producer. (Being replaced in the group is no proof of a successor:
 /// the group may have given this very instance a new place after a pause.)
-pub(super) fn is_shut_out(producer: &BaseProducer<Deliveries>, error: &KafkaError) -> bool {
+pub(super) fn is_shut_out(producer: &BaseProducer<FirstFailure>, error: &KafkaError) -> bool {
     use RDKafkaErrorCode::{Fatal, Fenced, InvalidProducerEpoch, ProducerFenced};
     let fatal = producer.client().fatal_error().map(|(code, _)| code);
     let fences = |code| matches!(code, Some(Fenced | ProducerFenced));
@@ -79,13 +79,13 @@ pub(super) fn is_shut_out(producer: &BaseProducer<Deliveries>, error: &KafkaErro
 }
 
 /// The cause of `error`, after hearing what librdkafka has to say about its connections.
-pub(super) fn explain(producer: &BaseProducer<Deliveries>, error: &KafkaError) -> BoxError {
+pub(super) fn explain(producer: &BaseProducer<FirstFailure>, error: &KafkaError) -> BoxError {
     producer.poll(EXPLAIN_POLL);
     producer.context().diagnostics.explain(error)
 }
 
 /// Serves delivery reports until none is outstanding, without the 100 ms that a flush of the binding takes.
-pub(super) fn drain(producer: &BaseProducer<Deliveries>, deadline: Instant) {
+pub(super) fn drain(producer: &BaseProducer<FirstFailure>, deadline: Instant) {
     while producer.in_flight_count() > 0 && Instant::now() < deadline {
         clients::serve(producer, |_| 0);
         thread::sleep(DRAIN_PAUSE);

@@ -43,7 +43,7 @@ pub(super) fn create_topic<C: ClientContext>(
     for (name, value) in topic.settings {
         settings.push((CString::new(*name)?, CString::new(*value)?));
     }
-    let timeout_ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
+    let timeout_ms = milliseconds(timeout);
     // SAFETY: as in `topic_id`. The description of the topic copies what it is given; `why` is read before the event
     // that holds it is destroyed.
     unsafe {
@@ -58,11 +58,7 @@ pub(super) fn create_topic<C: ClientContext>(
         for (name, value) in &settings {
             check(c::rd_kafka_NewTopic_set_config(new.0, name.as_ptr(), value.as_ptr()))?;
         }
-        let options = Owned(
-            c::rd_kafka_AdminOptions_new(rk, c::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_CREATETOPICS),
-            c::rd_kafka_AdminOptions_destroy,
-        );
-        check(c::rd_kafka_AdminOptions_set_request_timeout(options.0, timeout_ms, ptr::null_mut(), 0))?;
+        let options = options(rk, c::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_CREATETOPICS, timeout_ms)?;
         check(c::rd_kafka_AdminOptions_set_operation_timeout(options.0, timeout_ms, ptr::null_mut(), 0))?;
         let mut topics = [new.0];
         c::rd_kafka_CreateTopics(rk, topics.as_mut_ptr(), topics.len(), options.0, queue.0);
@@ -103,12 +99,7 @@ pub(super) fn topic_id<C: ClientContext>(client: &Client<C>, topic: &str, timeou
             c::rd_kafka_TopicCollection_of_topic_names(names.as_mut_ptr(), names.len()),
             c::rd_kafka_TopicCollection_destroy,
         );
-        let options = Owned(
-            c::rd_kafka_AdminOptions_new(rk, c::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS),
-            c::rd_kafka_AdminOptions_destroy,
-        );
-        let timeout_ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
-        check(c::rd_kafka_AdminOptions_set_request_timeout(options.0, timeout_ms, ptr::null_mut(), 0))?;
+        let options = options(rk, c::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS, milliseconds(timeout))?;
         c::rd_kafka_DescribeTopics(rk, topics.0, options.0, queue.0);
 
         let event = answer(&queue, timeout)?;
@@ -131,9 +122,30 @@ pub(super) fn topic_id<C: ClientContext>(client: &Client<C>, topic: &str, timeou
     }
 }
 
+/// The options of an operation that waits this long for a broker.
+///
+/// # Safety
+/// `rk` is a live handle of librdkafka, and outlives what is returned.
+unsafe fn options(
+    rk: *mut c::rd_kafka_t,
+    operation: c::rd_kafka_admin_op_t,
+    timeout_ms: i32,
+) -> KafkaResult<Owned<c::rd_kafka_AdminOptions_t>> {
+    // SAFETY: the handle is live, as the caller promises; the options are destroyed once, through their guard.
+    unsafe {
+        let options = Owned(c::rd_kafka_AdminOptions_new(rk, operation), c::rd_kafka_AdminOptions_destroy);
+        check(c::rd_kafka_AdminOptions_set_request_timeout(options.0, timeout_ms, ptr::null_mut(), 0))?;
+        Ok(options)
+    }
+}
+
+fn milliseconds(duration: Duration) -> i32 {
+    i32::try_from(duration.as_millis()).unwrap_or(i32::MAX)
+}
+
 /// The answer to the one request whose answer goes to `queue`.
 fn answer(queue: &Owned<c::rd_kafka_queue_t>, timeout: Duration) -> KafkaResult<Owned<c::rd_kafka_event_t>> {
-    let wait_ms = i32::try_from((timeout + GRACE).as_millis()).unwrap_or(i32::MAX);
+    let wait_ms = milliseconds(timeout + GRACE);
     // SAFETY: the queue is live; an event is destroyed once, through its guard.
     unsafe {
         let event = Owned(c::rd_kafka_queue_poll(queue.0, wait_ms), c::rd_kafka_event_destroy);

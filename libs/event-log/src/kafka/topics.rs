@@ -5,7 +5,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminOptions, ResourceSpecifier};
 use rdkafka::consumer::Consumer as _;
@@ -241,12 +241,6 @@ fn look(log: &KafkaLog, topic: &str, timeout: Duration) -> Result<Option<Cleanup
     // -1: for ever.
     let retention = setting("retention.ms").parse().ok().map(Duration::from_millis);
     Ok(Some(Cleanup { compacted: has_policy("compact"), retention: retention.filter(|_| has_policy("delete")) }))
-}
-
-/// The wall clock, which brokers compare with theirs.
-pub(super) fn now_ms() -> i64 {
-    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX)
 }
 
 /// Waits for a future of librdkafka, which completes from a thread of its own: no runtime is needed.

@@ -45,7 +45,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer, PurgeConfig};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::appender::headers;
-use super::calls::{Age, DRAIN_PAUSE, Deliveries, drain, explain, is_shut_out, retry};
+use super::calls::{Age, DRAIN_PAUSE, FirstFailure, drain, explain, is_shut_out, retry};
 use super::clients::{self, Plain};
 use super::member::GroupMember;
 use super::{KafkaLog, topics};
@@ -79,7 +79,7 @@ pub(super) struct KafkaTransactor {
     group: String,
     instance: String,
     /// None after an outcome that is unknown, until `recover` has succeeded.
-    producer: Option<BaseProducer<Deliveries>>,
+    producer: Option<BaseProducer<FirstFailure>>,
     /// The bound of its batches.
     batch_bytes: usize,
     /// `transaction.timeout.ms` as it holds, a user's option included.
@@ -136,7 +136,7 @@ impl KafkaTransactor {
         ];
         let config = self.log.clients.producer(&settings, self.batch_bytes);
         self.timeout = clients::duration_ms(&config, "transaction.timeout.ms");
-        let created = config.create_with_context(Deliveries::default());
+        let created = config.create_with_context(FirstFailure::default());
         let producer: BaseProducer<_> = created.map_err(|e| self.log.refused("create a producer", &e))?;
         let operation = "acquire the transactional id";
         retry(Instant::now() + INIT_BUDGET, |left| producer.init_transactions(left)).map_err(|e| {
@@ -199,7 +199,7 @@ impl KafkaTransactor {
 
     fn transaction(
         &self,
-        producer: &BaseProducer<Deliveries>,
+        producer: &BaseProducer<FirstFailure>,
         outputs: &Outputs,
         positions: &[Position],
         membership: &Membership,
@@ -222,7 +222,7 @@ impl KafkaTransactor {
     /// Adds the positions to the transaction.
     fn send_positions(
         &self,
-        producer: &BaseProducer<Deliveries>,
+        producer: &BaseProducer<FirstFailure>,
         positions: &[Position],
         membership: &Membership,
         deadline: Instant,
@@ -239,8 +239,8 @@ impl KafkaTransactor {
         retry(deadline, |left| producer.send_offsets_to_transaction(&list, member, left)).map_err(abortable)
     }
 
-    fn send(&self, producer: &BaseProducer<Deliveries>, outputs: &Outputs, deadline: Instant) -> Result<(), Failure> {
-        let now_ms = topics::now_ms();
+    fn send(&self, producer: &BaseProducer<FirstFailure>, outputs: &Outputs, deadline: Instant) -> Result<(), Failure> {
+        let now_ms = crate::clock::now_ms();
         for batch in outputs.batches() {
             let limit = self.log.limits.of(batch.topic());
             for record in batch.iter() {
@@ -296,7 +296,7 @@ impl KafkaTransactor {
     }
 
     /// What follows from the failure of a call. `before_commit`: the transaction is certainly still open.
-    fn judge(&self, producer: &BaseProducer<Deliveries>, error: KafkaError, before_commit: bool) -> Failure {
+    fn judge(&self, producer: &BaseProducer<FirstFailure>, error: KafkaError, before_commit: bool) -> Failure {
         if is_shut_out(producer, &error) {
             return Failure::ShutOut;
         }
@@ -311,7 +311,7 @@ impl KafkaTransactor {
     /// What follows from a record that was not written.
     fn judge_record(
         &self,
-        producer: &BaseProducer<Deliveries>,
+        producer: &BaseProducer<FirstFailure>,
         topic: &str,
         outputs: &Outputs,
         error: KafkaError,
