@@ -56,6 +56,8 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
 /// Runs all streams until `shutdown`, and then processes what the log holds by then, within [`Args::drain`].
 pub async fn run_with(args: Args, metrics: Metrics, shutdown: CancellationToken) -> anyhow::Result<()> {
     let prepared = prepare(&args, &metrics)?;
+    // No other process can fill it: an embedded log serves one.
+    ConfigError::check(args.log.log.directory().and_then(|path| service::missing_directory("--log", path)))?;
     let log = args.log.open()?;
     run_prepared(args, prepared, log, metrics, shutdown).await
 }

@@ -37,7 +37,7 @@ use std::io::Write as _;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use event_log::{Error, Log};
+use event_log::{Error, Log, LogUrl};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -60,6 +60,8 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
 /// Runs the replicator until `shutdown`; then copies what the source holds at that moment, and returns.
 pub async fn run_with(args: Args, metrics: Metrics, shutdown: CancellationToken) -> anyhow::Result<()> {
     args.check()?;
+    let edge = args.edge.log.as_ref().and_then(LogUrl::directory);
+    service::ConfigError::check(edge.and_then(|path| service::missing_directory("--edge-log", path)))?;
     let (source, target) = open(&args)?;
     run_on(&args, source, target, metrics, shutdown).await
 }

@@ -62,6 +62,8 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
 pub async fn run_with(args: Args, metrics: Metrics, shutdown: CancellationToken) -> anyhow::Result<()> {
     args.check()?;
     let fixed = args.model.as_deref().map(models::load_directory).transpose()?;
+    // No other process can fill it: an embedded log serves one.
+    ConfigError::check(args.log.log.directory().and_then(|path| service::missing_directory("--log", path)))?;
     let log = args.log.open()?;
     let models = match (fixed, &args.cloud.log) {
         (Some(model), _) => ModelSource::Fixed(Box::new(model)),

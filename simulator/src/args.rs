@@ -9,6 +9,9 @@ use service::{ContractArgs, DrainArgs, HostPort, ServiceArgs, settings, values};
 use crate::car::{FleetSpec, MAX_CARS};
 use crate::start::START_MS;
 
+/// The most seconds of a car's life in one second of the clock.
+pub const MAX_SPEEDUP: u32 = 1_000_000;
+
 /// Enough for 16 hours of driving at the default interval.
 const BUFFER_READINGS: usize = 2_000;
 
@@ -249,8 +252,8 @@ impl FleetArgs {
         if self.first_car.saturating_add(self.cars) > MAX_CARS {
             problems.push(format!("--first-car + --cars: a fleet has at most {MAX_CARS} cars"));
         }
-        if !(self.speedup > 0.0 && self.speedup <= 1e6) {
-            problems.push(format!("--speedup {}: must be above 0 and at most 1000000", self.speedup));
+        if !(self.speedup > 0.0 && self.speedup <= f64::from(MAX_SPEEDUP)) {
+            problems.push(format!("--speedup {}: must be above 0 and at most {MAX_SPEEDUP}", self.speedup));
         }
         if !(Self::EARLIEST_MS..=4_102_444_800_000).contains(&self.start_ms()) {
             problems.push(format!("--start-time {}: must be within the years 2000 to 2099", self.start_ms()));

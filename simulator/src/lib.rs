@@ -34,7 +34,7 @@ use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use args::{Args, Command, FleetArgs, Format, GenerateArgs, RunArgs};
+pub use args::{Args, Command, FleetArgs, Format, GenerateArgs, MAX_SPEEDUP, RunArgs};
 pub use car::{Car, Fault, FaultKind, Reading};
 pub use fleet::{Breaker, fleet};
 pub use generate::generate;

@@ -28,7 +28,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use event_log::Log;
 use lake::{Error, Lake, LakeUrl};
-use service::Waiting;
+use service::{ConfigError, Waiting};
 use tokio_util::sync::CancellationToken;
 
 pub use args::Args;
@@ -45,6 +45,8 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
 /// Runs the sink until `shutdown`; then writes what the log holds at that moment, and returns.
 pub async fn run_with(args: Args, metrics: Metrics, shutdown: CancellationToken) -> anyhow::Result<()> {
     args.check()?;
+    // No other process can fill it: an embedded log serves one.
+    ConfigError::check(args.log.log.directory().and_then(|path| service::missing_directory("--log", path)))?;
     let log = args.log.open()?;
     let lake = args.lake.open_with(args.store_timeout)?;
     let no_longer = async {

@@ -248,6 +248,17 @@ impl Args {
         problems.extend(self.schema_registry.problems());
         ConfigError::check(problems)
     }
+
+    /// The directories that do not exist, although a training that does not repeat finds everything in them.
+    pub(crate) fn missing_directories(&self) -> Vec<String> {
+        let lake = match &self.lake.lake {
+            LakeUrl::Directory(path) if self.from == Source::Lake => Some(&**path),
+            _ => None,
+        };
+        let log = self.log.log.directory().filter(|_| self.from == Source::Log || !self.no_announce);
+        let both = [("--lake", lake), ("--log", log)].into_iter();
+        both.filter_map(|(setting, path)| service::missing_directory(setting, path?)).collect()
+    }
 }
 
 #[cfg(test)]

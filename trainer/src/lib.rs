@@ -86,6 +86,9 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
 
 /// Trains once, or repeatedly with `--every`, and prints the results. Ends early at shutdown.
 pub async fn run_with(args: Args, metrics: Metrics, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let problems = args.check().err().into_iter().flat_map(|error| error.0);
+    let missing = args.every.is_none().then(|| args.missing_directories());
+    service::ConfigError::check(problems.chain(missing.into_iter().flatten()))?;
     loop {
         let Some(trained) = train_once(&args, &metrics, &shutdown).await? else { return Ok(()) };
         if args.json {

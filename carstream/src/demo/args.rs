@@ -22,7 +22,7 @@ pub struct Args {
         long,
         default_value_t = 2400,
         value_name = "FACTOR",
-        value_parser = clap::value_parser!(u32).range(1..=86_400)
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(simulator::MAX_SPEEDUP))
     )]
     pub speedup: u32,
     /// Keep the files in this directory, instead of in a new one among the system's temporary files.

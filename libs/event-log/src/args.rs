@@ -1,7 +1,7 @@
 //! Where the log is, as a setting.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -104,6 +104,14 @@ impl LogUrl {
             server.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
         };
         text.split(',').all(is_server)
+    }
+
+    /// The directory of an embedded log.
+    pub fn directory(&self) -> Option<&Path> {
+        match self {
+            Self::Kafka { .. } => None,
+            Self::Directory(path) => Some(path),
+        }
     }
 
     /// What keeps `setting` from being this log, as far as that is known before it is opened.

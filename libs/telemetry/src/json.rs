@@ -85,13 +85,13 @@ impl JsonDecoder {
         let mut json = serde_json::Deserializer::from_str(text);
         let record =
             Record { schema: &self.schema, index: &self.index, columns: &mut self.columns, reject: &mut reject };
-        json.deserialize_map(record).and_then(|()| json.end()).map_err(|e| reject.unwrap_or_else(|| classify(&e)))
+        json.deserialize_map(record).and_then(|()| json.end()).map_err(|e| reject.unwrap_or_else(|| classify(text, &e)))
     }
 }
 
 /// A reject for what serde_json itself refused. Its messages about syntax hold nothing of the payload; its messages
 /// about data would.
-fn classify(error: &serde_json::Error) -> Reject {
+fn classify(text: &str, error: &serde_json::Error) -> Reject {
     if error.is_data() {
         return Reject::new("wrong-type", "the payload is not a JSON object");
     }
@@ -99,7 +99,18 @@ fn classify(error: &serde_json::Error) -> Reject {
     if message.starts_with("number out of range") {
         return Reject::new("out-of-range", message);
     }
-    Reject::new("malformed-json", message)
+    match no_number(text, error) {
+        Some(name) => Reject::new("malformed-json", format!("{name} is no number in JSON: {message}")),
+        None => Reject::new("malformed-json", message),
+    }
+}
+
+/// What many serializers write for a floating-point number that JSON does not have, if that is where the error is.
+fn no_number(text: &str, error: &serde_json::Error) -> Option<&'static str> {
+    let line = text.split('\n').nth(error.line().checked_sub(1)?)?;
+    let begin = line.get(..error.column().saturating_sub(1))?.rfind([':', ',', '[']).map_or(0, |at| at + 1);
+    let word = line[begin..].trim_start().trim_start_matches(['-', '+']);
+    ["NaN", "nan", "Infinity", "inf"].into_iter().find(|name| word.starts_with(name))
 }
 
 /// The whole object.
@@ -253,6 +264,10 @@ impl Value<'_> {
             Kind::Double => self.column.push_double(value),
             Kind::Float if (value as f32).is_finite() => self.column.push_float(value as f32),
             Kind::Float => return Err(self.out_of_range(value, f32::MIN, f32::MAX)),
+            // The parser's form of the whole number -0.
+            Kind::Int | Kind::Long | Kind::TimestampMillis if value == 0.0 && value.is_sign_negative() => {
+                return self.whole(0);
+            }
             Kind::Int | Kind::Long | Kind::TimestampMillis => {
                 return Err(self.wrong_type("a number with a fraction or exponent, or beyond 64 bits"));
             }

@@ -84,6 +84,10 @@ fn every_bad_record_has_its_reason_and_no_secret_in_the_detail() {
     let cases: Vec<(Vec<u8>, &str, &str)> = vec![
         (b"".to_vec(), "malformed-json", "EOF"),
         (b"{".to_vec(), "malformed-json", "EOF"),
+        (with("speed", "NaN").into_bytes(), "malformed-json", "NaN is no number in JSON: expected value at line 3"),
+        (with("speed", " -nan").into_bytes(), "malformed-json", "nan is no number in JSON: "),
+        (with("current_draw", "-Infinity").into_bytes(), "malformed-json", "Infinity is no number in JSON: "),
+        (b"{\"seq\":inf}".to_vec(), "malformed-json", "inf is no number in JSON: "),
         (b"null".to_vec(), "wrong-type", "not a JSON object"),
         (b"[1]".to_vec(), "wrong-type", "not a JSON object"),
         (b"\"Canary\"".to_vec(), "wrong-type", "not a JSON object"),
@@ -151,7 +155,9 @@ fn a_long_unknown_name_is_cut() {
 
 #[test]
 fn numbers_at_the_bounds_are_let_in_and_a_float_must_be_finite() {
-    for (field, value) in [("speed", "120"), ("speed", "0"), ("speed", "-0.0"), ("seq", "9007199254740991")] {
+    for (field, value) in
+        [("speed", "120"), ("speed", "0"), ("speed", "-0.0"), ("seq", "-0"), ("seq", "9007199254740991")]
+    {
         decode_one(with(field, value).as_bytes()).unwrap();
     }
     let schema =

@@ -70,6 +70,29 @@ fn wrong_settings_are_reported_together_with_exit_code_64() {
     }
 }
 
+/// A mistyped directory would be made, and found empty for ever.
+#[test]
+fn what_a_stage_only_reads_must_exist() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).display().to_string();
+    std::fs::write(path("site.key"), "a key of one test site, and no other").unwrap();
+    let (key, typo, there) = (path("site.key"), path("typo"), path("there"));
+    let cases: [(&str, Vec<&str>, &str); 6] = [
+        ("preprocessor", vec!["--log", &typo, "--pseudonym-key-file", &key], "--log"),
+        ("replicator", vec!["--edge-log", &typo, "--cloud-log", &there], "--edge-log"),
+        ("sink", vec!["--log", &typo, "--lake", &there], "--log"),
+        ("trainer", vec!["--lake", &typo, "--no-announce"], "--lake"),
+        ("trainer", vec!["--from", "log", "--log", &typo], "--log"),
+        ("scorer", vec!["--log", &typo, "--lake", &there], "--log"),
+    ];
+    for (stage, args, setting) in cases {
+        let (code, said) = Process::start(stage, &args).end();
+        assert_eq!(code, Some(64), "{stage} said:\n{said}");
+        assert!(said.contains(&format!("error: {setting} {typo}: the directory does not exist")), "{stage}: {said}");
+        assert!(!std::path::Path::new(&typo).exists(), "{stage} made it");
+    }
+}
+
 #[test]
 fn a_stage_says_in_one_line_what_it_waits_for_and_stops_cleanly() {
     let directory = tempfile::tempdir().unwrap();

@@ -277,7 +277,13 @@ impl Plain {
         Self(match error {
             KafkaError::Transaction(e) => e.string(),
             KafkaError::AdminOp(code) => code.to_string(),
-            KafkaError::ClientConfig(_, what, key, value) => format!("librdkafka property {key}={value}: {what}"),
+            KafkaError::ClientConfig(_, what, key, value) => {
+                let remedy = match what.contains("not available at build time") {
+                    true => ": build carstream with --features event-log/kafka-tls",
+                    false => "",
+                };
+                format!("librdkafka property {key}={value}: {what}{remedy}")
+            }
             other => match other.rdkafka_error_code() {
                 Some(code) => code.to_string(),
                 None => other.to_string(),
