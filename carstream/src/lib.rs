@@ -10,6 +10,7 @@
 //!  carstream contract what a site has: check, list, explain; the folder of a new stream
 //!  carstream deploy   the topics of both logs and the schemas of the registry, made or compared
 //!  carstream dead-letter   what could not be used: list, show, replay
+//!  carstream forget   a car that asks for it, by its VIN
 //!  carstream groups   whom retention of an embedded log waits for; forgets a group that is gone
 //!  carstream health   one stage's admin port: is it ready?
 //!  carstream secrets  keys and certificates of a site, made where they are missing
@@ -25,6 +26,7 @@ pub mod dead_letter;
 pub mod demo;
 pub mod deploy;
 pub mod edge;
+pub mod forget;
 pub mod groups;
 pub mod health;
 mod live;
@@ -74,6 +76,7 @@ enum Command {
     Deploy(Box<deploy::Args>),
     DeadLetter(dead_letter::Args),
     Edge(Box<edge::Args>),
+    Forget(Box<forget::Args>),
     Groups(groups::Args),
     Health(health::Args),
     Secrets(secrets::Args),
@@ -99,6 +102,7 @@ impl AsRef<ServiceArgs> for Cli {
                 | Command::Audit(_)
                 | Command::Contract(_)
                 | Command::DeadLetter(_)
+                | Command::Forget(_)
                 | Command::Groups(_)
                 | Command::Health(_)
                 | Command::Secrets(_)
@@ -134,6 +138,7 @@ pub async fn run(cli: Cli, shutdown: CancellationToken) -> anyhow::Result<()> {
         Some(Command::Deploy(args)) => return deploy::run(*args, shutdown).await,
         Some(Command::Contract(args)) => return contracts::run(&args),
         Some(Command::DeadLetter(args)) => return dead_letter::run(args, shutdown).await,
+        Some(Command::Forget(args)) => return forget::run(*args, shutdown).await,
         Some(Command::Groups(args)) => {
             let said = tokio::task::spawn_blocking(move || groups::run(&args)).await??;
             print!("{said}");

@@ -256,7 +256,7 @@ mod tests {
     const DEMO: &str = "the demo has its own defaults, for a run of a minute";
 
     /// Names with another variable, value or default in another command, each with its reason.
-    const DIFFERENT: [(&str, &str); 9] = [
+    const DIFFERENT: [(&str, &str); 10] = [
         ("--log", "the edge box has no other log than its own, in a directory"),
         ("--lake", "a hop that is not named is left out of the audit; the edge box has one model or the lake"),
         ("--cars", DEMO),
@@ -265,6 +265,7 @@ mod tests {
         ("--speedup", DEMO),
         ("--ledger", "the simulator writes one, the audit reads those of all simulators"),
         ("--topic", "copied, written, or shown"),
+        ("--wait", "an audit judges at once unless asked to wait; forgetting a car takes the stages a moment"),
         ("--every", "trainings and compactions have nothing to do with each other"),
     ];
 

@@ -5,12 +5,12 @@ use std::str::FromStr;
 
 use clap::Parser;
 use event_log::{LogArgs, LogUrl};
-use pipeline::{LoopArgs, SnapshotArgs};
+use pipeline::{ForgetAfter, ForgetArgs, LoopArgs, SnapshotArgs};
 use schema_registry::SchemaRegistryArgs;
 use service::{ContractArgs, DrainArgs, ServiceArgs, settings, values};
 use telemetry::pseudonym::PseudonymKey;
 
-use crate::event_time::EventTimeArgs;
+use crate::event_time::{EventTimeArgs, Reach};
 
 /// Turn raw readings into clean ones: validated, deduplicated, joined, without personal data, as Avro.
 ///
@@ -65,6 +65,10 @@ pub struct Args {
     #[command(flatten)]
     pub event_time: EventTimeArgs,
 
+    /// Which cars are known, and how many.
+    #[command(flatten)]
+    pub cars: CarsArgs,
+
     /// Instances and batches.
     #[command(flatten)]
     pub pipeline: LoopArgs,
@@ -80,6 +84,41 @@ pub struct Args {
     /// What every process has.
     #[command(flatten)]
     pub service: ServiceArgs,
+}
+
+/// Which cars a stream knows, and how many: the bounds of its memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::Args)]
+pub struct CarsArgs {
+    /// When a car is forgotten.
+    #[command(flatten)]
+    pub forget: ForgetArgs,
+    /// Know at most this many cars per partition of a stream, and make dead letters of the readings of further ones.
+    ///
+    /// Each takes about 1 kB. A reference table takes as many rows per partition.
+    #[arg(long, env = "CARSTREAM_MAX_CARS_PER_PARTITION", value_name = "CARS", default_value_t = 25_000)]
+    pub max_cars_per_partition: usize,
+}
+
+impl CarsArgs {
+    /// What of the settings cannot work.
+    fn problems(&self, event_time: &EventTimeArgs) -> Vec<String> {
+        let mut problems = Vec::new();
+        if self.max_cars_per_partition == 0 {
+            problems.push("--max-cars-per-partition must be at least 1".to_owned());
+        }
+        let EventTimeArgs { event_time_behind, event_time_ahead } = *event_time;
+        if let (ForgetAfter::Silence(silence), Reach::Within(behind), Reach::Within(ahead)) =
+            (self.forget.forget_after, event_time_behind, event_time_ahead)
+            && silence < behind.saturating_add(ahead)
+        {
+            problems.push(format!(
+                "--forget-after {}: must be at least --event-time-behind and --event-time-ahead together: a repeat of \
+                 a reading of a forgotten car would pass as new",
+                self.forget.forget_after
+            ));
+        }
+        problems
+    }
 }
 
 /// What else the preprocessor does.
@@ -142,7 +181,7 @@ impl Args {
     /// What is wrong with the plain settings.
     pub(crate) fn problems(&self) -> Vec<String> {
         let (log, registry) = (self.log.problems(), self.schema_registry.problems());
-        let event_time = self.event_time.problems();
+        let event_time = [self.event_time.problems(), self.cars.problems(&self.event_time)].concat();
         [log, registry, event_time, self.pipeline.problems(), self.snapshots.problems()].concat()
     }
 
@@ -172,5 +211,18 @@ mod tests {
         let mut args = Args::new("log".parse().unwrap(), "key".into());
         args.pseudonym_key_file = None;
         assert!(args.pseudonym_key().unwrap_err().contains("is missing"));
+    }
+
+    #[test]
+    fn a_car_is_known_for_as_long_as_its_repeats_are_in_the_window() {
+        let mut args = Args::new("log".parse().unwrap(), "key".into());
+        assert_eq!(args.problems(), [""; 0]);
+        args.cars.forget.forget_after = "30d".parse().unwrap();
+        let problems = args.problems();
+        assert!(problems.len() == 1 && problems[0].contains("--forget-after 30d: must be at least"), "{problems:?}");
+        args.event_time.event_time_ahead = Reach::Any;
+        assert_eq!(args.problems(), [""; 0], "there is no such bound");
+        args.cars.max_cars_per_partition = 0;
+        assert_eq!(args.problems().len(), 1);
     }
 }

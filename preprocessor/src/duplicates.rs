@@ -17,12 +17,16 @@
 //! - The ids of retired boots for [`RETIRED_MS`] at least, and for twice that at most: a car sends what it has kept
 //!   before what is new, so that nothing is to come of a boot that eight others have followed for a week.
 //! - [`MAX_RETIRED_BOOTS`] ids per car. Past it a boot that is not known may be one that was forgotten: too old.
+//! - As many cars as the caller lets in ([`Duplicates::knows`]), each until it has been silent for long
+//!   ([`Duplicates::pass_time`]).
 //!
 //! Time is that of the records, so that the same records give the same memory whenever they are read.
 
 pub mod stored;
 
 use std::collections::HashMap;
+
+use pipeline::{ForgetAfter, RecordClock};
 
 /// Boots per car that are kept with intervals: the one under way and some whose last readings are still to come.
 pub const MAX_BOOTS: usize = 8;
@@ -50,11 +54,14 @@ pub enum Seen {
 /// What has been let through of one partition.
 #[derive(Debug, Default)]
 pub struct Duplicates {
+    clock: RecordClock,
     cars: HashMap<Box<str>, Car>,
 }
 
 #[derive(Debug, Default, Clone, PartialEq)]
 struct Car {
+    /// The day of the clock on which it was last heard of.
+    heard: u32,
     /// The one used last comes last.
     boots: Vec<Boot>,
     /// None for most cars: a car starts a few times a day.
@@ -85,10 +92,34 @@ impl Duplicates {
     /// Whether reading `seq` of `boot` of `car` has been let through, and notes that it now is. `time_ms`: the
     /// record's.
     pub fn admit(&mut self, car: &str, boot: i64, seq: i64, time_ms: i64) -> Seen {
-        match self.cars.get_mut(car) {
-            Some(known) => known.admit(boot, seq, time_ms),
-            None => self.cars.entry(car.into()).or_default().admit(boot, seq, time_ms),
+        let today = self.clock.day();
+        let car = match self.cars.get_mut(car) {
+            Some(known) => known,
+            None => self.cars.entry(car.into()).or_default(),
+        };
+        car.heard = today;
+        car.admit(boot, seq, time_ms)
+    }
+
+    /// Lets time pass up to a record of this time, and forgets the cars that have been silent for too long by then.
+    /// Returns how many those are.
+    pub fn pass_time(&mut self, time_ms: i64, forget_after: ForgetAfter) -> usize {
+        if !self.clock.advance(time_ms) {
+            return 0;
         }
+        let (today, before) = (self.clock.day(), self.cars.len());
+        self.cars.retain(|_, car| !forget_after.is_over(car.heard, today));
+        before - self.cars.len()
+    }
+
+    /// Forgets a car at once. Returns whether anything was known of it.
+    pub fn forget(&mut self, car: &str) -> bool {
+        self.cars.remove(car).is_some()
+    }
+
+    /// Whether anything is known of a car.
+    pub fn knows(&self, car: &str) -> bool {
+        self.cars.contains_key(car)
     }
 
     /// Whether reading `seq` of `boot` of `car` is known to have been let through. Notes nothing.
@@ -310,6 +341,28 @@ mod tests {
         }
         assert_eq!(seen.admit("a", most, 0, RETIRED_MS - 1), Seen::TooOld);
         assert_eq!(seen.admit("a", most, 0, 2 * RETIRED_MS), Seen::New);
+    }
+
+    #[test]
+    fn a_silent_car_is_forgotten_when_its_time_is_over() {
+        const DAY_MS: i64 = 24 * 3600 * 1000;
+        let after = "30d".parse().unwrap();
+        let mut seen = Duplicates::default();
+        let mut forgotten = Vec::new();
+        for hour in 0..24 * 100 {
+            let time_ms = 1_795_219_200_000 + hour * DAY_MS / 24;
+            if seen.pass_time(time_ms, after) > 0 {
+                forgotten.push(hour);
+            }
+            seen.admit("drives", 1, hour, time_ms);
+            if hour < 24 {
+                seen.admit("is scrapped", 1, hour, time_ms);
+            }
+        }
+        assert_eq!((forgotten, seen.cars()), (vec![24 * 31], 1), "after thirty whole days");
+        assert_eq!(seen.admit("is scrapped", 1, 0, 0), Seen::New);
+        assert_eq!(seen.admit("drives", 1, 0, 0), Seen::Before);
+        assert_eq!(seen.pass_time(i64::MAX, ForgetAfter::Never), 0);
     }
 
     #[test]

@@ -37,7 +37,7 @@ use service::{ConfigError, Waiting};
 use telemetry::pseudonym::PseudonymKey;
 use tokio_util::sync::CancellationToken;
 
-pub use args::{Args, Command, TableFile, TryArgs};
+pub use args::{Args, CarsArgs, Command, TableFile, TryArgs};
 pub use event_time::{EventTimeArgs, Reach};
 pub use metrics::{Metrics, Stream, Table};
 pub use transform::Preprocess;
@@ -140,7 +140,7 @@ fn plan(args: &Args, key: &PseudonymKey, metrics: &Metrics) -> Result<Prepared, 
     let mut streams = Vec::new();
     let schemas = SchemaSource::of(contract.schemas().clone());
     for definition in contract.streams() {
-        match Preprocess::new(definition, &schemas, key, args.event_time, metrics) {
+        match Preprocess::new(definition, &schemas, key, (args.event_time, args.cars), metrics) {
             Ok(transform) => streams.push((definition.clone(), transform)),
             Err(more) => {
                 let more = trial::located(definition, more);

@@ -26,6 +26,8 @@ pub struct Metrics {
     pub filtered: Family<Stream, Counter>,
     /// Cars that duplicates are looked for of.
     pub cars: Family<Stream, Gauge>,
+    /// Cars that were forgotten: silent for long, or on request.
+    pub cars_forgotten: Family<Stream, Counter>,
     /// Rows of reference tables.
     pub table_rows: Family<Table, Gauge>,
     /// Rows of reference tables that could not be used.
@@ -62,6 +64,7 @@ impl Metrics {
             duplicates: m.metric("duplicates_removed", "Records that had been let through before"),
             filtered: m.metric("filtered", "Records filtered out by the SQL"),
             cars: m.metric("cars", "Cars tracked for duplicate detection"),
+            cars_forgotten: m.metric("cars_forgotten", "Cars forgotten: silent for long, or on request"),
             table_rows: m.metric("table_rows", "Rows of reference tables"),
             bad_table_rows: m.metric("bad_table_rows", "Table rows that could not be used"),
         }

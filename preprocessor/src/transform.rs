@@ -5,6 +5,7 @@
 //!                 │          │          │            │  │        └ filtered: counted
 //!                 ▼          ▼          ▼            ▼  └ seen before: counted
 //!              reason   topic-mismatch  …-window  sequence-too-old       ─► dead-letter topic
+//!                                                 too-many-cars
 //! ```
 //!
 //! A reading that becomes a dead letter is not remembered: sent again, or replayed once the cause is fixed, it gets
@@ -12,8 +13,11 @@
 //! snapshot, and from there on the same way is gone again without output.
 //!
 //! Nothing of a raw record but its timestamp goes along: headers hold the VIN.
+//!
+//! A record that asks for a car to be forgotten ([`contract::FORGET`]) takes the place of a reading: what was known of
+//! the car ends with it, here and, under the pseudonym, in whatever follows.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -29,6 +33,7 @@ use telemetry::avro::AvroEncoder;
 use telemetry::json::JsonDecoder;
 use telemetry::pseudonym::PseudonymKey;
 
+use crate::CarsArgs;
 use crate::duplicates::{Duplicates, Seen, stored};
 use crate::event_time::{self, EventTimeArgs};
 use crate::metrics::{Metrics, Stream, Table};
@@ -43,9 +48,11 @@ const MQTT_TOPIC: &str = "mqtt_topic";
 #[derive(Debug)]
 pub struct Preprocess {
     definition: StreamDefinition,
+    key: PseudonymKey,
     query: Query,
     decoder: JsonDecoder,
     event_time: EventTimeArgs,
+    cars: CarsArgs,
     encoder: AvroEncoder,
     /// By partition.
     seen: HashMap<u32, Duplicates>,
@@ -64,6 +71,10 @@ struct TableInput {
     /// The look-ups that it feeds.
     feeds: Vec<usize>,
     label: Table,
+    /// Rows that each of its partitions may have.
+    max_rows: usize,
+    /// As many partitions as rows have come from.
+    partitions: usize,
     warned: bool,
 }
 
@@ -74,6 +85,7 @@ struct StreamMetrics {
     duplicates: Counter,
     filtered: Counter,
     cars: Gauge,
+    cars_forgotten: Counter,
     all: Metrics,
 }
 
@@ -85,6 +97,7 @@ impl StreamMetrics {
             duplicates: all.duplicates.get_or_create_owned(&label),
             filtered: all.filtered.get_or_create_owned(&label),
             cars: all.cars.get_or_create_owned(&label),
+            cars_forgotten: all.cars_forgotten.get_or_create_owned(&label),
             all: all.clone(),
         }
     }
@@ -95,7 +108,10 @@ struct Admitted {
     rows: RecordBatch,
     /// For each row its record in the batch.
     records: Vec<u32>,
+    /// The records of the batch that ask for a car to be forgotten.
+    requests: Vec<u32>,
     duplicates: u64,
+    forgotten: u64,
 }
 
 impl Preprocess {
@@ -104,7 +120,7 @@ impl Preprocess {
         definition: &StreamDefinition,
         schemas: &SchemaSource,
         key: &PseudonymKey,
-        event_time: EventTimeArgs,
+        (event_time, cars): (EventTimeArgs, CarsArgs),
         metrics: &Metrics,
     ) -> Result<Self, Vec<String>> {
         let query = Query::plan(definition, key)?;
@@ -120,6 +136,8 @@ impl Preprocess {
                     decoder: JsonDecoder::new(&table.schema),
                     feeds: vec![lookup],
                     label: Table { stream: definition.name.clone(), table: table.table.clone() },
+                    max_rows: cars.max_cars_per_partition,
+                    partitions: 0,
                     warned: false,
                 }),
             }
@@ -127,12 +145,14 @@ impl Preprocess {
         Ok(Self {
             decoder: JsonDecoder::new(&definition.input.schema),
             event_time,
+            cars,
             encoder,
             seen: HashMap::new(),
             lookups: query.tables(definition),
             tables,
             metrics: StreamMetrics::new(metrics, &definition.name),
             query,
+            key: key.clone(),
             definition: definition.clone(),
         })
     }
@@ -166,11 +186,12 @@ impl Preprocess {
         batch: &Batch,
         mut reject: impl FnMut(&RecordRef<'_>, &'static str, &str),
     ) -> anyhow::Result<Admitted> {
-        let mut records = Vec::with_capacity(batch.len());
+        let (mut records, mut requests) = (Vec::with_capacity(batch.len()), Vec::new());
         for (i, record) in batch.iter().enumerate() {
             match record.value.map(|value| self.decoder.decode(value)) {
                 Some(Ok(())) => records.push(i as u32),
                 Some(Err(why)) => reject(&record, why.reason, &why.detail),
+                None if contract::is_forget(None, record.headers.get(contract::FORGET)) => requests.push(i as u32),
                 None => reject(&record, reason::NO_PAYLOAD, "the record has a key and no payload"),
             }
         }
@@ -183,10 +204,15 @@ impl Preprocess {
             let times = rows.column(column).as_primitive::<TimestampMillisecondType>();
             (&self.definition.input.schema.fields[column], times)
         });
-        let mut duplicates = 0;
+        let (mut duplicates, mut forgotten) = (0, 0);
+        let mut next = requests.iter().copied().peekable();
         let keep: Vec<bool> = (0..rows.num_rows())
             .map(|row| {
+                while let Some(request) = next.next_if(|request| *request < records[row]) {
+                    forgotten += forget(seen, &batch.get(request as usize));
+                }
                 let (record, car) = (batch.get(records[row] as usize), cars.value(row));
+                forgotten += seen.pass_time(record.timestamp_ms, self.cars.forget.forget_after) as u64;
                 if let Err(detail) = check_origin(&record, car) {
                     reject(&record, reason::TOPIC_MISMATCH, detail);
                     return false;
@@ -202,6 +228,12 @@ impl Preprocess {
                     }
                     return false;
                 }
+                if seen.cars() >= self.cars.max_cars_per_partition && !seen.knows(car) {
+                    let detail = "the partition has as many cars as --max-cars-per-partition allows, and this one is \
+                        not among them";
+                    reject(&record, reason::TOO_MANY_CARS, detail);
+                    return false;
+                }
                 match seen.admit(car, boots.value(row), seqs.value(row), record.timestamp_ms) {
                     Seen::New => return true,
                     Seen::Before => duplicates += 1,
@@ -214,13 +246,14 @@ impl Preprocess {
                 false
             })
             .collect();
+        forgotten += next.map(|request| forget(seen, &batch.get(request as usize))).sum::<u64>();
         if keep.iter().all(|keep| *keep) {
-            return Ok(Admitted { rows, records, duplicates });
+            return Ok(Admitted { rows, records, requests, duplicates, forgotten });
         }
         let mut kept = keep.iter();
         records.retain(|_| *kept.next().expect("one for each row"));
         let rows = filter_record_batch(&rows, &BooleanArray::from(keep))?;
-        Ok(Admitted { rows, records, duplicates })
+        Ok(Admitted { rows, records, requests, duplicates, forgotten })
     }
 }
 
@@ -265,16 +298,32 @@ impl Transform for Preprocess {
         let selected = self.query.run(&admitted.rows, &mut self.lookups)?;
         let messages = self.encoder.encode(&selected.batch)?;
         let keys: &StringArray = selected.batch.column(self.query.key_column()).as_string();
+        let pass_on = |request: u32, emit: &mut Emit| {
+            let request = batch.get(request as usize);
+            let Ok(vin) = std::str::from_utf8(request.key) else { return };
+            let pseudonym = self.key.pseudonym(vin);
+            let (key, timestamp_ms) = (pseudonym.as_bytes(), request.timestamp_ms);
+            let when = request.headers.get(contract::FORGET).unwrap_or_default();
+            let record = Record { key, value: None, headers: &[(contract::FORGET, when)], timestamp_ms };
+            emit.send(&self.definition.output_topic, &record);
+        };
+        let mut requests = admitted.requests.iter().copied().peekable();
         for ((row, key), message) in selected.rows.values().iter().zip(keys).zip(messages.iter()) {
-            let raw = batch.get(admitted.records[*row as usize] as usize);
+            let record = admitted.records[*row as usize];
+            while let Some(request) = requests.next_if(|request| *request < record) {
+                pass_on(request, emit);
+            }
+            let raw = batch.get(record as usize);
             let key = key.context("the key is a pseudonym of a column that is never null")?;
             let clean =
                 Record { key: key.as_bytes(), value: Some(message), headers: &[], timestamp_ms: raw.timestamp_ms };
             emit.send(&self.definition.output_topic, &clean);
         }
+        requests.for_each(|request| pass_on(request, emit));
         let metrics = &self.metrics;
         emit.count(&metrics.clean, messages.len() as u64);
         emit.count(&metrics.duplicates, admitted.duplicates);
+        emit.count(&metrics.cars_forgotten, admitted.forgotten);
         emit.count(&metrics.filtered, (admitted.records.len() - messages.len()) as u64);
         self.show_cars();
         Ok(())
@@ -312,6 +361,10 @@ impl TableInput {
         }
         let rows = self.decoder.finish();
         let keys: &StringArray = rows.column(self.key).as_string();
+        self.partitions = self.partitions.max(batch.partition() as usize + 1);
+        let known = &lookups[self.feeds[0]];
+        let room = self.max_rows.saturating_mul(self.partitions).saturating_sub(known.len());
+        let mut new = HashSet::new();
         changes.retain(|(key, row)| {
             let Some(row) = *row else { return true };
             let record = batch.get(records[row]);
@@ -320,7 +373,9 @@ impl TableInput {
                 () if keys.value(row) != *key => "its key is not that of its payload",
                 // A table may also be filled by other means than MQTT.
                 () if has_topic && check_origin(&record, key).is_err() => "the MQTT topic is not that of its key",
-                () => return true,
+                () if known.contains(key) || new.contains(key) => return true,
+                () if new.len() >= room => "the table has as many rows as --max-cars-per-partition allows",
+                () => return new.insert(*key),
             };
             refuse(&record, why, &mut self.warned);
             false
@@ -336,6 +391,11 @@ impl TableInput {
         }
         Ok(())
     }
+}
+
+/// Forgets the car that a record asks for. Returns how many that are: 1, or 0 if nothing was known of it.
+fn forget(seen: &mut Duplicates, request: &RecordRef<'_>) -> u64 {
+    u64::from(std::str::from_utf8(request.key).is_ok_and(|car| seen.forget(car)))
 }
 
 /// Whether key and MQTT topic belong to the car in the payload. The error does not name the car.

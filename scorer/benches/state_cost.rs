@@ -8,7 +8,7 @@ mod state_cost;
 use std::ops::Range;
 
 use model::{CarState, Scaling, Settings};
-use scorer::cars::Cars;
+use scorer::cars::{Car, Cars};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -25,7 +25,7 @@ impl state_cost::State for Cars {
                 state.smooth(&settings, &[f64::from(t) * 0.1; 18]);
             }
             let pseudonym = format!("{:032x}", (car as u128).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835));
-            fleet.states.insert(pseudonym, state);
+            fleet.states.insert(pseudonym, Car { state, heard: 0 });
         }
         fleet
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Parser;
 use event_log::{CloudLogArgs, LogArgs, LogUrl};
 use lake::{LakeArgs, LakeUrl};
-use pipeline::{LoopArgs, SnapshotArgs};
+use pipeline::{ForgetArgs, LoopArgs, SnapshotArgs};
 use schema_registry::SchemaRegistryArgs;
 use service::{ConfigError, ContractArgs, DrainArgs, ServiceArgs, settings};
 
@@ -55,6 +55,10 @@ pub struct Args {
     /// Use this consumer group: instances of one group share the partitions, another group scores everything again.
     #[arg(long, env = "CARSTREAM_SCORER_GROUP", value_name = "NAME", default_value = DEFAULT_GROUP)]
     pub scorer_group: String,
+
+    /// When a car is forgotten.
+    #[command(flatten)]
+    pub forget: ForgetArgs,
 
     /// Instances and batches.
     #[command(flatten)]

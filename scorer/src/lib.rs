@@ -33,6 +33,7 @@ use contract::{Contract, ModelDefinition, Problem, Topic};
 use event_log::Log;
 use lake::Lake;
 use model::Model;
+use pipeline::ForgetAfter;
 use schema_registry::SchemaSource;
 use service::{ConfigError, Waiting};
 use tokio::runtime::Handle;
@@ -177,7 +178,8 @@ async fn score(
     let (log, group, topic) = (&options.source, &options.group, &options.topics[0]);
     metrics.pipeline.begin(topic);
     let _lag = metrics.lag.watch(log, group, topic, &readiness).context("cannot start a thread")?;
-    let scorer = Scorer { options, flow, metrics, drain_timeout: args.drain.timeout, shutdown };
+    let (drain_timeout, forget_after) = (args.drain.timeout, args.forget.forget_after);
+    let scorer = Scorer { options, flow, forget_after, metrics, drain_timeout, shutdown };
     loop {
         let model = tokio::select! {
             () = scorer.shutdown.cancelled() => return Ok(()),
@@ -225,6 +227,7 @@ struct Flow {
 struct Scorer {
     options: pipeline::Options,
     flow: Flow,
+    forget_after: ForgetAfter,
     metrics: Metrics,
     drain_timeout: Duration,
     shutdown: CancellationToken,
@@ -246,11 +249,11 @@ impl Scorer {
         let stop = CancellationToken::new();
         let mut scoring = {
             let (options, flow, metrics) = (self.options.clone(), self.flow.clone(), self.metrics.clone());
-            let stop = stop.clone();
+            let (stop, forget_after) = (stop.clone(), self.forget_after);
             spawn_blocking(move || {
                 // The wait for the end of the log must not wait for a failed scorer.
                 let _ended = stop.clone().drop_guard();
-                let mut transform = Scoring::new(model, &flow.place, flow.schemas, metrics.clone())?;
+                let mut transform = Scoring::new(model, forget_after, &flow.place, flow.schemas, metrics.clone())?;
                 pipeline::run(options, &mut transform, &metrics.pipeline, &stop)
             })
         };

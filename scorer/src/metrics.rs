@@ -36,6 +36,8 @@ pub struct Metrics {
     pub open_alerts: Gauge,
     /// Cars of this instance's partitions.
     pub cars: Gauge,
+    /// Cars that were forgotten: silent for long, or on request.
+    pub cars_forgotten: Counter,
     /// Event time of the newest reading in the last batch, since the epoch: how far scoring has come.
     pub event_time_seconds: Gauge<f64, AtomicU64>,
     /// How far the group is behind.
@@ -85,6 +87,7 @@ impl Metrics {
             alerts_closed: m.metric("alerts_closed", "Alerts closed"),
             open_alerts: m.metric("open_alerts", "Cars with an open alert"),
             cars: m.metric("cars", "Cars that have been scored"),
+            cars_forgotten: m.metric("cars_forgotten", "Cars forgotten: silent for long, or on request"),
             event_time_seconds: m.metric("event_time_seconds", "Median event time of the last batch, since the epoch"),
             models_refused: m.metric("models_refused", "Announced models that were refused"),
             score_ratio: m.existing(

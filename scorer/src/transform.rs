@@ -22,8 +22,9 @@ use arrow::array::{
 use arrow::datatypes::SchemaRef;
 use contract::ModelDefinition;
 use event_log::{Batch, Record, RecordRef};
+use model::features::Readings;
 use model::{FEATURES, Model, Verdict};
-use pipeline::{Emit, Transform};
+use pipeline::{Emit, ForgetAfter, Transform};
 use schema_registry::SchemaSource;
 use sha2::{Digest, Sha256};
 use telemetry::Reject;
@@ -36,6 +37,7 @@ use crate::metrics::Metrics;
 /// Scores readings with one model.
 pub(crate) struct Scoring {
     model: Arc<Model>,
+    forget_after: ForgetAfter,
     state_version: String,
     schemas: SchemaSource,
     decoder: AvroDecoder,
@@ -56,6 +58,8 @@ struct Advanced {
     verdicts: Vec<Verdict>,
     /// Whether the car should have an open alert after each reading.
     alert_open: Vec<bool>,
+    /// Cars that were forgotten, each with the number of readings before that.
+    forgotten: Vec<(usize, String)>,
 }
 
 /// The columns that say which reading a row is. A score takes them over.
@@ -86,6 +90,7 @@ impl Identities {
 impl Scoring {
     pub(crate) fn new(
         model: Arc<Model>,
+        forget_after: ForgetAfter,
         place: &ModelDefinition,
         schemas: SchemaSource,
         metrics: Metrics,
@@ -95,8 +100,9 @@ impl Scoring {
         // All of the model: the manifest has the hash of the weights.
         let hash = hex::encode(Sha256::digest(model.manifest().to_json()));
         Ok(Self {
-            state_version: format!("cars-{}-{}-{}", cars::FORMAT, model.manifest().version, &hash[..16]),
+            state_version: format!("cars-{}-{}-{}", cars::RULES, model.manifest().version, &hash[..16]),
             model,
+            forget_after,
             decoder: schemas.decoder(readings)?,
             encoder: schemas.encoder(scores)?,
             score_schema: score.arrow.clone(),
@@ -115,21 +121,34 @@ impl Scoring {
         batch: &Batch,
         mut rejected: impl FnMut(&RecordRef<'_>, &Reject),
     ) -> anyhow::Result<Advanced> {
+        let (mut times_ms, mut requests) = (Vec::with_capacity(batch.len()), Vec::new());
         for record in batch.iter() {
+            if contract::is_forget(record.value, record.headers.get(contract::FORGET)) {
+                requests.push((times_ms.len(), String::from_utf8_lossy(record.key).into_owned()));
+                continue;
+            }
             // A tombstone has no header either, and is rejected as such.
-            if let Err(reject) = self.decoder.decode(record.value.unwrap_or_default()) {
-                rejected(&record, &reject);
+            match self.decoder.decode(record.value.unwrap_or_default()) {
+                Ok(()) => times_ms.push(record.timestamp_ms),
+                Err(reject) => rejected(&record, &reject),
             }
         }
         let rows = self.decoder.finish();
+        let readings = Readings::new(&rows)?;
         let cars = self.partitions.entry(batch.partition()).or_default();
-        let verdicts = self.model.score(&rows, &mut cars.states)?;
-        let rule = &self.model.manifest().alert;
-        let readings = Identities::of(&rows)?;
-        let names = &readings.cars;
-        let alert_open = verdicts.iter().enumerate().map(|(i, verdict)| cars.observe(names.value(i), rule, verdict));
-        let alert_open = alert_open.collect();
-        Ok(Advanced { readings, verdicts, alert_open })
+        let (mut verdicts, mut alert_open) = (Vec::with_capacity(rows.num_rows()), Vec::new());
+        let (mut forgotten, mut requests) = (Vec::new(), requests.into_iter().peekable());
+        for (i, time_ms) in times_ms.into_iter().enumerate() {
+            while let Some(request) = requests.next_if(|(readings_before, _)| *readings_before <= i) {
+                forgotten.extend(Some(request).filter(|(_, car)| cars.forget(car)));
+            }
+            forgotten.extend(cars.pass_time(time_ms, self.forget_after).into_iter().map(|car| (i, car)));
+            let (verdict, open) = cars.judge(&self.model, readings.car(i), readings.event_time_ms(i), &readings.row(i));
+            verdicts.push(verdict);
+            alert_open.push(open);
+        }
+        forgotten.extend(requests.filter(|(_, car)| cars.forget(car)));
+        Ok(Advanced { readings: Identities::of(&rows)?, verdicts, alert_open, forgotten })
     }
 
     fn emit_scores(&mut self, advanced: &Advanced, emit: &mut Emit) -> anyhow::Result<()> {
@@ -145,8 +164,12 @@ impl Scoring {
 
     /// Writes an alert wherever what should be open differs from what the outside knows.
     fn emit_alerts(&mut self, partition: u32, advanced: &Advanced, emit: &mut Emit) -> anyhow::Result<()> {
-        let Advanced { readings, verdicts, alert_open } = advanced;
+        let Advanced { readings, verdicts, alert_open, forgotten } = advanced;
+        let mut forgotten = forgotten.iter().peekable();
         for (i, (verdict, should_be_open)) in verdicts.iter().zip(alert_open).enumerate() {
+            while let Some((_, car)) = forgotten.next_if(|(readings_before, _)| *readings_before <= i) {
+                self.close_alert_of(car, partition, emit)?;
+            }
             let car = readings.cars.value(i);
             let alert = match (self.announced.open(car), should_be_open) {
                 _ if verdict.late || !verdict.judged => continue,
@@ -154,16 +177,28 @@ impl Scoring {
                 (None, true) => self.opened(readings, i, verdict),
                 (Some(opened), false) => self.closed(opened.clone(), readings.event_times.value(i), verdict),
             };
-            match alert.state {
-                AlertStatus::Open => emit.count(&self.metrics.alerts_opened, 1),
-                AlertStatus::Closed => emit.count(&self.metrics.alerts_closed, 1),
-            }
-            let value = serde_json::to_vec(&alert).context("an alert has no JSON form")?;
-            let record =
-                Record { key: car.as_bytes(), value: Some(&value), headers: &[], timestamp_ms: service::now_ms() };
-            emit.send(&self.alerts, &record);
-            self.announced.write(partition, alert);
+            self.emit_alert(partition, alert, emit)?;
         }
+        forgotten.try_for_each(|(_, car)| self.close_alert_of(car, partition, emit))
+    }
+
+    /// No reading will close the open alert of a car that was forgotten.
+    fn close_alert_of(&mut self, car: &str, partition: u32, emit: &mut Emit) -> anyhow::Result<()> {
+        match self.announced.open(car).cloned() {
+            Some(opened) => self.emit_alert(partition, Alert { state: AlertStatus::Closed, ..opened }, emit),
+            None => Ok(()),
+        }
+    }
+
+    fn emit_alert(&mut self, partition: u32, alert: Alert, emit: &mut Emit) -> anyhow::Result<()> {
+        match alert.state {
+            AlertStatus::Open => emit.count(&self.metrics.alerts_opened, 1),
+            AlertStatus::Closed => emit.count(&self.metrics.alerts_closed, 1),
+        }
+        let value = serde_json::to_vec(&alert).context("an alert has no JSON form")?;
+        let (key, timestamp_ms) = (alert.car.as_bytes(), service::now_ms());
+        emit.send(&self.alerts, &Record { key, value: Some(&value), headers: &[], timestamp_ms });
+        self.announced.write(partition, alert);
         Ok(())
     }
 
@@ -196,6 +231,7 @@ impl Scoring {
     fn count(&self, advanced: &Advanced, emit: &mut Emit) {
         let Advanced { readings, verdicts, .. } = advanced;
         let metrics = &self.metrics;
+        emit.count(&metrics.cars_forgotten, advanced.forgotten.len() as u64);
         emit.count(&metrics.scored, verdicts.len() as u64);
         emit.count(&metrics.anomalous, verdicts.iter().filter(|v| v.anomalous).count() as u64);
         let judged = verdicts.iter().filter(|v| v.judged);
@@ -298,9 +334,9 @@ pub(crate) fn check_schemas(readings: &SchemaRef, scores: &SchemaRef) -> Result<
         return Err(Misfit::Readings(anyhow::anyhow!("column {name} may be null, and the model needs a value")));
     }
     let rows = RecordBatch::new_empty(readings.clone());
-    model::features::Readings::new(&rows).map_err(|error| Misfit::Readings(error.into()))?;
+    Readings::new(&rows).map_err(|error| Misfit::Readings(error.into()))?;
     let readings = Identities::of(&rows).map_err(Misfit::Readings)?;
-    let none = Advanced { readings, verdicts: Vec::new(), alert_open: Vec::new() };
+    let none = Advanced { readings, verdicts: Vec::new(), alert_open: Vec::new(), forgotten: Vec::new() };
     score_rows(scores, &none, "").map(drop).map_err(Misfit::Scores)
 }
 

@@ -59,7 +59,8 @@ pub(crate) fn encode(
     let mut rows = Rows::new(stream, decoder, topic, partition, segment);
     let mut encoded = Encoded { object: None, undecodable: Vec::new(), stopped_at: None };
     let mut end = segment.end;
-    for record in segment.iter() {
+    let is_row = |record: &RecordRef<'_>| !contract::is_forget(record.value, record.headers.get(contract::FORGET));
+    for record in segment.iter().filter(is_row) {
         let Err(reject) = rows.push(&record) else {
             rows.write_chunk(CHUNK_ROWS)?;
             continue;

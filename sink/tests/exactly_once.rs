@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use event_log::{Record, append_and_wait};
 use lake::Lake;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -42,6 +43,35 @@ async fn what_is_in_the_log_at_the_stop_is_in_the_lake() {
         assert!(rows[..rows.len() - 1].iter().all(|rows| *rows == 100), "only the last one is smaller: {rows:?}");
     }
     assert!(footers.iter().all(|(name, _)| name.date == date(yesterday_ms())));
+}
+
+/// It is no row, and no gap either.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_to_forget_a_car_is_passed_over() {
+    let place = Place::new();
+    let log = place.log();
+    let ask = |car: &str| {
+        let headers: [(&str, &[u8]); 1] = [(contract::FORGET, b"1795219200000")];
+        let record = Record { key: car.as_bytes(), value: None, headers: &headers, timestamp_ms: yesterday_ms() };
+        assert!(append_and_wait(&log, &"telemetry".into(), &record, support::PATIENCE).unwrap());
+    };
+    append(&log, "telemetry", 0, &readings(0, 100, 2));
+    (0..20).for_each(|i| ask(&format!("car {i}")));
+    append(&log, "telemetry", 100, &readings(100, 100, 2));
+    // At the end there are only requests.
+    let mut args = place.args(&["telemetry"]);
+    args.max_rows = 30;
+    let sink = start(args);
+    wait_until("full objects", async || sink.metrics.rows("telemetry") >= 120).await;
+    (0..20).for_each(|i| ask(&format!("car {i}")));
+    sink.stop().await.unwrap();
+    let lake = place.lake();
+    assert_eq!(footers(&lake, "telemetry").await.iter().map(|(_, footer)| footer.rows).sum::<u64>(), 200);
+    let coverage = lake.coverage("telemetry").await.unwrap();
+    assert!(coverage.gaps.is_empty(), "{coverage:?}");
+    let next = lake.next_offsets("telemetry").await.unwrap().offsets;
+    let ends: Vec<_> = log.describe("telemetry").unwrap().partitions.iter().map(|bounds| bounds.next).collect();
+    assert_eq!(next.into_values().collect::<Vec<_>>(), ends);
 }
 
 #[tokio::test(flavor = "multi_thread")]

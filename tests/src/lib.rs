@@ -5,6 +5,7 @@ pub mod audit;
 pub mod faults;
 pub mod process;
 pub mod sabotage;
+pub mod state;
 
 use std::path::PathBuf;
 

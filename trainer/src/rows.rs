@@ -14,7 +14,7 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use chrono::{DateTime, NaiveDate};
 use contract::{ModelDefinition, Topic};
-use event_log::{Log, Read, batches};
+use event_log::{Log, Read, RecordRef, batches};
 use lake::{Coverage, Days, Lake, OffsetRange, RangeReader, RowHash};
 use schema_registry::SchemaSource;
 use service::Readiness;
@@ -280,7 +280,8 @@ fn read_log(
                         return Ok(false);
                     }
                 }
-                for record in batch.iter() {
+                let is_row = |r: &RecordRef<'_>| !contract::is_forget(r.value, r.headers.get(contract::FORGET));
+                for record in batch.iter().filter(is_row) {
                     // What cannot be decoded is not a row: the sink keeps it aside as well.
                     if let Err(reject) = decoder.decode(record.value.unwrap_or_default()) {
                         *refused.entry(reject.reason).or_default() += 1;

@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::Int64Type;
 use contract::ModelDefinition;
-use event_log::{Batch, Log, batches};
+use event_log::{Batch, Log, RecordRef, batches};
 use lake::Lake;
 use pipeline::DeadLetterHeader;
 use schema_registry::SchemaSource;
@@ -98,6 +98,11 @@ pub(crate) fn each_batch(
     Ok(())
 }
 
+/// The records of a topic of readings that should be readings: not those that ask for a car to be forgotten.
+fn readings(batch: &Batch) -> impl Iterator<Item = RecordRef<'_>> {
+    batch.iter().filter(|record| !contract::is_forget(record.value, record.headers.get(contract::FORGET)))
+}
+
 /// Reads the raw topic: JSON as the cars sent it.
 pub(crate) fn raw(
     flow: &Flow,
@@ -109,10 +114,10 @@ pub(crate) fn raw(
     let mut decoder = JsonDecoder::new(&flow.stream.input.schema);
     let identity = flow.raw_identity();
     each_batch(log, extent, shutdown, |batch| {
-        let decoded: Vec<_> = batch.iter().map(|record| decoder.decode(record.value.unwrap_or_default())).collect();
+        let decoded: Vec<_> = readings(batch).map(|record| decoder.decode(record.value.unwrap_or_default())).collect();
         let rows = Identities::of(&decoder.finish(), identity)?;
         let mut row = 0;
-        for (record, decoded) in batch.iter().zip(decoded) {
+        for (record, decoded) in readings(batch).zip(decoded) {
             let kind = match &decoded {
                 Ok(()) => {
                     row += 1;
@@ -150,10 +155,10 @@ pub(crate) fn avro(
     let identity = flow.stream.clean_identity();
     each_batch(log, extent, shutdown, |batch| {
         schemas.resolve(&mut decoder, batch.iter().filter_map(|record| record.value))?;
-        let decoded: Vec<_> = batch.iter().map(|record| decoder.decode(record.value.unwrap_or_default())).collect();
+        let decoded: Vec<_> = readings(batch).map(|record| decoder.decode(record.value.unwrap_or_default())).collect();
         let rows = Identities::of(&decoder.finish(), identity)?;
         let mut row = 0;
-        for (record, decoded) in batch.iter().zip(decoded) {
+        for (record, decoded) in readings(batch).zip(decoded) {
             let kind = match &decoded {
                 Ok(()) => {
                     row += 1;

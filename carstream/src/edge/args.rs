@@ -6,7 +6,7 @@ use std::sync::Arc;
 use event_log::{CloudLogArgs, Log, LogArgs, LogUrl};
 use lake::{LakeUrl, S3Args};
 use mqtt_bridge::{ClientIdRule, Limits, Listen, TlsArgs};
-use preprocessor::EventTimeArgs;
+use preprocessor::{CarsArgs, EventTimeArgs};
 use schema_registry::SchemaRegistryArgs;
 use service::{ConfigError, ContractArgs, ServiceArgs, values};
 
@@ -18,8 +18,8 @@ use crate::live::Site;
 /// With a --cloud-log, the uplink, records that may leave the site are copied there. While it is unreachable, they stay
 /// in the site's log, as long as its disk has room. Everything else has the stages' own defaults.
 ///
-/// The log serves one process. carstream dead-letter, audit and groups with the same --log (--edge-log) have the
-/// running box carry them out: run them as its user.
+/// The log serves one process. carstream dead-letter, audit, forget and groups with the same --log (--edge-log) have
+/// the running box carry them out: run them as its user.
 ///
 /// /readyz answers 503 also while the uplink or a model is missing, though readings are accepted; use /livez for
 /// restarts.
@@ -78,6 +78,9 @@ pub struct Args {
     /// Which event times are accepted.
     #[command(flatten)]
     pub event_time: EventTimeArgs,
+    /// Which cars are known, and how many.
+    #[command(flatten)]
+    pub cars: CarsArgs,
     /// The bounds of the bridge.
     #[command(flatten)]
     pub limits: Limits,
@@ -156,6 +159,7 @@ impl Args {
         let mut args = preprocessor::Args::new(self.log().log, self.pseudonym_key_file.clone());
         args.contract = self.contract.clone();
         args.event_time = self.event_time;
+        args.cars = self.cars;
         args.drain = self.limits.drain;
         args.schema_registry = self.schema_registry.clone();
         args
@@ -168,6 +172,7 @@ impl Args {
         args.contract = self.contract.clone();
         args.lake.s3 = self.s3.clone();
         args.model = self.model.clone();
+        args.forget = self.cars.forget;
         args.cloud = self.cloud.clone();
         args.drain = self.limits.drain;
         args.schema_registry = self.schema_registry.clone();

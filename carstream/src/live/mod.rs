@@ -1,8 +1,8 @@
 //! Commands on a log that a running edge box has open. The log serves one process, so the box carries them out.
 //!
 //! ```text
-//!  carstream dead-letter, audit, groups ── request: one line of JSON ──► LOG/control ──► the box, on its open log
-//!                                       ◄── answer: JSON, then the end ─────────────────┘
+//!  carstream dead-letter, ─── request: one line of JSON ──► LOG/control ──► the box, on its open log
+//!  audit, forget, groups  ◄── answer: JSON, then the end ─────────────────┘
 //! ```
 //!
 //! The socket lies in the log's directory: who may write there may ask, and what is answered does not leave the machine
@@ -34,6 +34,8 @@ const REQUEST_BYTES: u64 = 1 << 20;
 pub(crate) enum Request {
     /// `carstream dead-letter`.
     DeadLetter(Question),
+    /// `carstream forget`.
+    Forget { vin: String, wait: Duration },
     /// `carstream groups`: forget these, or list all.
     Groups { forget: Vec<String> },
     /// `carstream audit`, of the site's own hops.

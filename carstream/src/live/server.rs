@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Answer, REQUEST_BYTES, Request, socket};
 use crate::audit::{self, Evidence, Flow, Scores, Sources};
+use crate::forget::{self, Forgotten, forget};
 use crate::{dead_letter, groups};
 
 /// After a connection that cannot be taken: no descriptor is free, say.
@@ -30,6 +31,13 @@ pub(crate) struct Site {
     pub(crate) schemas: schema_registry::SchemaRegistryArgs,
 }
 
+impl Site {
+    fn key(&self) -> anyhow::Result<PseudonymKey> {
+        let file = &self.pseudonym_key_file;
+        PseudonymKey::from_file(file).with_context(|| format!("--pseudonym-key-file {}", file.display()))
+    }
+}
+
 /// Takes requests until `stop`. A box whose socket cannot be made works without it.
 pub(crate) async fn serve(site: Site, stop: CancellationToken) {
     let Some(socket) = socket(site.log.url()) else { return };
@@ -40,7 +48,7 @@ pub(crate) async fn serve(site: Site, stop: CancellationToken) {
             let _ = std::fs::remove_file(&socket);
         }
         Err(error) => tracing::warn!(
-            "cannot listen at {}: carstream dead-letter, audit and groups need this box to be stopped: {error}",
+            "cannot listen at {}: carstream dead-letter, audit, forget and groups need this box to be stopped: {error}",
             socket.display()
         ),
     }
@@ -114,6 +122,13 @@ async fn carry_out(site: Arc<Site>, request: Request, stop: CancellationToken) -
             blocking(move || dead_letter::answer(&question, &site.log, &site.contract, &stop)).await
         }
         Request::Groups { forget } => blocking(move || groups::answer(&*site.log, &forget)).await,
+        Request::Forget { vin, wait } => {
+            let forgotten = tokio::task::spawn_blocking(move || forgotten(&site, &vin, wait, &stop)).await;
+            match forgotten.context("the command did not finish").flatten() {
+                Ok(done) => return Answer::of(done.text.clone(), done.verdict()),
+                Err(error) => Err(error),
+            }
+        }
         Request::Audit { stream, ledgers, wait, scores, json } => {
             match audited(&site, &stream, ledgers, wait, scores, stop).await {
                 Ok(report) => return Answer::of(report.shown(json), report.verdict()),
@@ -131,6 +146,12 @@ async fn blocking(work: impl FnOnce() -> anyhow::Result<String> + Send + 'static
     tokio::task::spawn_blocking(work).await.context("the command did not finish")?
 }
 
+fn forgotten(site: &Site, vin: &str, wait: Duration, stop: &CancellationToken) -> anyhow::Result<Forgotten> {
+    let key = site.key()?;
+    let scorer_group = scorer::DEFAULT_GROUP;
+    forget(&forget::Site { log: &site.log, contract: &site.contract, key: &key, scorer_group }, vin, wait, stop)
+}
+
 async fn audited(
     site: &Site,
     stream: &str,
@@ -140,8 +161,7 @@ async fn audited(
     stop: CancellationToken,
 ) -> anyhow::Result<audit::Report> {
     let flow = Flow::of(&site.contract, stream).with_context(|| format!("the edge box has no stream {stream}"))?;
-    let key = PseudonymKey::from_file(&site.pseudonym_key_file)
-        .with_context(|| format!("--pseudonym-key-file {}", site.pseudonym_key_file.display()))?;
+    let key = site.key()?;
     let mut sources = Sources::of(&site.contract, flow, Some(site.log.clone()), None, None);
     (sources.scores, sources.site) = (scores, site.name.clone());
     sources.open_schemas(&site.schemas, &stop).await?;

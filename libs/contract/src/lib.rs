@@ -27,7 +27,9 @@ use telemetry::schema::Schemas;
 pub use files::Files;
 pub use model::ModelDefinition;
 pub use problem::{Problem, describe};
-pub use stream::{CAR, EVENT_TIME_AHEAD, EVENT_TIME_BEHIND, Input, RECEIVED_MS, ReferenceTable, StreamDefinition};
+pub use stream::{
+    CAR, EVENT_TIME_AHEAD, EVENT_TIME_BEHIND, FORGET, Input, RECEIVED_MS, ReferenceTable, StreamDefinition, is_forget,
+};
 pub use topic::{At, Site, Topic, Value};
 
 /// Topics that stages keep for themselves, whatever streams a site has.

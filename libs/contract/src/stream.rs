@@ -27,6 +27,16 @@ pub const CAR: &str = "car";
 /// The header of a raw record in which the bridge notes when it received it, in milliseconds since the epoch.
 pub const RECEIVED_MS: &str = "received_ms";
 
+/// The header of a record without a value that asks for a car to be forgotten: in a raw topic the car of its VIN, in a
+/// clean topic that of its pseudonym. Its value is when that was asked for, in milliseconds since the epoch.
+pub const FORGET: &str = "carstream.forget";
+
+/// Whether a record with this value, and with this header [`FORGET`], asks for its car to be forgotten. It is no
+/// reading, and no row.
+pub fn is_forget(value: Option<&[u8]>, header: Option<&[u8]>) -> bool {
+    value.is_none() && header.is_some()
+}
+
 /// How long before its receipt a record's event time may be, unless the preprocessor is told otherwise: longer than a
 /// car is without a network, shorter than a clock that was never set is wrong.
 pub const EVENT_TIME_BEHIND: Duration = Duration::from_secs(30 * 24 * 3600);

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use service::{settings, values};
 
+use crate::ForgetAfter;
+
 /// How instances share the work, and how often each one commits.
 #[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
 pub struct LoopArgs {
@@ -59,4 +61,14 @@ impl SnapshotArgs {
     pub fn problems(&self) -> Vec<String> {
         if self.snapshot_records == 0 { vec!["--snapshot-records must be at least 1".to_owned()] } else { Vec::new() }
     }
+}
+
+/// For how long a stage with state knows a car.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::Args)]
+pub struct ForgetArgs {
+    /// Forget a car that has sent nothing for this long, by the timestamps of records; never: know it for ever.
+    ///
+    /// The same for preprocessor and scorer. A car that sends again later is a new car.
+    #[arg(long, env = "CARSTREAM_FORGET_AFTER", value_name = "DURATION|never", default_value_t = ForgetAfter::DEFAULT)]
+    pub forget_after: ForgetAfter,
 }

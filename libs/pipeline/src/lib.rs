@@ -13,6 +13,7 @@
 //! The preprocessor, the replicator and the scorer share this one loop. It owns reading, transactions, commits and
 //! recovery; a [`Transform`] is a pure synchronous function from batch to batch and does none of these.
 
+mod ages;
 mod args;
 mod drain;
 mod emit;
@@ -33,7 +34,8 @@ use event_log::{
 use service::{Waiting, retry_until};
 use tokio_util::sync::CancellationToken;
 
-pub use args::{LoopArgs, SnapshotArgs};
+pub use ages::{ForgetAfter, RecordClock};
+pub use args::{ForgetArgs, LoopArgs, SnapshotArgs};
 pub use drain::{drain, run_and_drain};
 pub use emit::{DeadLetterHeader, Emit};
 pub use lag::Lag;

@@ -1,18 +1,25 @@
 //! [`Duplicates`] as bytes, and back: everything, exactly, in little room.
 //!
 //! ```text
-//! format u8 │ cars varint │ car, car, …                                      cars in the order of their names
-//! car       │ length varint, name │ boots varint, boot, … │ 0, or: 1 + older, younger varint, since, ids 8 bytes each
+//! format u8 │ clock 18 bytes │ cars varint │ car, car, …                     cars in the order of their names
+//! car       │ length varint, name │ days silent varint │ boots varint, boot, … │ 0, or retired
+//! retired   │ 1 + older varint │ younger varint │ since 8 bytes │ ids 8 bytes each
 //! boot      │ id 8 bytes │ 2 × intervals + has floor varint │ [floor 8 bytes] │ interval, …   used last comes last
 //! interval  │ first: what it is behind the last of the one before, varint │ last − first varint
 //! ```
 //!
-//! A car with one boot under way takes about 35 bytes. The same memory always gives the same bytes.
+//! A car with one boot under way takes about 35 bytes. The same memory always gives the same bytes. Format 1 had no
+//! clock and no days.
+
+use pipeline::RecordClock;
 
 use super::{Boot, Car, Duplicates, MAX_BOOTS, MAX_INTERVALS, MAX_RETIRED_BOOTS, Retired};
 
 /// What comes first. Another format, or another meaning of the same bytes: another number.
-pub const FORMAT: u8 = 1;
+pub const FORMAT: u8 = 2;
+
+/// Still read: a memory that were lost with an upgrade would let repeats through.
+const WITHOUT_TIME: u8 = 1;
 
 /// Why bytes are not restored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -38,11 +45,14 @@ impl Duplicates {
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut cars: Vec<_> = self.cars.iter().collect();
         cars.sort_unstable_by_key(|(name, _)| *name);
+        let today = self.clock.day();
         let mut out = vec![FORMAT];
+        out.extend_from_slice(&self.clock.to_bytes());
         put_varint(&mut out, cars.len() as u64);
         for (name, car) in cars {
             put_varint(&mut out, name.len() as u64);
             out.extend_from_slice(name.as_bytes());
+            put_varint(&mut out, u64::from(today.saturating_sub(car.heard)));
             car.put(&mut out);
         }
         out
@@ -51,12 +61,19 @@ impl Duplicates {
     /// From bytes of [`Duplicates::to_bytes`].
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, StoredError> {
         let mut from = Cursor { bytes, at: 0 };
-        match from.take(1)?[0] {
-            FORMAT => {}
+        let format = from.take(1)?[0];
+        let clock = match format {
+            FORMAT => {
+                let stored = from.take(RecordClock::STORED_BYTES)?;
+                let clock = RecordClock::from_bytes(stored.try_into().expect("as many were taken"));
+                clock.ok_or_else(|| from.damaged("a clock that none can be"))?
+            }
+            WITHOUT_TIME => RecordClock::default(),
             found => return Err(StoredError::Format { found }),
-        }
+        };
+        let today = clock.day();
         let count = from.count(usize::MAX, "more cars than bytes")?;
-        let mut duplicates = Self::default();
+        let mut duplicates = Self { clock, ..Self::default() };
         duplicates.cars.reserve(count);
         let mut before: Option<&str> = None;
         for _ in 0..count {
@@ -66,7 +83,10 @@ impl Duplicates {
                 return Err(from.damaged("cars out of order"));
             }
             before = Some(name);
-            duplicates.cars.insert(name.into(), Car::get(&mut from)?);
+            let silent = if format == WITHOUT_TIME { 0 } else { from.varint()? };
+            let heard = u32::try_from(silent).ok().and_then(|silent| today.checked_sub(silent));
+            let heard = heard.ok_or_else(|| from.damaged("a car that is older than the clock"))?;
+            duplicates.cars.insert(name.into(), Car { heard, ..Car::get(&mut from)? });
         }
         if from.at < bytes.len() {
             return Err(from.damaged("bytes after the end"));
@@ -94,7 +114,7 @@ impl Car {
             0 => None,
             head => Some(Box::new(Retired::get(head - 1, from)?)),
         };
-        Ok(Self { boots, retired })
+        Ok(Self { heard: 0, boots, retired })
     }
 }
 
@@ -214,6 +234,7 @@ impl<'a> Cursor<'a> {
 
 #[cfg(test)]
 mod tests {
+    use pipeline::ForgetAfter;
     use test_support::random::Random;
 
     use super::super::RETIRED_MS;
@@ -242,12 +263,15 @@ mod tests {
             for i in 0..3000 {
                 let (car, boot, seq) = step(&mut random, boots, span);
                 let time_ms = i * RETIRED_MS / 700;
+                straight.pass_time(time_ms, ForgetAfter::DEFAULT);
+                restored.pass_time(time_ms, ForgetAfter::DEFAULT);
                 let expected = straight.admit(&car, boot, seq, time_ms);
                 assert_eq!(restored.admit(&car, boot, seq, time_ms), expected, "seed {seed}, step {i}");
                 if random.below(100) == 0 {
                     let bytes = restored.to_bytes();
                     restored = Duplicates::from_bytes(&bytes).unwrap();
                     assert_eq!(restored.cars, straight.cars, "seed {seed}, step {i}");
+                    assert_eq!(restored.clock, straight.clock, "seed {seed}, step {i}");
                     assert_eq!(restored.to_bytes(), bytes);
                 }
             }
@@ -263,8 +287,22 @@ mod tests {
             seen.admit("WVWZZZ1KZAW000001", 0x1234_5678_9abc_def0, seq, 0);
         }
         let bytes = seen.to_bytes();
-        assert_eq!(bytes.len(), 2 + 18 + 1 + 8 + 1 + 1 + 3 + 1, "{bytes:?}");
-        assert_eq!(Duplicates::from_bytes(&[FORMAT, 0]).unwrap().cars(), 0);
+        assert_eq!(bytes.len(), 1 + 18 + 1 + 18 + 1 + 1 + 8 + 1 + 1 + 3 + 1, "{bytes:?}");
+        assert_eq!(Duplicates::from_bytes(&Duplicates::default().to_bytes()).unwrap().cars(), 0);
+    }
+
+    /// Written by a release that forgot no car.
+    #[test]
+    fn a_memory_of_the_first_format_is_still_known() {
+        let mut bytes = vec![WITHOUT_TIME, 1, 3];
+        bytes.extend(b"car");
+        bytes.push(1);
+        bytes.extend(7i64.to_le_bytes());
+        bytes.extend([2, 0, 9, 0]);
+        let mut seen = Duplicates::from_bytes(&bytes).unwrap();
+        assert_eq!([9, 10].map(|seq| seen.contains("car", 7, seq)), [true, false]);
+        assert_eq!(seen.pass_time(1_795_219_200_000, ForgetAfter::DEFAULT), 0);
+        assert_eq!(Duplicates::from_bytes(&[WITHOUT_TIME, 0]).unwrap().cars(), 0);
     }
 
     /// Cut off anywhere, or with any byte changed: refused, or a memory that is within its bounds; never a panic.
@@ -285,7 +323,7 @@ mod tests {
             let mut changed = bytes.clone();
             changed[at] ^= 1 << random.below(8);
             if let Ok(other) = Duplicates::from_bytes(&changed) {
-                assert!(other.cars != seen.cars, "byte {at} says nothing");
+                assert!((&other.cars, other.clock) != (&seen.cars, seen.clock), "byte {at} says nothing");
                 let in_bounds = |car: &Car| {
                     car.boots.len() <= MAX_BOOTS && car.boots.iter().all(|b| b.intervals.len() <= MAX_INTERVALS)
                 };

@@ -40,6 +40,11 @@ impl LookupTable {
         self.index.len()
     }
 
+    /// Whether this key has a row.
+    pub fn contains(&self, key: &str) -> bool {
+        self.index.contains_key(key)
+    }
+
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.index.is_empty()

@@ -12,9 +12,8 @@ impl Site {
     /// A message of car 1, received at that time, or without a note of it.
     fn receive(&self, kind: &str, value: &Value, received_ms: Option<i64>) {
         let mqtt_topic = format!("vehicles/{}/{kind}", vin(1));
-        let (value, received_ms) = (value.to_string(), received_ms.map(|ms| ms.to_string()));
-        let received_ms = received_ms.as_deref();
-        self.append_received(&format!("{kind}.raw"), &vin(1), Some(&mqtt_topic), Some(value.as_bytes()), received_ms);
+        let (value, at) = (value.to_string(), (now_ms(), received_ms.map(|ms| ms.to_string())));
+        self.append_at(&format!("{kind}.raw"), &vin(1), Some(&mqtt_topic), Some(value.as_bytes()), at);
     }
 
     /// The sequence numbers and reasons of the dead letters.

@@ -3,6 +3,7 @@
 //! All cases share one site and its readings: one file.
 #![allow(clippy::unwrap_used)]
 
+mod cars;
 mod event_time;
 mod memory;
 
@@ -111,23 +112,23 @@ impl Site {
 
     /// As the bridge would.
     fn append(&self, topic: &str, key: &str, mqtt_topic: Option<&str>, value: Option<&[u8]>) {
-        self.append_received(topic, key, mqtt_topic, value, Some(&now_ms().to_string()));
+        self.append_at(topic, key, mqtt_topic, value, (now_ms(), Some(now_ms().to_string())));
     }
 
-    /// As the bridge would, at that time.
-    fn append_received(
+    /// As the bridge would, at that time, with that note of the receipt.
+    fn append_at(
         &self,
         topic: &str,
         key: &str,
         mqtt_topic: Option<&str>,
         value: Option<&[u8]>,
-        received_ms: Option<&str>,
+        (timestamp_ms, received_ms): (i64, Option<String>),
     ) {
         let appender = self.log.clone().appender(Box::new(|done| assert!(done.iter().all(|c| c.durable)))).unwrap();
         let mut headers: Vec<(&str, &[u8])> = Vec::new();
-        headers.extend(received_ms.map(|time| ("received_ms", time.as_bytes())));
+        headers.extend(received_ms.as_ref().map(|time| ("received_ms", time.as_bytes())));
         headers.extend(mqtt_topic.map(|topic| ("mqtt_topic", topic.as_bytes())));
-        let record = Record { key: key.as_bytes(), value, headers: &headers, timestamp_ms: now_ms() };
+        let record = Record { key: key.as_bytes(), value, headers: &headers, timestamp_ms };
         while let Err(AppendError::Full) = appender.append(&topic.into(), &record, 0) {
             std::thread::yield_now();
         }
@@ -199,6 +200,10 @@ impl Site {
         encode(&mut text, &registry).unwrap();
         text
     }
+}
+
+fn has(metrics: &str, line: &str) {
+    assert!(metrics.lines().any(|l| l == line), "{line} is not in\n{metrics}");
 }
 
 fn decode(schema: &str, records: &[Stored]) -> RecordBatch {

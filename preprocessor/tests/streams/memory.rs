@@ -6,14 +6,10 @@ use arrow::array::AsArray;
 use arrow::datatypes::Int64Type;
 use test_support::clock::yesterday_ms;
 
-use crate::{PATIENCE, Site, reading};
+use crate::{PATIENCE, Site, has, reading};
 
 /// Long enough to be processed first on a busy machine; needed once.
 const RETENTION: Duration = Duration::from_secs(8);
-
-fn has(metrics: &str, line: &str) {
-    assert!(metrics.lines().any(|l| l == line), "{line} is not in\n{metrics}");
-}
 
 /// The car repeats a reading hours later, long after its first copy has left the raw topic: still a repeat.
 #[test]

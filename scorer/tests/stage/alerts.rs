@@ -1,10 +1,13 @@
 //! Alerts open once and close once, whatever happens in between.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use scorer::alerts::{Alert, AlertStatus};
 
-use crate::support::{BOOT_ID, Running, START_MS, Site, car, readings, run_to_end, small_model, small_model_with};
+use crate::support::{
+    BOOT_ID, Files, Running, START_MS, Score, Site, car, expected, readings, run_to_end, small_model, small_model_with,
+};
 
 /// Car 1 is broken from reading 20 to reading 40.
 fn broken(i: usize, seq: i64) -> bool {
@@ -101,4 +104,37 @@ async fn alerts_of_one_transaction_follow_each_other() {
     the_pair(&alerts[..2]);
     the_pair(&alerts[2..]);
     assert_ne!(alerts[0].alert_id, alerts[2].alert_id);
+}
+
+/// It begins anew, and so it does when another model replays the readings. The others notice nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_car_is_forgotten_on_request_and_its_alert_is_closed() {
+    let (site, model, other) = (Site::new(), small_model(1, 4.0), small_model(2, 3.0));
+    let all = readings(4, 0, 90, |i, seq| i == 1 && (20..40).contains(&seq));
+    let between = |from: i64, to: i64| -> Vec<_> {
+        all.iter().filter(|reading| (from..to).contains(&reading.seq)).cloned().collect()
+    };
+    site.append_readings(&between(0, 40));
+    site.ask_to_forget(&car(1));
+    site.append_readings(&between(40, 80));
+    let running = Running::start(site.args_with(&model));
+    running.until("the scores", || running.metrics.scored.get() == 320).await;
+    assert_eq!((running.metrics.cars_forgotten.get(), running.metrics.open_alerts.get()), (1, 0));
+    running.stop().await;
+    let alerts = site.alerts();
+    let (opened, closed) = the_pair(&alerts);
+    assert_eq!((&opened.car, closed.event_time_ms), (&car(1), opened.event_time_ms), "no reading closed it");
+    assert_eq!(site.count("scorer.dead-letter"), 0);
+    let check = |scores: &HashMap<(String, i64), Score>, files: &Files, from: i64, to: i64| {
+        let forgotten: Vec<_> = between(40, to).into_iter().filter(|reading| reading.car == car(1)).collect();
+        let (through, anew) = (expected(files, &between(0, to)), expected(files, &forgotten));
+        for ((name, seq), score) in scores.iter().filter(|((_, seq), _)| (from..to).contains(seq)) {
+            let wanted = if *name == car(1) { &anew } else { &through };
+            assert_eq!(*score, wanted[&(name.clone(), *seq)], "{name} {seq}");
+        }
+    };
+    check(&site.scores(), &model, 40, 80);
+    site.append_readings(&between(80, 90));
+    run_to_end(site.args_with(&other)).await;
+    check(&site.scores(), &other, 80, 90);
 }

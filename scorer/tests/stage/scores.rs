@@ -1,6 +1,7 @@
 //! One score per reading, the same as the model's, however often the stage is stopped.
 
-use test_support::clock::now_ms;
+use event_log::partition_for_key;
+use test_support::clock::{now_ms, yesterday_ms};
 
 use crate::support::{Running, Site, car, encode, encode_v1, expected, readings, run_to_end, small_model};
 
@@ -59,6 +60,39 @@ async fn a_restart_goes_on_from_a_snapshot() {
     running.stop().await;
     let (scores, all) = (site.scores(), expected(&other, &readings(6, 0, 60, broken)));
     assert!(all.iter().filter(|((_, seq), _)| *seq >= 50).all(|(identity, score)| scores[identity] == *score));
+}
+
+/// It begins anew, as a car that nothing is known of; and so it does in a replay, which another model causes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_car_that_was_silent_for_long_is_forgotten() {
+    const DAY_MS: i64 = 24 * 3_600_000;
+    let (site, model, other) = (Site::new(), small_model(1, 4.0), small_model(2, 3.0));
+    let all = readings(2, 0, 140, |_, _| false);
+    let of = |i: usize, seqs: std::ops::Range<i64>| -> Vec<_> {
+        all.iter().filter(|r| r.car == car(i) && seqs.contains(&r.seq)).cloned().collect()
+    };
+    assert_eq!(partition_for_key(car(0).as_bytes(), 4), partition_for_key(car(1).as_bytes(), 4), "of one partition");
+    let began_ms = yesterday_ms() - 100 * DAY_MS;
+    site.append_readings_at(&of(0, 0..30), began_ms);
+    for day in 0..95 {
+        site.append_readings_at(&of(1, day..day + 1), began_ms + day * DAY_MS);
+    }
+    let running = Running::start(site.args_with(&model));
+    running.until("the scores", || running.metrics.scored.get() == 30 + 95).await;
+    assert_eq!((running.metrics.cars.get(), running.metrics.cars_forgotten.get()), (1, 1));
+    running.stop().await;
+    site.append_readings_at(&of(0, 30..60), began_ms + 96 * DAY_MS);
+    run_to_end(site.args_with(&model)).await;
+    let anew = expected(&model, &of(0, 30..60));
+    let known = expected(&model, &of(0, 0..60));
+    assert!(anew.iter().any(|(identity, score)| known[identity] != *score), "what was known of it makes a difference");
+    let scores = site.scores();
+    assert!(anew.iter().all(|(identity, score)| scores[identity] == *score));
+    assert!(expected(&model, &of(0, 0..30)).iter().all(|(identity, score)| scores[identity] == *score));
+    site.append_readings_at(&of(0, 60..70), began_ms + 96 * DAY_MS);
+    run_to_end(site.args_with(&other)).await;
+    let (scores, anew) = (site.scores(), expected(&other, &of(0, 30..70)));
+    assert!((60..70).all(|seq| scores[&(car(0), seq)] == anew[&(car(0), seq)]));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -14,7 +14,7 @@ use arrow::array::{
 };
 use arrow::compute::cast;
 use arrow::datatypes::{Float32Type, Int64Type, TimestampMillisecondType};
-use event_log::{Log, LogUrl, Range, Read, Record};
+use event_log::{Log, LogUrl, Range, Read, Record, append_and_wait};
 use lake::{Lake, LakeUrl};
 use model::alert::AlertRule;
 use model::artefact::{Detection, FORMAT, Metrics as Quality, Split, Training};
@@ -75,6 +75,10 @@ impl Site {
 
     /// Appends records and waits until they are durable.
     pub(crate) fn append(&self, topic: &str, records: &[(Vec<u8>, Option<Vec<u8>>)]) {
+        self.append_at(topic, records, yesterday_ms());
+    }
+
+    fn append_at(&self, topic: &str, records: &[(Vec<u8>, Option<Vec<u8>>)], timestamp_ms: i64) {
         let durable = Arc::new(AtomicUsize::new(0));
         let appender = {
             let durable = durable.clone();
@@ -85,7 +89,7 @@ impl Site {
         };
         let topic = Arc::from(topic);
         for (token, (key, value)) in records.iter().enumerate() {
-            let (value, timestamp_ms) = (value.as_deref(), yesterday_ms());
+            let value = value.as_deref();
             let record = Record { key, value, headers: &[("origin", b"test")], timestamp_ms };
             appender.append(&topic, &record, token as u64).unwrap();
         }
@@ -93,11 +97,24 @@ impl Site {
         assert_eq!(durable.load(Ordering::SeqCst), records.len());
     }
 
+    /// As the preprocessor passes it on.
+    pub(crate) fn ask_to_forget(&self, car: &str) {
+        let headers: [(&str, &[u8]); 1] = [(contract::FORGET, b"1795219200000")];
+        let record = Record { key: car.as_bytes(), value: None, headers: &headers, timestamp_ms: yesterday_ms() };
+        let timeout = Duration::from_secs(PATIENCE_S);
+        assert!(append_and_wait(&self.log, &"telemetry".into(), &record, timeout).unwrap());
+    }
+
     pub(crate) fn append_readings(&self, readings: &[Reading]) {
+        self.append_readings_at(readings, yesterday_ms());
+    }
+
+    /// Readings that the bridge received at that time.
+    pub(crate) fn append_readings_at(&self, readings: &[Reading], received_ms: i64) {
         let values = encode(readings);
         let records: Vec<_> =
             readings.iter().zip(values).map(|(r, value)| (r.car.clone().into_bytes(), Some(value))).collect();
-        self.append("telemetry", &records);
+        self.append_at("telemetry", &records, received_ms);
     }
 
     /// All records of a topic, partition by partition.

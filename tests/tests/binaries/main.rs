@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod examples;
+mod forget;
 mod independent;
 mod monitoring;
 mod pipeline;

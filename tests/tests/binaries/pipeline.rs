@@ -11,6 +11,7 @@ use event_log::{Log, LogUrl, Range, Read};
 use telemetry::avro::AvroDecoder;
 
 use crate::examples;
+use crate::forget;
 use crate::independent;
 use crate::monitoring::{self, Prometheus};
 use whole_pipeline_tests::process::Process;
@@ -130,10 +131,23 @@ fn seven_processes_take_readings_from_cars_to_scores_on_kafka() {
     independent::console_consumer_agrees(&counted, &bootstrap);
     independent::python_agrees(&counted, Path::new(&lake));
     examples::kafka_has_this_alert(&bootstrap, &kafka);
-    let cloud = event_log::open(&LogUrl::Directory(cloud.into()), &[]).unwrap();
+    let copies = event_log::open(&LogUrl::Directory(cloud.clone().into()), &[]).unwrap();
     for (topic, schema) in [("telemetry", "telemetry.v2.avsc"), ("scores", "score.avsc")] {
-        assert_eq!(identities(&cloud, topic, schema), identities(&kafka, topic, schema), "{topic} in the cloud");
+        assert_eq!(identities(&copies, topic, schema), identities(&kafka, topic, schema), "{topic} in the cloud");
     }
+    drop(copies);
+
+    // One of its cars asks to be forgotten, and nothing else changes.
+    let cars = forget::two_cars(Path::new(&ledger));
+    let again = vec![
+        start("scorer", &["--log", &log_url, "--lake", &lake]).0,
+        start("sink", &["--log", &log_url, "--lake", &lake, "--max-age", "1s"]).0,
+        start("replicator", &["--edge-log", &log_url, "--cloud-log", &cloud]).0,
+        start("preprocessor", &["--log", &log_url, "--pseudonym-key-file", &key]).0,
+    ];
+    forget::one_of(&cars, (&log_url, &kafka), &key, again);
+    let after = independent::audit(&[&places[..], &["--pseudonym-key-file", &key, "--ledger", &ledger]].concat());
+    assert_eq!(after, counted);
 }
 
 /// Readings of the ledger that were acknowledged, and others. None is broken on purpose here.

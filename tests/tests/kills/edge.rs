@@ -1,13 +1,15 @@
 //! The edge box: killed under load, at times with its cars, at times by two signals; first without its uplink.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use event_log::TopicSpec;
+use telemetry::pseudonym::PseudonymKey;
 use whole_pipeline_tests::audit::Audit;
-use whole_pipeline_tests::binary;
 use whole_pipeline_tests::process::Process;
+use whole_pipeline_tests::{binary, state};
 
 use super::{kills, moments};
 
@@ -77,6 +79,13 @@ impl Site {
     fn audit_of_the_edge(&self) -> Audit {
         let of = ["--edge-log", &self.log, "--pseudonym-key-file", &self.key, "--ledger", &self.ledger];
         Audit::of(&[&of[..], &["--scores", "yes"]].concat())
+    }
+
+    /// The cars whose readings the box has acknowledged.
+    fn vins(&self) -> BTreeSet<String> {
+        let text = std::fs::read_to_string(&self.ledger).unwrap();
+        let rows = text.lines().filter(|line| line.contains(",acknowledged,"));
+        rows.filter(|line| line.contains(",valid,")).map(|line| line.split(',').next().unwrap().to_owned()).collect()
     }
 
     /// Stops `edge`, and lets it run again until every reading has gone all the way.
@@ -188,6 +197,36 @@ fn a_running_box_answers_for_its_log() {
     edge.terminate();
     edge.succeed();
     assert_eq!(live.said["ledger"], site.audit_of_the_edge().said["ledger"], "stopped, it says the same");
+}
+
+/// While its cars send, and it keeps the log open.
+#[test]
+fn a_running_box_forgets_a_car() {
+    let directory = tempfile::tempdir().unwrap();
+    let site = Site::new(directory.path());
+    let edge = site.edge(&no_uplink());
+    let cars = site.cars();
+    std::thread::sleep(Duration::from_secs(3));
+    cars.terminate();
+    cars.succeed();
+    let vins: BTreeSet<_> = site.vins();
+    let [asks, other]: [String; 2] = vins.into_iter().take(2).collect::<Vec<_>>().try_into().unwrap();
+    let pseudonym = |vin: &str| PseudonymKey::from_bytes(KEY.as_bytes()).unwrap().pseudonym(vin);
+    let forget = ["forget", "--log", &site.log, "--vin", &asks, "--wait", "180s"];
+    let output = Command::new(binary("carstream")).args(forget).env_clear().output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    for line in [&*pseudonym(&asks), "forgotten by: preprocessor-telemetry", "forgotten by: scorer"] {
+        assert!(said.contains(line), "{line:?} is not in\n{said}");
+    }
+    edge.terminate();
+    edge.succeed();
+    site.audit_of_the_edge().assert_clean();
+    let log = event_log::open(&site.log.parse().unwrap(), &[]).unwrap();
+    for (vin, known) in [(&asks, false), (&other, true)] {
+        assert_eq!(state::knows(&log, "preprocessor.state", vin), known, "{vin}");
+        assert_eq!(state::knows(&log, "scorer.state", &pseudonym(vin)), known, "{vin}");
+    }
 }
 
 #[test]
