@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use reqwest::Certificate;
 use service::{Readiness, Waiting};
 use telemetry::schema::Schemas;
 use tokio::runtime::Handle;
@@ -22,19 +23,23 @@ pub struct SchemaRegistryArgs {
     /// Read USER:PASSWORD for the schema registry from this file.
     #[arg(long, env = "CARSTREAM_SCHEMA_REGISTRY_CREDENTIALS_FILE", value_name = "FILE")]
     pub schema_registry_credentials_file: Option<PathBuf>,
+    /// Trust the authorities in this file (PEM) as well as the system's, for https:// with a private authority.
+    #[arg(long, env = "CARSTREAM_SCHEMA_REGISTRY_CA_FILE", value_name = "FILE")]
+    pub schema_registry_ca_file: Option<PathBuf>,
 }
 
 impl SchemaRegistryArgs {
     /// What of the settings cannot work.
     pub fn problems(&self) -> Vec<String> {
-        self.credentials().err().into_iter().collect()
+        self.credentials().err().into_iter().chain(self.authorities().err()).collect()
     }
 
     /// The registry, which is not asked for anything yet. `None`: there is none. Within a tokio runtime.
     pub fn connect(&self) -> Result<Option<Registry>, Error> {
         let credentials = self.credentials().map_err(Error::Settings)?;
+        let authorities = self.authorities().map_err(Error::Settings)?;
         let Some(url) = &self.schema_registry else { return Ok(None) };
-        Registry::new(url.clone(), credentials, Handle::current()).map(Some)
+        Registry::new(url.clone(), credentials, authorities, Handle::current()).map(Some)
     }
 
     /// The schemas of a stage that uses each of these files for the values of that topic, with the ids of the registry,
@@ -63,6 +68,17 @@ impl SchemaRegistryArgs {
 
     fn credentials(&self) -> Result<Option<(String, String)>, String> {
         self.schema_registry_credentials_file.as_deref().map(read_credentials).transpose()
+    }
+
+    fn authorities(&self) -> Result<Vec<Certificate>, String> {
+        let Some(path) = &self.schema_registry_ca_file else { return Ok(Vec::new()) };
+        let problem = |why: String| format!("--schema-registry-ca-file {}: {why}", path.display());
+        let pem = std::fs::read(path).map_err(|error| problem(error.to_string()))?;
+        let found = Certificate::from_pem_bundle(&pem).map_err(|error| problem(error.to_string()))?;
+        if found.is_empty() {
+            return Err(problem("it holds no certificate in PEM (-----BEGIN CERTIFICATE-----)".to_owned()));
+        }
+        Ok(found)
     }
 }
 
@@ -135,5 +151,8 @@ mod tests {
         assert!(args.problems()[0].contains("does not hold USER:PASSWORD"));
         std::fs::write(&file, "somebody:pass:word\n").unwrap();
         assert_eq!(args.credentials().unwrap(), Some(("somebody".to_owned(), "pass:word".to_owned())));
+        let args = SchemaRegistryArgs { schema_registry_ca_file: Some(file), ..args };
+        let problems = args.problems();
+        assert!(problems.len() == 1 && problems[0].contains("--schema-registry-ca-file"), "{problems:?}");
     }
 }

@@ -7,7 +7,7 @@
 use std::sync::mpsc;
 use std::time::Duration;
 
-use reqwest::{Method, StatusCode};
+use reqwest::{Certificate, ClientBuilder, Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
 
@@ -43,8 +43,15 @@ pub struct Registered {
 }
 
 impl Registry {
-    pub(crate) fn new(url: RegistryUrl, credentials: Option<(String, String)>, runtime: Handle) -> Result<Self, Error> {
-        let http = reqwest::Client::builder()
+    pub(crate) fn new(
+        url: RegistryUrl,
+        credentials: Option<(String, String)>,
+        authorities: Vec<Certificate>,
+        runtime: Handle,
+    ) -> Result<Self, Error> {
+        let http = authorities
+            .into_iter()
+            .fold(reqwest::Client::builder(), ClientBuilder::add_root_certificate)
             .user_agent(concat!("carstream/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(REQUEST_TIMEOUT)

@@ -4,7 +4,12 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
+use std::sync::Arc;
 
+use certificates::{Authority, KeyPem};
+use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use schema_registry::{Error, Registry, SchemaRegistryArgs};
 use service::Readiness;
 use tokio_util::sync::CancellationToken;
@@ -36,6 +41,47 @@ fn answering(answers: &'static [(u16, &'static str)]) -> (String, std::thread::J
         answers.iter().map(answer).collect()
     };
     (url, std::thread::spawn(served))
+}
+
+/// A certificate for 127.0.0.1 by an authority that no system knows, and that authority's own.
+fn private_authority() -> (Arc<ServerConfig>, String) {
+    let authority_key = KeyPem::generate();
+    let authority = Authority::create(&authority_key).unwrap();
+    let key = KeyPem::generate();
+    let signed = Authority::from_pem(authority.as_bytes(), &authority_key).unwrap();
+    let certificate = signed.server(&["127.0.0.1".to_owned()], &key).unwrap();
+    let chain = certificates::from_pem(certificate.as_bytes()).unwrap();
+    let private = PrivateKeyDer::from_pem_slice(key.0.as_bytes()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    (Arc::new(config.with_no_client_auth().with_single_cert(chain, private).unwrap()), authority)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_authority_of_the_site_is_trusted_when_it_is_named() {
+    let (config, authority) = private_authority();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("https://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = StreamOwned::new(ServerConnection::new(config.clone()).unwrap(), stream.unwrap());
+            // A client that does not trust the certificate ends the connection here.
+            if stream.read(&mut [0; 4096]).is_ok() {
+                let body = r#"{"schema":"{}"}"#;
+                let head = format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len());
+                stream.write_all(format!("{head}{body}").as_bytes()).unwrap();
+                stream.conn.send_close_notify();
+                let _ = stream.flush();
+            }
+        }
+    });
+    let stranger = asked(args(&url).connect().unwrap().unwrap(), |registry| registry.schema(1)).await;
+    assert!(format!("{:#}", anyhow::Error::from(stranger.unwrap_err())).contains("certificate"));
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), authority).unwrap();
+    let known = SchemaRegistryArgs { schema_registry_ca_file: Some(file.path().to_owned()), ..args(&url) };
+    let schema = asked(known.connect().unwrap().unwrap(), |registry| registry.schema(1)).await;
+    assert_eq!(schema.unwrap().as_deref(), Some("{}"));
 }
 
 fn args(url: &str) -> SchemaRegistryArgs {
