@@ -95,7 +95,7 @@ pub struct CarsArgs {
     /// Know at most this many cars per partition of a stream, and make dead letters of the readings of further ones.
     ///
     /// Each takes about 1 kB. A reference table takes as many rows per partition.
-    #[arg(long, env = "CARSTREAM_MAX_CARS_PER_PARTITION", value_name = "CARS", default_value_t = 25_000)]
+    #[arg(long, env = "CARSTREAM_MAX_CARS_PER_PARTITION", value_name = "CARS", default_value_t = 50_000)]
     pub max_cars_per_partition: usize,
 }
 
