@@ -13,6 +13,7 @@
 //!  carstream forget   a car that asks for it, by its VIN
 //!  carstream groups   whom retention of an embedded log waits for; forgets a group that is gone
 //!  carstream health   one stage's admin port: is it ready?
+//!  carstream resume   what a stage has stopped: an operator's decision, carried out and recorded
 //!  carstream secrets  keys and certificates of a site, made where they are missing
 //!  carstream settings docs/settings.md: the settings of all of these
 //! ```
@@ -30,6 +31,7 @@ pub mod forget;
 pub mod groups;
 pub mod health;
 mod live;
+pub mod resume;
 pub mod secrets;
 pub mod settings;
 mod stage;
@@ -79,6 +81,7 @@ enum Command {
     Forget(Box<forget::Args>),
     Groups(groups::Args),
     Health(health::Args),
+    Resume(resume::Args),
     Secrets(secrets::Args),
     /// Print docs/settings.md: the settings of all stages and commands.
     Settings,
@@ -105,6 +108,7 @@ impl AsRef<ServiceArgs> for Cli {
                 | Command::Forget(_)
                 | Command::Groups(_)
                 | Command::Health(_)
+                | Command::Resume(_)
                 | Command::Secrets(_)
                 | Command::Settings,
             )
@@ -145,6 +149,11 @@ pub async fn run(cli: Cli, shutdown: CancellationToken) -> anyhow::Result<()> {
             return Ok(());
         }
         Some(Command::Health(args)) => return health::run(&args),
+        Some(Command::Resume(args)) => {
+            let said = tokio::task::spawn_blocking(move || resume::run(&args)).await??;
+            print!("{said}");
+            return Ok(());
+        }
         Some(Command::Secrets(args)) => return secrets::run(args).await,
         Some(Command::Settings) => {
             print!("{}", settings::page(&Cli::command()));

@@ -5,10 +5,11 @@
 
 mod support;
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use carstream::audit::{Evidence, Kind, Report, Sources, audit};
-use event_log::{Outputs, Record, TopicSpec};
+use carstream::audit::{Evidence, Kind, Report, Scores, Sources, audit};
+use event_log::{Log, Outputs, Record, TopicSpec};
 use support::{At, BOOT, CARS, HOPS, SEQS, Site, carstream, commit, ends, vin};
 use test_support::clock::now_ms;
 use tokio_util::sync::CancellationToken;
@@ -277,6 +278,84 @@ async fn what_was_removed_before_the_next_stage_had_read_it_is_lost() {
         let said = &report.discrepancies.iter().find(|d| d.kind == Kind::RemovedUnread).unwrap().what;
         assert!(said.contains("before the preprocessor had read them"), "{said}");
     }
+}
+
+/// What an operator let a stage go without is lost, though its position is beyond it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gap_that_was_accepted_is_lost() {
+    let old = u64::from(CARS) * 40;
+    let firsts = |log: &Arc<dyn Log>, topic: &str| -> Vec<u64> {
+        log.describe(topic).unwrap().partitions.iter().map(|bounds| bounds.first).collect()
+    };
+    // By the preprocessor: the clean topic lacks them.
+    let site = removed(false).await;
+    site.accepted_gaps("preprocessor-telemetry", "telemetry.raw", &firsts(&site.edge, "telemetry.raw"));
+    let edge = Sources::new(Some(site.edge.clone()), None, None);
+    for with_ledger in [false, true] {
+        let report = site.audit_with(edge.clone(), with_ledger).await.unwrap();
+        assert_eq!((report.counts[&Kind::RemovedUnread], report.ledger.lost), (old, old), "{report}");
+        let said = &report.discrepancies.iter().find(|d| d.kind == Kind::RemovedUnread).unwrap().what;
+        assert!(said.contains("before the preprocessor had read them, and an operator accepted that"), "{said}");
+    }
+    // By the scorer, and by the replicator.
+    let site = removed(true).await;
+    let new: Vec<_> = (0..CARS).flat_map(|car| (40..80).map(move |seq| (car, BOOT, seq))).collect();
+    site.avro(At::Scores, &new, now_ms());
+    site.avro(At::Cloud, &new, now_ms());
+    site.caught_up();
+    let clean = firsts(&site.edge, "telemetry");
+    let mut edge = Sources::new(Some(site.edge.clone()), Some(site.cloud.clone()), None);
+    edge.scores = Scores::Yes;
+    site.accepted_gaps("scorer", "telemetry", &clean);
+    let report = site.audit_with(edge.clone(), false).await.unwrap();
+    assert_eq!((only(&report), report.ledger.lost), ((Kind::RemovedUnread, old), old), "{report}");
+    site.copies_without(&clean);
+    let report = site.audit_with(edge, true).await.unwrap();
+    assert_eq!((report.counts[&Kind::RemovedUnread], report.ledger.lost), (2 * old, old), "each once: {report}");
+    assert!(report.to_string().contains("before the replicator had read them, and an operator accepted"), "{report}");
+}
+
+/// Readings that an accepted gap left without a score, while the cloud has them. Retention has also removed the oldest
+/// scores, so that nothing shows of a single reading whether it was scored.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gap_that_was_accepted_is_lost_no_more_than_the_readings_that_it_can_be() {
+    let old = u64::from(CARS) * 40;
+    let site = Site::new();
+    let (old_ms, new_ms) = (now_ms() - 30 * 24 * 3_600_000, now_ms());
+    let seqs = |seqs: std::ops::Range<i64>| -> Vec<_> {
+        (0..CARS).flat_map(|car| seqs.clone().map(move |seq| (car, BOOT, seq))).collect()
+    };
+    let (before, after) = (seqs(0..40), seqs(40..80));
+    for hop in [At::Clean, At::Cloud] {
+        site.avro(hop, &before, old_ms);
+    }
+    // Half of them were scored, before the scorer was away.
+    site.avro(At::Scores, &seqs(0..20), old_ms);
+    site.raw(&before, old_ms);
+    site.clock.pass(Duration::from_secs(30 * 24 * 3600));
+    site.edge.maintain().unwrap();
+    site.raw(&after, new_ms);
+    for hop in [At::Clean, At::Cloud, At::Scores] {
+        site.avro(hop, &after, new_ms);
+    }
+    site.caught_up();
+    let rows: Vec<_> = before.iter().chain(&after).map(|(car, _, seq)| (*car, *seq, "valid", "acknowledged")).collect();
+    site.ledger_at(&rows, true, old_ms);
+    let mut sources = Sources::new(Some(site.edge.clone()), Some(site.cloud.clone()), None);
+    sources.scores = Scores::Yes;
+    let firsts = |topic: &str| -> Vec<u64> {
+        site.edge.describe(topic).unwrap().partitions.iter().map(|bounds| bounds.first).collect()
+    };
+    assert_eq!(firsts("scores").iter().sum::<u64>(), old / 2);
+    // The gap of each partition is the second half of what was removed.
+    site.accepted_gaps_from("scorer", "telemetry", &firsts("scores"), &firsts("telemetry"));
+    let report = site.audit_with(sources.clone(), true).await.unwrap();
+    assert_eq!((report.counts[&Kind::RemovedUnread], report.ledger.lost), (old / 2, old / 2), "{report}");
+    // And a gap wider than there are readings: with offsets without records, such as Kafka's markers.
+    let wide: Vec<_> = firsts("telemetry").iter().map(|first| first * 3).collect();
+    site.accepted_gaps_from("scorer", "telemetry", &firsts("telemetry"), &wide);
+    let report = site.audit_with(sources, true).await.unwrap();
+    assert_eq!(report.ledger.lost, old, "{report}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -45,6 +45,9 @@ pub use transform::Preprocess;
 /// What each stream has let through, in snapshots.
 const STATE: &str = contract::own::PREPROCESSOR_STATE;
 
+/// What was decided about partitions that had stopped.
+const GAPS: &str = contract::own::GAPS;
+
 /// What the binary runs: the streams, and the admin port if one is asked for; or its command.
 pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
     if let Some(Command::Try(trial)) = &args.command {
@@ -225,6 +228,8 @@ fn run_stream(
         outputs: vec![output.clone()],
         dead_letter: Some(definition.dead_letter.clone()),
         state: Some(STATE.into()),
+        gaps: Some(GAPS.into()),
+        accept_gap: args.accept_gap,
         snapshot_records: args.snapshots.snapshot_records,
         max_records: args.pipeline.batch_records,
         max_wait: args.pipeline.batch_wait,
@@ -234,7 +239,7 @@ fn run_stream(
 
 /// Creates the topics that are missing.
 fn ensure_topics(log: &dyn Log, contract: &Contract, streams: &[(StreamDefinition, Preprocess)]) -> Result<(), Error> {
-    let mut names: BTreeSet<Arc<str>> = BTreeSet::from([STATE.into()]);
+    let mut names: BTreeSet<Arc<str>> = BTreeSet::from([STATE, GAPS].map(Arc::from));
     for (definition, transform) in streams {
         names.extend([&definition.input.topic, &definition.output_topic, &definition.dead_letter].map(Arc::clone));
         names.extend(transform.table_topics());

@@ -45,7 +45,7 @@ pub use args::{Accept, Args, Command, DEFAULT_SITE, OffsetsArgs, ResumeArgs, gro
 pub use copy::{SOURCE_CLUSTER, SOURCE_OFFSET, SOURCE_PARTITION, SOURCE_TOPIC};
 pub use metrics::{Metrics, Seconds};
 pub use pipeline::Topic;
-pub use state::{Accepted, Gap, STATE_TOPIC};
+pub use state::{Accepted, Gap, STATE_TOPIC, accepted_gaps};
 use topic::Replication;
 
 /// Runs the replicator until `shutdown`, with its admin port; or its command, if there is one.

@@ -127,6 +127,25 @@ pub(crate) fn load(target: &Arc<dyn Log>, source_name: &str, topic: &str) -> Res
     unreadable.map_or(Ok(state), Err)
 }
 
+/// The gaps of a topic that an operator accepted, since the source topic that is copied now was created.
+pub fn accepted_gaps(target: &Arc<dyn Log>, source_name: &str, topic: &str) -> Result<Vec<Gap>, Error> {
+    let prefix = format!("{}/accepted/", key(source_name, topic));
+    let bounds = target.describe(STATE_TOPIC)?.partitions[0];
+    let range = Range { topic: STATE_TOPIC.into(), partition: 0, start: bounds.first, end: Some(bounds.next) };
+    let mut gaps = Vec::new();
+    visit(target, range, READ_RECORDS, |record| {
+        if record.key.starts_with(prefix.as_bytes()) {
+            match serde_json::from_slice(record.value?) {
+                Ok(Accepted::Gap { partitions }) => gaps.extend(partitions),
+                Ok(Accepted::Recreated { .. }) => gaps.clear(),
+                _ => {}
+            }
+        }
+        None::<()>
+    })?;
+    Ok(gaps)
+}
+
 /// Notes that offsets hold no record. Best effort: without it, a later start may ask about a gap that is none.
 pub(crate) fn append_empty(target: &Arc<dyn Log>, source_name: &str, topic: &str, partition: u32, empty: &Empty) {
     let key = format!("{}/empty/{partition}", key(source_name, topic));

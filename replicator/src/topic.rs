@@ -144,6 +144,8 @@ impl Replication {
                 outputs: vec![self.topic.clone()],
                 dead_letter: None,
                 state: None,
+                gaps: None,
+                accept_gap: false,
                 snapshot_records: pipeline::SNAPSHOT_RECORDS,
                 max_records: args.pipeline.batch_records,
                 max_wait: args.pipeline.batch_wait,

@@ -63,6 +63,9 @@ pub struct Args {
     /// Instances and batches.
     #[command(flatten)]
     pub pipeline: LoopArgs,
+    /// Resume after gaps that retention has left, as if an operator had accepted each.
+    #[arg(skip)]
+    pub accept_gap: bool,
 
     /// Snapshots of what is known of each car, in topic scorer.state.
     #[command(flatten)]

@@ -49,6 +49,9 @@ use transform::Scoring;
 /// The model that this program scores with: the key of its announcements.
 pub const MODEL_NAME: &str = "telemetry-anomaly";
 
+/// What was decided about partitions that had stopped.
+const GAPS: &str = contract::own::GAPS;
+
 /// What a scorer without one waits for.
 const A_MODEL: &str = "a model";
 
@@ -110,12 +113,13 @@ pub async fn run_on(
     else {
         return Ok(());
     };
-    let flow = Flow { place, schemas };
+    let gaps = contract.expect_topic(GAPS).clone();
+    let flow = Flow { place, gaps, schemas };
     let (latest, newest) = watch::channel(None);
     match models {
         ModelSource::Fixed(model) => {
             latest.send_replace(Some(Arc::new(*model)));
-            if !ensure_topics(log.clone(), own_topics(&flow.place), &metrics, &shutdown).await? {
+            if !ensure_topics(log.clone(), own_topics(&flow), &metrics, &shutdown).await? {
                 return Ok(());
             }
             // The sender is kept until here, so that the channel stays open.
@@ -141,7 +145,7 @@ async fn follow_and_score(
     metrics: Metrics,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let mut topics = own_topics(&flow.place);
+    let mut topics = own_topics(&flow);
     // In another log it is not the scorer's to make: the follower waits for it.
     if Arc::ptr_eq(&log, follower.log()) {
         topics.push(flow.place.announcements.clone());
@@ -210,6 +214,8 @@ fn loop_options(args: &Args, place: &ModelDefinition, log: Arc<dyn Log>) -> pipe
         outputs: vec![name(&place.scores), name(&place.alerts)],
         dead_letter: Some(name(&place.dead_letter)),
         state: Some(name(&place.state)),
+        gaps: Some(GAPS.into()),
+        accept_gap: args.accept_gap,
         snapshot_records: args.snapshots.snapshot_records,
         max_records: args.pipeline.batch_records,
         max_wait: args.pipeline.batch_wait,
@@ -220,6 +226,8 @@ fn loop_options(args: &Args, place: &ModelDefinition, log: Arc<dyn Log>) -> pipe
 #[derive(Debug, Clone)]
 struct Flow {
     place: ModelDefinition,
+    /// Decisions about partitions that had stopped.
+    gaps: Topic,
     schemas: SchemaSource,
 }
 
@@ -313,8 +321,8 @@ fn place_of_model(contract: &Contract) -> Result<ModelDefinition, ConfigError> {
 }
 
 /// The topics of the log with the readings.
-fn own_topics(place: &ModelDefinition) -> Vec<Topic> {
-    [&place.readings, &place.scores, &place.alerts, &place.dead_letter, &place.state].map(Topic::clone).into()
+fn own_topics(Flow { place, gaps, .. }: &Flow) -> Vec<Topic> {
+    [&place.readings, &place.scores, &place.alerts, &place.dead_letter, &place.state, gaps].map(Topic::clone).into()
 }
 
 /// Waits for the log, and ensures that the topics exist. `false`: shut down meanwhile.

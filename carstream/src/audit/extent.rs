@@ -14,8 +14,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use contract::own;
 use event_log::{Error, Log, LogUrl, PartitionDescription, Range, batches, progress};
 use lake::{Footer, Lake, ObjectName};
+use pipeline::gaps;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
@@ -134,6 +136,8 @@ pub(crate) struct Unread {
     pub(crate) offsets: std::ops::Range<u64>,
     /// The stage that had not read them; `None` if no reader of this hop is known.
     pub(crate) reader: Option<&'static str>,
+    /// The hop that lacks them for good, if an operator has accepted that: the stage has resumed after them.
+    pub(crate) accepted: Option<Hop>,
     /// Some of them may be the markers of Kafka's transactions, and no records.
     pub(crate) may_be_markers: bool,
 }
@@ -207,7 +211,7 @@ impl Extents {
                     let mut note = |reader, position: u64| {
                         if position < bounds.first {
                             let offsets = position..bounds.first;
-                            unread.push(Unread { hop, partition, offsets, reader, may_be_markers });
+                            unread.push(Unread { hop, partition, offsets, reader, accepted: None, may_be_markers });
                         }
                     };
                     for (reader, positions) in readers {
@@ -238,8 +242,42 @@ impl Extents {
         };
         let of_cloud: Vec<_> = self.lake.iter().map(|lake| ("sink", reached(lake))).collect();
         compare(Hop::Cloud, &self.cloud, &sources.cloud, &of_cloud);
+        unread.extend(accepted(sources, self.scores.is_some())?);
         Ok(unread)
     }
+}
+
+/// Offsets that stages have skipped, since an operator accepted that retention had removed them.
+fn accepted(sources: &Sources, has_scores: bool) -> anyhow::Result<Vec<Unread>> {
+    let flow = &sources.flow;
+    let mut accepted = Vec::new();
+    let mut add = |hop, lacking, reader, partition, offsets: std::ops::Range<u64>| {
+        if !offsets.is_empty() {
+            let (reader, accepted_at, may_be_markers) = (Some(reader), Some(lacking), false);
+            accepted.push(Unread { hop, partition, offsets, reader, accepted: accepted_at, may_be_markers });
+        }
+    };
+    if let Some(edge) = &sources.edge {
+        let preprocessor = (Hop::Raw, Hop::Clean, "preprocessor", flow.stream.group(), flow.raw());
+        let scorer = (Hop::Clean, Hop::Scores, "scorer", sources.scorer_group.clone(), flow.clean());
+        for (hop, lacking, reader, group, topic) in [preprocessor].into_iter().chain(has_scores.then_some(scorer)) {
+            let decisions = gaps::load(edge, own::GAPS, &group, topic)?;
+            if decisions.is_empty() {
+                continue;
+            }
+            let topic_id = edge.describe(topic)?.id;
+            for (place, decision) in decisions.iter().filter(|(_, decision)| decision.topic_id == topic_id) {
+                let skipped = decision.skipped(place.from).unwrap_or_default();
+                add(hop, lacking, reader, place.partition, skipped);
+            }
+        }
+    }
+    if let Some(cloud) = &sources.cloud {
+        for gap in of_topic(replicator::accepted_gaps(cloud, &sources.site, flow.clean()))? {
+            add(Hop::Clean, Hop::Cloud, "replicator", gap.partition, gap.from..gap.to);
+        }
+    }
+    Ok(accepted)
 }
 
 /// How far the replicator has come, as the edge's own log knows it; `None` if it knows no replicator.

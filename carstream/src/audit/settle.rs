@@ -43,6 +43,8 @@ pub(crate) fn settle(tally: &mut Tally) -> Sums {
         unidentified: tally.unidentified.clone(),
         removed: tally.removed,
         untraced: 0,
+        missing_at: Default::default(),
+        unchecked_at: Default::default(),
         tally,
     };
     judge.tally.readings.each_boot(|car, boot_id, readings| judge.boot(car, boot_id, readings));
@@ -80,6 +82,10 @@ struct Judge<'t> {
     removed: [u64; Hop::ALL.len()],
     /// Readings that the ledgers have as acknowledged and that are at no hop any more.
     untraced: u64,
+    /// Readings that are missing at a hop.
+    missing_at: [u64; Hop::ALL.len()],
+    /// Readings that retention excuses at a hop, and that did not come by there as a later hop shows.
+    unchecked_at: [u64; Hop::ALL.len()],
 }
 
 impl Judge<'_> {
@@ -132,7 +138,12 @@ impl Judge<'_> {
         self.sums.excused += u64::from(excused != 0 && missing.is_none());
         let nowhere = Hop::ALL.into_iter().all(|hop| reading.seen(hop) == 0);
         self.untraced += u64::from(nowhere && excused != 0 && missing.is_none() && reading.is(Reading::KNOWN));
+        for hop in Hop::ALL.into_iter().filter(|hop| missing.is_none() && excused & 1 << *hop as u32 != 0) {
+            let came_by = hop == Hop::Cloud && reading.seen(Hop::Lake) > 0;
+            self.unchecked_at[hop as usize] += u64::from(!came_by);
+        }
         if let Some(hop) = missing {
+            self.missing_at[hop as usize] += 1;
             let what = if reading.is(Reading::ACKNOWLEDGED) { "was acknowledged and" } else { "is at other hops, but" };
             self.add(Kind::Missing, identity, hop, &format!("{what} is missing in {}", self.tally.flow.name(hop)));
         }
@@ -190,11 +201,14 @@ impl Judge<'_> {
 
     /// Records that retention removed before the next stage had read them. Returns how many readings are lost with
     /// them, besides those that are missing at a later hop.
+    ///
+    /// Without a ledger every removed offset counts: that is an upper bound where some were repeats, were filtered out,
+    /// or were markers of Kafka's transactions. With one, no more than the readings that nothing accounts for.
     fn removed_unread(&mut self) -> u64 {
-        let mut records = 0;
-        for Unread { hop, partition, offsets, reader, may_be_markers } in &self.tally.unread {
-            let traced = self.tally.ledgers.is_some() && self.untraced == 0;
-            if *may_be_markers && (traced || self.tally.ledgers.is_none()) {
+        let has_ledgers = self.tally.ledgers.is_some();
+        let (mut records, mut skipped) = (0, [0; Hop::ALL.len()]);
+        for Unread { hop, partition, offsets, reader, accepted, may_be_markers } in &self.tally.unread {
+            if *may_be_markers && (self.untraced == 0 || !has_ledgers) {
                 continue; // said in a note
             }
             let flow = &self.tally.flow;
@@ -202,16 +216,25 @@ impl Judge<'_> {
             let (count, last) = (offsets.end - offsets.start, offsets.end - 1);
             let removed = format!("retention removed {topic}/{partition} offsets {} to {last}", offsets.start);
             let what = match reader {
+                Some(reader) if accepted.is_some() => {
+                    format!("{removed} before the {reader} had read them, and an operator accepted that")
+                }
                 Some(reader) => format!("{removed} before the {reader} had read them"),
                 None => format!("{removed}, and nothing shows that they were passed on: name the next hop, too"),
             };
             let places = vec![format!("{topic}/{partition}{} begins at offset {}", hop.side(), offsets.end)];
             let (car, boot_id, seq, about) = (None, None, None, None);
+            // Past the first hop a reading may still be at other hops; the one that lacks it tells.
+            *accepted.filter(|_| *hop != Hop::Raw).map_or(&mut records, |lacking| &mut skipped[lacking as usize]) += count;
             let (kind, hop) = (Kind::RemovedUnread, hop.key());
             self.discrepancies.add(kind, count, || Discrepancy { kind, hop, what, car, boot_id, seq, places, about });
-            records += count;
         }
-        if self.tally.ledgers.is_some() { records.min(self.untraced) } else { records }
+        if !has_ledgers {
+            return records + skipped.iter().sum::<u64>();
+        }
+        // Those that are missing are told of one by one.
+        let besides = |(hop, count): (usize, u64)| count.saturating_sub(self.missing_at[hop]).min(self.unchecked_at[hop]);
+        records.min(self.untraced) + skipped.into_iter().enumerate().map(besides).sum::<u64>()
     }
 
     fn add(&mut self, kind: Kind, identity: Identity, hop: Hop, what: &str) {

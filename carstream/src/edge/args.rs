@@ -81,6 +81,13 @@ pub struct Args {
     /// Which cars are known, and how many.
     #[command(flatten)]
     pub cars: CarsArgs,
+    /// Resume partitions whose next records retention has removed, at the first one left, as carstream resume does.
+    ///
+    /// Each gap is recorded in the topic stages.gaps, and the audit counts its records as lost. For one start: without
+    /// it, such a partition waits for a decision.
+    #[arg(long)]
+    pub accept_gap: bool,
+
     /// The bounds of the bridge.
     #[command(flatten)]
     pub limits: Limits,
@@ -161,6 +168,7 @@ impl Args {
         args.event_time = self.event_time;
         args.cars = self.cars;
         args.drain = self.limits.drain;
+        args.accept_gap = self.accept_gap;
         args.schema_registry = self.schema_registry.clone();
         args
     }
@@ -175,6 +183,7 @@ impl Args {
         args.forget = self.cars.forget;
         args.cloud = self.cloud.clone();
         args.drain = self.limits.drain;
+        args.accept_gap = self.accept_gap;
         args.schema_registry = self.schema_registry.clone();
         args
     }

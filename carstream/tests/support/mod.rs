@@ -10,11 +10,13 @@ use arrow::array::{ArrayRef, Float32Array, Float64Array, Int32Array, Int64Array,
 use arrow::array::{BooleanArray, TimestampMillisecondArray, new_null_array};
 use arrow::datatypes::{DataType, SchemaRef};
 use carstream::audit::{Evidence, Report, Sources, audit};
+use contract::own;
 use event_log::{
     Clock, Log, LogUrl, Outcome, Outputs, Position, ProcessorOptions, Range, Read, Record, partition_for_key,
 };
 use lake::{Encodings, Lake, LakeUrl, ObjectName, ObjectWriter};
 use pipeline::DeadLetterHeader;
+use pipeline::gaps::{self, Accept, Decision, Place};
 use serde_json::json;
 use telemetry::avro::AvroEncoder;
 use telemetry::pseudonym::PseudonymKey;
@@ -277,6 +279,35 @@ impl Site {
         let position = |(partition, offset): (u32, &u64)| Position { topic: topic.into(), partition, offset: *offset };
         let positions: Vec<_> = (0..).zip(offsets).map(position).collect();
         commit(log, group, &Outputs::default(), &positions);
+    }
+
+    /// An operator has let a group go without what is before these offsets of the edge's topic, by partition.
+    pub fn accepted_gaps(&self, group: &str, topic: &str, to: &[u64]) {
+        self.accepted_gaps_from(group, topic, &vec![0; to.len()], to);
+    }
+
+    /// The same for what is between offsets.
+    pub fn accepted_gaps_from(&self, group: &str, topic: &str, from: &[u64], to: &[u64]) {
+        let topic_id = self.edge.describe(topic).unwrap().id;
+        self.edge.ensure_topic(&topics::builtin(own::GAPS)).unwrap();
+        for (partition, (from, to)) in (0..).zip(from.iter().zip(to)) {
+            let place = Place { group: group.into(), topic: topic.into(), partition, from: *from };
+            let decision =
+                Decision { topic_id: topic_id.clone(), accepted: Accept::Gap, accepted_ms: now_ms(), to: Some(*to) };
+            gaps::decide(&self.edge, &own::GAPS.into(), &place, &decision).unwrap();
+        }
+    }
+
+    /// The same for the replicator and clean readings.
+    pub fn copies_without(&self, to: &[u64]) {
+        self.cloud.ensure_topic(&topics::builtin(replicator::STATE_TOPIC)).unwrap();
+        let partitions = (0..).zip(to).map(|(partition, to)| replicator::Gap { partition, from: 0, to: *to }).collect();
+        let value = serde_json::to_vec(&replicator::Accepted::Gap { partitions }).unwrap();
+        let record =
+            Record { key: b"edge/telemetry/accepted/1", value: Some(&value), headers: &[], timestamp_ms: now_ms() };
+        let mut outputs = Outputs::default();
+        outputs.push(&replicator::STATE_TOPIC.into(), 0, &record);
+        commit(&self.cloud, "test", &outputs, &[]);
     }
 
     pub fn sources(&self) -> Sources {

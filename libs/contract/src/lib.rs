@@ -40,8 +40,10 @@ pub mod own {
     pub const REPLAYED: &str = "dead-letter.replayed";
     /// What the replicator's positions belong to.
     pub const REPLICATOR_STATE: &str = "replicator.state";
+    /// What an operator decided about partitions that had stopped.
+    pub const GAPS: &str = "stages.gaps";
 
-    pub(crate) const ALL: [&str; 3] = [PREPROCESSOR_STATE, REPLAYED, REPLICATOR_STATE];
+    pub(crate) const ALL: [&str; 4] = [PREPROCESSOR_STATE, REPLAYED, REPLICATOR_STATE, GAPS];
 }
 
 /// The stream of sensor readings that the demo, the simulator's ledger and the detector are about.

@@ -235,6 +235,8 @@ pub trait Consumer: Send {
     fn poll(&mut self, max_records: usize, timeout: Duration) -> Result<Event, Error>;
     /// Goes on from these positions.
     fn seek(&mut self, positions: &[Position]) -> Result<(), Error>;
+    /// Reads nothing more from these partitions until they are sought. They stay with this instance.
+    fn pause(&mut self, partitions: &[TopicPartition]) -> Result<(), Error>;
     /// What a [`Transactor`] of the same log needs to fence an instance that has lost its partitions.
     fn membership(&self) -> Membership;
 }

@@ -87,6 +87,16 @@ impl Processor {
         Ok(outcome)
     }
 
+    /// Gives out nothing more of these partitions until [`read_from`](Self::read_from). They stay with this instance.
+    pub fn pause(&mut self, partitions: &[TopicPartition]) -> Result<(), Error> {
+        self.consumer.pause(partitions)
+    }
+
+    /// Goes on from these positions, in partitions that this instance holds.
+    pub fn read_from(&mut self, positions: &[Position]) -> Result<(), Error> {
+        self.consumer.seek(positions)
+    }
+
     /// Goes on from the committed positions, or from the first offset where nothing was committed.
     fn resume(&mut self, partitions: &[TopicPartition]) -> Result<Vec<Position>, Error> {
         let committed = self.transactor.committed(partitions)?;

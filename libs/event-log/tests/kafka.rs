@@ -156,6 +156,58 @@ fn records_that_were_deleted_are_out_of_range() {
 }
 
 #[test]
+fn a_partition_whose_records_were_deleted_is_paused_while_the_others_are_read() {
+    let Some(backend) = kafka() else { return };
+    let log = backend.open();
+    let topic = topic(&*log, "overtaken", 2);
+    let keys: Vec<_> = (0..2)
+        .map(|p| (0..).map(|i| format!("key{i}")).find(|key| partition_for_key(key.as_bytes(), 2) == p).unwrap())
+        .collect();
+    let append = |partition: usize| append_all(&log, &topic, (0..10).map(|_| record(&keys[partition], "v")));
+    append(0);
+    append(1);
+    let at = |partition, offset| Position { topic: topic.clone(), partition, offset };
+    let group = unique("group");
+    let mut early = instance(&log, &group, "one", &topic);
+    next_batch_of(&mut early, 1);
+    assert_eq!(early.commit(&Outputs::default(), &[at(0, 3), at(1, 3)]).unwrap(), Outcome::Committed);
+    drop(early);
+    let admin: AdminClient<DefaultClientContext> = stranger(&backend).create().unwrap();
+    let mut until = rdkafka::TopicPartitionList::new();
+    until.add_partition_offset(&topic, 0, rdkafka::Offset::Offset(7)).unwrap();
+    wait_for(admin.delete_records(&until, &AdminOptions::new())).unwrap();
+
+    let mut processor = instance(&log, &group, "one", &topic);
+    let mut read = vec![Vec::new(), Vec::new()];
+    let (mut resumed, mut gaps) = (false, 0);
+    let deadline = Instant::now() + PATIENCE;
+    while read[0].len() < 13 {
+        assert!(Instant::now() < deadline, "{read:?}");
+        match processor.next(4, Duration::from_millis(200)) {
+            Ok(Event::Batch(batch)) => {
+                read[batch.partition() as usize].extend(batch.iter().map(|record| record.offset));
+            }
+            Ok(_) => {}
+            Err(Error::OutOfRange { partition: 0, offset: 3, first: 7, .. }) => {
+                gaps += 1;
+                processor.pause(&[TopicPartition { topic: topic.clone(), partition: 0 }]).unwrap();
+                append(1);
+            }
+            Err(error) => panic!("{error:?}"),
+        }
+        if read[1].len() == 17 && !resumed {
+            assert!(read[0].is_empty(), "nothing comes from a paused partition");
+            resumed = true;
+            assert_eq!(processor.commit(&Outputs::default(), &[at(0, 7)]).unwrap(), Outcome::Committed);
+            processor.read_from(&[at(0, 7)]).unwrap();
+            append(0);
+        }
+    }
+    assert_eq!(gaps, 1, "it is said once");
+    assert_eq!(read, [(7..20).collect::<Vec<_>>(), (3..20).collect()]);
+}
+
+#[test]
 fn a_topic_that_was_created_again_is_another() {
     let Some(backend) = kafka() else { return };
     let log = backend.open();

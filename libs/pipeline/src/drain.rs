@@ -9,7 +9,7 @@ use anyhow::Context;
 use event_log::{Error, progress};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Metrics, Options, Transform, run};
+use crate::{Metrics, Options, Transform, run, stopped};
 
 /// How often the positions are looked at, and how late a shutdown may be noticed.
 const POLL: Duration = Duration::from_millis(50);
@@ -58,7 +58,12 @@ fn drain_topic(options: &Options, topic: &Arc<str>, deadline: Instant, ended: &C
     let ends = progress::ends(source.as_ref(), topic)?;
     let mut before = None;
     while !ended.is_cancelled() {
-        let left = progress::left(source.as_ref(), target.as_ref(), &options.group, topic, &ends)?;
+        let mut left = progress::left(source.as_ref(), target.as_ref(), &options.group, topic, &ends)?;
+        if options.gaps.is_some() && !left.is_empty() {
+            // A partition that has stopped is not waited for.
+            let stopped = stopped(source.as_ref(), target.as_ref(), &options.group, topic)?;
+            left.retain(|range| stopped.iter().all(|(place, _)| place.partition != range.partition));
+        }
         // A read tells, and costs more: only once nothing moves any more.
         if left.is_empty() || (before.as_ref() == Some(&left) && progress::is_drained(source, &left)?) {
             return Ok(());

@@ -7,6 +7,7 @@
 //!            │                                 + positions                 │
 //!            └─────────────────────────────────────────────────────────────┘
 //!  now and then, and at a stop:  Transform::snapshot ─► state topic
+//!  behind retention:             that partition stops; decided: position and record of the gap, in one transaction
 //!  assigned, or rolled back:     reset ─► restore ─► replay up to the committed position, emitting nothing
 //! ```
 //!
@@ -15,8 +16,11 @@
 
 mod ages;
 mod args;
+mod behind;
+mod commit;
 mod drain;
 mod emit;
+pub mod gaps;
 mod lag;
 mod metrics;
 mod snapshot;
@@ -29,13 +33,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use event_log::{
-    Batch, Error, Event, Log, Outcome, Outputs, Position, Processor, ProcessorOptions, Tail, TopicPartition,
+    Batch, Error, Event, Log, PartitionDescription, Position, Processor, ProcessorOptions, Tail, TopicPartition,
 };
 use service::{Waiting, retry_until};
 use tokio_util::sync::CancellationToken;
 
 pub use ages::{ForgetAfter, RecordClock};
 pub use args::{ForgetArgs, LoopArgs, SnapshotArgs};
+use behind::Behind;
+pub use behind::stopped;
 pub use drain::{drain, run_and_drain};
 pub use emit::{DeadLetterHeader, Emit};
 pub use lag::Lag;
@@ -159,6 +165,11 @@ pub struct Options {
     /// Where snapshots of the state go: a compacted topic of the target log. Without it state is rebuilt from all that
     /// the source holds.
     pub state: Option<Arc<str>>,
+    /// The compacted topic of the target log, of one partition, with decisions about partitions whose position is no
+    /// longer in the source ([`gaps`]). Such a partition stops alone. Without the topic it ends the loop.
+    pub gaps: Option<Arc<str>>,
+    /// Resume after each gap without a decision; the gap is recorded like a decided one.
+    pub accept_gap: bool,
     /// Records of a partition between two snapshots.
     pub snapshot_records: u64,
     /// Commit at the latest after this many records.
@@ -171,8 +182,8 @@ pub struct Options {
 ///
 /// At shutdown the loop commits the open transaction and snapshots of the state. If the log does not answer, the loop
 /// waits, drops everything since the last commit, and repeats it. It does the same, with an ERROR in the log output,
-/// while the target takes no record of this size or time. Only these end the loop: a transform's error, being fenced, a
-/// position that the log no longer holds.
+/// while the target takes no record of this size or time. Only these end the loop: a transform's error, being fenced,
+/// and, without [`Options::gaps`], a position that the log no longer holds.
 pub fn run(
     options: Options,
     transform: &mut dyn Transform,
@@ -182,14 +193,16 @@ pub fn run(
     options.topics.iter().for_each(|topic| metrics.begin(topic));
     let what = awaited(&options.topics);
     let mut stall = Stall::new(&what, &metrics.readiness);
+    let mut behind = Behind::new(&options);
     while !shutdown.is_cancelled() {
         let waiting = Waiting::new(&what).with_readiness(&metrics.readiness);
         let opened = retry_until(shutdown, waiting, is_waitable, || Stage::open(&options))
             .with_context(|| format!("cannot read {what} in {}", options.source.url()))?;
         let Some(mut stage) = opened else { break };
         metrics.readiness.available(&what);
-        let ended = stage.run(transform, metrics, &mut stall, shutdown);
+        let ended = stage.run(&mut behind, transform, metrics, &mut stall, shutdown);
         stage.state.reset_all(transform);
+        behind.forget_all(metrics);
         match ended {
             Ok(()) => break,
             Err(error) => match error.downcast_ref::<Error>() {
@@ -229,6 +242,8 @@ struct Stage<'o> {
     pending: BTreeMap<TopicPartition, Pending>,
     records: usize,
     since: Instant,
+    /// When offsets without a record were passed.
+    passed: Instant,
     /// Something was, since the loop looked.
     committed: bool,
     /// When the partitions of the outputs were counted.
@@ -256,12 +271,25 @@ impl<'o> Stage<'o> {
         let state = State::open(options)?;
         let processor = Processor::new(options.source.clone(), options.target.clone(), &processor_options)?;
         let tables = options.tables.iter().map(|topic| Tail::new(options.source.clone(), topic.clone())).collect();
-        let (pending, since, counted) = (BTreeMap::new(), Instant::now(), Instant::now());
-        Ok(Self { options, processor, tables, emit, state, pending, records: 0, since, committed: false, counted })
+        let (pending, since) = (BTreeMap::new(), Instant::now());
+        Ok(Self {
+            options,
+            processor,
+            tables,
+            emit,
+            state,
+            pending,
+            records: 0,
+            since,
+            passed: since,
+            committed: false,
+            counted: since,
+        })
     }
 
     fn run(
         &mut self,
+        behind: &mut Behind,
         transform: &mut dyn Transform,
         metrics: &Metrics,
         stall: &mut Stall,
@@ -271,10 +299,11 @@ impl<'o> Stage<'o> {
             if std::mem::take(&mut self.committed) {
                 stall.over();
             }
-            let idle = self.pending.is_empty();
             if shutdown.is_cancelled() {
                 return self.stop(transform, metrics);
             }
+            self.resume_stopped(behind, transform, metrics, shutdown)?;
+            let idle = self.pending.is_empty();
             let left = self.options.max_wait.saturating_sub(self.since.elapsed());
             if !idle && (left.is_zero() || self.records >= self.options.max_records) {
                 self.commit(transform, metrics)?;
@@ -282,22 +311,36 @@ impl<'o> Stage<'o> {
             }
             let timeout = if idle { Duration::from_millis(POLL_MS) } else { left };
             let room = self.options.max_records - self.records;
-            match self.processor.next(room, timeout)? {
+            let event = match self.processor.next(room, timeout) {
+                Err(Error::OutOfRange { topic, partition, first, next, .. }) if behind.is_used() => {
+                    let at = TopicPartition { topic: topic.as_str().into(), partition };
+                    self.overtaken(&at, PartitionDescription { first, next }, behind, transform, metrics)?;
+                    continue;
+                }
+                event => event?,
+            };
+            match event {
                 Event::Batch(batch) => self.apply(&batch, transform, metrics)?,
                 Event::Assigned(positions) => {
                     // What is pending belongs to other partitions.
                     self.commit(transform, metrics)?;
-                    self.rebuild(&positions, transform, metrics, shutdown)?;
+                    let live = self.stop_behind(positions, behind, transform, metrics)?;
+                    self.rebuild(&live, transform, metrics, shutdown)?;
                 }
                 Event::Revoked(partitions) => {
                     // What is pending may belong to them: the commit is refused if it does, and rolled back.
                     self.commit(transform, metrics)?;
                     for p in &partitions {
                         self.state.reset(p, transform);
+                        behind.forget(p, metrics);
                     }
                 }
                 // Asked for as long as the oldest record may wait: that wait is over.
-                Event::Idle => self.commit(transform, metrics)?,
+                Event::Idle if !idle => self.commit(transform, metrics)?,
+                Event::Idle => {
+                    self.commit(transform, metrics)?;
+                    self.pass_empty(false, transform, metrics)?;
+                }
             }
         }
     }
@@ -329,90 +372,6 @@ impl<'o> Stage<'o> {
         *pending = Pending { next_offset: next, oldest_ms: pending.oldest_ms.min(oldest_ms) };
         self.records += batch.len();
         Ok(())
-    }
-
-    /// Commits what is pending, and then the snapshots that are due. What is rolled back is assigned again, at the
-    /// positions that hold.
-    fn commit(&mut self, transform: &mut dyn Transform, metrics: &Metrics) -> anyhow::Result<()> {
-        match self.commit_pending(transform, metrics)? {
-            Outcome::Committed => self.commit_snapshots(false, transform, metrics),
-            Outcome::RolledBack => Ok(()),
-        }
-    }
-
-    /// Commits what is pending and snapshots of all state. What is rolled back is left to the next start.
-    fn stop(&mut self, transform: &mut dyn Transform, metrics: &Metrics) -> anyhow::Result<()> {
-        match self.commit_pending(transform, metrics)? {
-            Outcome::Committed => self.commit_snapshots(true, transform, metrics),
-            Outcome::RolledBack => Ok(()),
-        }
-    }
-
-    fn commit_pending(&mut self, transform: &mut dyn Transform, metrics: &Metrics) -> anyhow::Result<Outcome> {
-        if self.pending.is_empty() {
-            return Ok(Outcome::Committed);
-        }
-        let pending = std::mem::take(&mut self.pending);
-        let position = |(p, of): (&TopicPartition, &Pending)| Position {
-            topic: p.topic.clone(),
-            partition: p.partition,
-            offset: of.next_offset,
-        };
-        let positions: Vec<_> = pending.iter().map(position).collect();
-        let records = std::mem::take(&mut self.records);
-        let emitted = self.emit.take();
-        let began = Instant::now();
-        let outcome = self.commit_to_log(&emitted.outputs, &positions, transform, metrics)?;
-        if outcome == Outcome::Committed {
-            metrics.committed(records, &emitted, began.elapsed());
-            let now_ms = service::now_ms();
-            for (partition, of) in &pending {
-                metrics.waited(&partition.topic, now_ms - of.oldest_ms);
-            }
-        }
-        Ok(outcome)
-    }
-
-    /// Snapshots, each a transaction of its own; nothing is pending, so the state is that of the committed positions.
-    fn commit_snapshots(
-        &mut self,
-        at_stop: bool,
-        transform: &mut dyn Transform,
-        metrics: &Metrics,
-    ) -> anyhow::Result<()> {
-        for of in self.state.due(at_stop) {
-            let began = Instant::now();
-            let Some(due) = self.state.take(&of, &*transform) else { continue };
-            let position = std::slice::from_ref(&due.position);
-            if self.commit_to_log(&due.outputs, position, transform, metrics)? == Outcome::RolledBack {
-                return Ok(());
-            }
-            self.state.taken(&of, &due);
-            metrics.snapshot(due.bytes, began.elapsed());
-        }
-        Ok(())
-    }
-
-    fn commit_to_log(
-        &mut self,
-        outputs: &Outputs,
-        positions: &[Position],
-        transform: &mut dyn Transform,
-        metrics: &Metrics,
-    ) -> anyhow::Result<Outcome> {
-        let outcome = self.processor.commit(outputs, positions)?;
-        match outcome {
-            Outcome::Committed => {
-                self.state.committed(positions);
-                self.committed = true;
-            }
-            Outcome::RolledBack => {
-                // It came from records that are read again.
-                self.state.reset_all(transform);
-                metrics.rollbacks.inc();
-            }
-        }
-        Ok(outcome)
     }
 
     /// Brings the transform's state to these positions.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use service::{Histograms, Readiness, Registrar};
@@ -50,6 +51,10 @@ pub struct Metrics {
     pub rebuild_seconds: Histogram,
     /// From a record's timestamp to the commit of its outputs; the oldest record of each partition in a transaction.
     pub latency_seconds: Histograms<Topic>,
+    /// Partitions that have stopped because their position is no longer in the log, by topic.
+    pub stopped_partitions: Family<Topic, Gauge>,
+    /// The name of the stage.
+    pub(crate) stage: String,
     /// What the stage waits for.
     pub readiness: Readiness,
 }
@@ -110,6 +115,11 @@ impl Metrics {
              transaction",
                 Histograms::new_with_constructor(|| Histogram::new(LATENCY_BUCKETS_S)),
             ),
+            stopped_partitions: m.metric(
+                "stopped_partitions",
+                "Partitions that have stopped because retention has removed records before they were processed",
+            ),
+            stage: stage.to_owned(),
             readiness: Readiness::default(),
         }
     }
@@ -145,10 +155,12 @@ impl Metrics {
         }
     }
 
-    /// Shows the latency of a topic before there is any: without a first value of 0, Prometheus sees no increase where
-    /// all comes at once. The loop does it, too; a stage that waits before its loop does it at its start.
+    /// Shows the latency and the stopped partitions of a topic before there is any: without a first value of 0,
+    /// Prometheus sees no increase where all comes at once. The loop does it, too; a stage that waits before its loop
+    /// does it at its start.
     pub fn begin(&self, topic: &str) {
         drop(self.latency_seconds.get_or_create(&Topic::new(topic)));
+        drop(self.stopped_partitions.get_or_create(&Topic::new(topic)));
     }
 
     pub(crate) fn waited(&self, topic: &str, waited_ms: i64) {

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use event_log::{Error, Log, Outputs, Position, Range, TopicDescription, TopicPartition, batches, progress};
 use tokio_util::sync::CancellationToken;
 
+use crate::gaps::{self, Decision, Place};
 use crate::snapshot::{self, Finder, Found, MAX_SNAPSHOT_BYTES, SnapshotId, Unusable};
 use crate::{Metrics, Options, REPLAY_RECORDS, Transform};
 
@@ -36,6 +37,8 @@ pub(crate) struct State {
     topic: Option<(Arc<str>, u32)>,
     /// Bytes of state per record of it.
     chunk_bytes: usize,
+    /// The topic of decisions about gaps.
+    gaps: Option<Arc<str>>,
     snapshot_records: u64,
     held: BTreeMap<TopicPartition, Held>,
 }
@@ -88,6 +91,7 @@ impl State {
             group: options.group.clone(),
             topic,
             chunk_bytes,
+            gaps: options.gaps.clone(),
             snapshot_records: options.snapshot_records,
             held: BTreeMap::new(),
         })
@@ -107,6 +111,21 @@ impl State {
                 held.position = p.offset;
             }
         }
+    }
+
+    /// The committed position of a partition whose state is in the transform.
+    pub(crate) fn position(&self, of: &TopicPartition) -> Option<u64> {
+        self.held.get(of).map(|held| held.position)
+    }
+
+    /// The committed positions of the partitions whose state is in the transform.
+    pub(crate) fn positions(&self) -> Vec<Position> {
+        let position = |(of, held): (&TopicPartition, &Held)| Position {
+            topic: of.topic.clone(),
+            partition: of.partition,
+            offset: held.position,
+        };
+        self.held.iter().map(position).collect()
     }
 
     /// The partitions whose next snapshot should follow now: at most every [`Options::snapshot_records`], or, at a
@@ -250,7 +269,7 @@ impl State {
             transform.reset(&until.topic, until.partition);
             return Ok(());
         }
-        let missing = self.missing(until, restored, found.unusable.as_ref(), first)?;
+        let missing = self.missing(until, &source.id, restored, found.unusable.as_ref(), first)?;
         report(until, restored, &found, replayed, missing.as_ref());
         metrics.replayed.inc_by(replayed);
         metrics.restored.inc_by(u64::from(restored.is_some()));
@@ -290,10 +309,12 @@ impl State {
         Ok(records)
     }
 
-    /// The records that the state should come from and that retention has removed.
+    /// The first records that the state should come from and that retention has removed. Those of an accepted gap were
+    /// never processed: no state comes from them.
     fn missing(
         &self,
         until: &Position,
+        source_id: &str,
         restored: Option<u64>,
         unusable: Option<&Unusable>,
         first: u64,
@@ -310,7 +331,25 @@ impl State {
         }
         // A group that has not committed anything yet begins here, and misses nothing.
         let committed = self.target.committed(&self.group, &until.topic)?;
-        Ok(committed.get(until.partition as usize).copied().flatten().map(|_| missing))
+        if committed.get(until.partition as usize).copied().flatten().is_none() {
+            return Ok(None);
+        }
+        let Some(gaps) = &self.gaps else { return Ok(Some(missing)) };
+        let decisions = gaps::load(&self.target, gaps, &self.group, &until.topic)?;
+        let of_this = |(place, decision): &(&Place, &Decision)| {
+            place.partition == until.partition && decision.topic_id == source_id
+        };
+        let mut missing = missing;
+        for (place, decision) in decisions.iter().filter(of_this) {
+            // In the order of their positions.
+            let Some(skipped) = decision.skipped(place.from) else { continue };
+            if skipped.start <= missing.start {
+                missing.start = missing.start.max(skipped.end);
+            } else if skipped.end >= missing.end {
+                missing.end = missing.end.min(skipped.start);
+            }
+        }
+        Ok(Some(missing).filter(|missing| !missing.is_empty()))
     }
 }
 

@@ -8,7 +8,7 @@
 //! The group's decision may be noticed late, with the next heartbeat: until then records keep arriving, and only the
 //! commit is refused.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -40,6 +40,8 @@ pub(super) struct FaultyConsumer {
     place: Option<Place>,
     /// The next offset of each partition; `None` until sought.
     held: BTreeMap<TopicPartition, Option<u64>>,
+    /// Of these nothing is read.
+    paused: BTreeSet<TopicPartition>,
     /// Reads what is held and sought; none after that has changed.
     reader: Option<Box<dyn Reader>>,
     giving_back: bool,
@@ -61,6 +63,7 @@ impl FaultyConsumer {
             generation: 0,
             place: None,
             held: BTreeMap::new(),
+            paused: BTreeSet::new(),
             reader: None,
             giving_back: false,
         })
@@ -125,7 +128,8 @@ impl FaultyConsumer {
         let reader = match &mut self.reader {
             Some(reader) => reader,
             None => {
-                let ranges = self.held.iter().filter_map(|(p, next)| {
+                let read = self.held.iter().filter(|(p, _)| !self.paused.contains(*p));
+                let ranges = read.filter_map(|(p, next)| {
                     let (topic, partition) = (p.topic.clone(), p.partition);
                     next.map(|start| Range { topic, partition, start, end: None })
                 });
@@ -185,7 +189,14 @@ impl Consumer for FaultyConsumer {
                 return Err(unavailable("seek"));
             };
             *next = Some(p.offset);
+            self.paused.remove(&partition);
         }
+        Ok(())
+    }
+
+    fn pause(&mut self, partitions: &[TopicPartition]) -> Result<(), Error> {
+        self.paused.extend(partitions.iter().cloned());
+        self.reader = None;
         Ok(())
     }
 

@@ -114,6 +114,8 @@ fn options(process: &Process, cluster: &ClusterHandle, lie: Lie) -> Options {
         outputs: vec![OUT.into()],
         dead_letter: Some(DEAD.into()),
         state: Some(STATE.into()),
+        gaps: None,
+        accept_gap: false,
         snapshot_records: 1,
         max_records: 1,
         // Never: a batch ends when it is full, or when nothing more comes.

@@ -7,7 +7,7 @@ use super::Embedded;
 use super::cursor::{Cursor, read_in_turn};
 use super::groups::Role;
 use super::store::deadline;
-use crate::{Consumer, Error, Event, Log, Membership, Position, ProcessorOptions};
+use crate::{Consumer, Error, Event, Log, Membership, Position, ProcessorOptions, TopicPartition};
 
 pub(super) struct EmbeddedConsumer {
     topics: Vec<Arc<str>>,
@@ -75,6 +75,15 @@ impl Consumer for EmbeddedConsumer {
             };
             held.cursor.seek(position.offset);
             held.ready = true;
+        }
+        Ok(())
+    }
+
+    fn pause(&mut self, partitions: &[TopicPartition]) -> Result<(), Error> {
+        for held in &mut self.held {
+            let partition = &held.cursor.partition;
+            let is_it = |p: &TopicPartition| p.partition == partition.index && p.topic == partition.topic;
+            held.ready &= !partitions.iter().any(is_it);
         }
         Ok(())
     }

@@ -18,7 +18,7 @@
 //! refuses the transaction. So the end of an assignment is reported to the caller before the next one, even where
 //! librdkafka reports only the latter, as after a pause in which the group continued.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -59,6 +59,8 @@ pub(super) struct KafkaConsumer {
     reads: bool,
     /// Where reading resumes in each partition that was sought.
     held: HashMap<TopicPartition, u64>,
+    /// Nothing is read from these before they are sought again.
+    paused: HashSet<TopicPartition>,
     /// Assigned, and not sought yet.
     waiting: Vec<TopicPartition>,
     /// Revoked, as the caller knows; the group waits until the client gives the partitions back.
@@ -102,6 +104,7 @@ impl KafkaConsumer {
             options: options.clone(),
             reads: true,
             held: HashMap::new(),
+            paused: HashSet::new(),
             waiting: Vec::new(),
             giving_back: false,
             member: None,
@@ -159,11 +162,7 @@ impl KafkaConsumer {
         if self.waiting.is_empty() {
             return Ok(());
         }
-        let mut list = TopicPartitionList::with_capacity(positions.len());
-        for p in positions {
-            list.add_partition_offset(&p.topic, p.partition as i32, Offset::End)
-                .map_err(|e| self.log.refused("acquire partitions", &e))?;
-        }
+        let list = self.list(positions.iter().map(|p| (&*p.topic, p.partition, Offset::End)))?;
         self.client.assign(&list).map_err(|e| self.log.unavailable("acquire partitions", &e))?;
         self.client.pause(&list).map_err(|e| self.log.unavailable("acquire partitions", &e))?;
         let waiting = std::mem::take(&mut self.waiting).into_iter();
@@ -199,7 +198,7 @@ impl KafkaConsumer {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.client.poll(if batch.is_some() { Duration::ZERO } else { left }) {
                 // Fetched in the moment before the partition was paused.
-                Some(Ok(_)) if !self.reads => {}
+                Some(Ok(message)) if !self.reads || self.is_paused(&message) => {}
                 Some(Ok(message)) => match &mut batch {
                     Some(batch) if is_of(batch, message.topic(), message.partition() as u32) => push(batch, &message),
                     _ => {
@@ -267,7 +266,7 @@ impl KafkaConsumer {
         use RDKafkaErrorCode as Code;
         self.check_fatal()?;
         match error.rdkafka_error_code() {
-            Some(Code::AutoOffsetReset | Code::OffsetOutOfRange) => Err(self.out_of_range(error)?),
+            Some(Code::AutoOffsetReset | Code::OffsetOutOfRange) => self.out_of_range(error),
             Some(Code::AllBrokersDown) => {
                 let source = self.client.context().diagnostics.explain(error);
                 Err(Error::Unavailable { operation: "read in a group", log: self.log.url.to_string(), source })
@@ -305,20 +304,55 @@ impl KafkaConsumer {
     }
 
     /// Kafka does not say which partition is meant: the one whose position is not in it.
-    fn out_of_range(&self, error: &KafkaError) -> Result<Error, Error> {
-        for (p, &offset) in &self.held {
+    fn out_of_range(&self, error: &KafkaError) -> Result<(), Error> {
+        for (p, &offset) in self.held.iter().filter(|(p, _)| !self.paused.contains(*p)) {
             let (first, next) = self.log.bounds(&p.topic, p.partition)?;
             if offset < first || offset > next {
-                return Ok(Error::OutOfRange {
-                    topic: p.topic.to_string(),
-                    partition: p.partition,
-                    offset,
-                    first,
-                    next,
-                });
+                let (topic, partition) = (p.topic.to_string(), p.partition);
+                return Err(Error::OutOfRange { topic, partition, offset, first, next });
             }
         }
-        Ok(self.log.unavailable("read in a group", error))
+        // It came from a partition before that was paused.
+        if self.paused.is_empty() { Err(self.log.unavailable("read in a group", error)) } else { Ok(()) }
+    }
+
+    fn is_paused(&self, message: &impl Message) -> bool {
+        let is_it = |p: &TopicPartition| p.partition == message.partition() as u32 && *p.topic == *message.topic();
+        self.paused.iter().any(is_it)
+    }
+
+    fn list<'p>(
+        &self,
+        partitions: impl IntoIterator<Item = (&'p str, u32, Offset)>,
+    ) -> Result<TopicPartitionList, Error> {
+        let mut list = TopicPartitionList::new();
+        for (topic, partition, offset) in partitions {
+            let added = list.add_partition_offset(topic, partition as i32, offset);
+            added.map_err(|e| self.log.refused("name partitions", &e))?;
+        }
+        Ok(list)
+    }
+
+    /// Goes on from these positions, and elsewhere from where it is. librdkafka has given up a partition whose offset
+    /// was out of range until it is assigned once more, and an assignment comes and goes as a whole.
+    fn assign_again(&mut self, positions: &[Position]) -> Result<(), Error> {
+        (self.ahead, self.error) = (None, None); // it comes again
+        let offset = |p: &TopicPartition, held: u64| {
+            let position = positions.iter().find(|position| position.at() == *p);
+            Offset::Offset(position.map_or(held, |position| position.offset) as i64)
+        };
+        let list = self.list(self.held.iter().map(|(p, &held)| (&*p.topic, p.partition, offset(p, held))))?;
+        self.unless_lost("acquire partitions", self.client.assign(&list))?;
+        let paused = self.list(self.paused.iter().map(|p| (&*p.topic, p.partition, Offset::Invalid)))?;
+        self.unless_lost("pause partitions", self.client.pause(&paused))
+    }
+
+    /// What of an operation on partitions matters. Those that are about to be revoked do not.
+    fn unless_lost(&self, operation: &'static str, done: Result<(), KafkaError>) -> Result<(), Error> {
+        match done {
+            Err(error) if !self.client.assignment_lost() => Err(self.log.unavailable(operation, &error)),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -350,31 +384,39 @@ impl Consumer for KafkaConsumer {
         if !self.reads {
             return self.hold(positions);
         }
-        let mut list = TopicPartitionList::with_capacity(positions.len());
-        for p in positions {
-            list.add_partition_offset(&p.topic, p.partition as i32, Offset::Offset(p.offset as i64))
-                .map_err(|e| self.log.refused("seek", &e))?;
-        }
+        let list = self.list(positions.iter().map(|p| (&*p.topic, p.partition, Offset::Offset(p.offset as i64))))?;
         if self.ahead.as_ref().is_some_and(|b| positions.iter().any(|p| is_of(b, &p.topic, p.partition))) {
             self.ahead = None;
         }
         if self.waiting.is_empty() {
-            let sought = self.client.seek_partitions(list, REQUEST_TIMEOUT);
+            let sought = self.client.seek_partitions(list.clone(), REQUEST_TIMEOUT);
             let sought = sought.and_then(|sought| sought.elements().iter().try_for_each(|p| p.error()));
-            match sought {
-                Ok(()) => {}
-                // They are about to be revoked: what still comes from them cannot be committed.
-                Err(_) if self.client.assignment_lost() => {}
-                Err(e) => return Err(self.log.unavailable("seek", &e)),
+            if sought.as_ref().is_err_and(|error| error.rdkafka_error_code() == Some(RDKafkaErrorCode::State)) {
+                self.assign_again(positions)?;
+            } else {
+                self.unless_lost("seek", sought)?;
             }
         } else {
             // An assignment comes and goes as a whole.
             self.client.assign(&list).map_err(|e| self.log.unavailable("acquire partitions", &e))?;
             self.waiting.clear();
         }
-        for p in positions {
-            self.held.insert(TopicPartition { topic: p.topic.clone(), partition: p.partition }, p.offset);
+        if positions.iter().any(|p| self.paused.contains(&p.at())) {
+            self.unless_lost("resume partitions", self.client.resume(&list))?;
         }
+        for p in positions {
+            self.paused.remove(&p.at());
+            self.held.insert(p.at(), p.offset);
+        }
+        Ok(())
+    }
+
+    fn pause(&mut self, partitions: &[TopicPartition]) -> Result<(), Error> {
+        let partitions: Vec<_> = partitions.iter().filter(|p| self.held.contains_key(*p)).cloned().collect();
+        let list = self.list(partitions.iter().map(|p| (&*p.topic, p.partition, Offset::Invalid)))?;
+        self.unless_lost("pause partitions", self.client.pause(&list))?;
+        self.ahead.take_if(|batch| partitions.contains(&batch.at()));
+        self.paused.extend(partitions);
         Ok(())
     }
 
@@ -408,43 +450,4 @@ fn is_of(batch: &Batch, topic: &str, partition: u32) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_assignment_ends_before_the_next_begins() {
-        // No broker is needed: the test plays the group's decisions.
-        let log = Arc::new(KafkaLog::new(&"kafka://127.0.0.1:1".parse().expect("a URL"), &[]).expect("a log"));
-        let topic: Arc<str> = "telemetry".into();
-        let options = ProcessorOptions { group: "g".into(), instance: "i".into(), topics: vec![topic.clone()] };
-        let mut consumer = KafkaConsumer::join(log, &options).expect("a consumer");
-        let assign = |consumer: &KafkaConsumer, partitions: &[u32]| {
-            let partitions = partitions.iter().map(|p| (topic.to_string(), *p)).collect();
-            consumer.client.context().assign(&consumer.client, partitions);
-        };
-        let place = |consumer: &KafkaConsumer| consumer.member.as_ref().map(Arc::as_ptr);
-        let next = |consumer: &mut KafkaConsumer| match consumer.group_event().expect("no error") {
-            Some(Event::Assigned(positions)) => {
-                consumer.seek(&positions).expect("taken up");
-                ("assigned", positions.len())
-            }
-            Some(Event::Revoked(partitions)) => ("revoked", partitions.len()),
-            other => panic!("{other:?}"),
-        };
-        assign(&consumer, &[0, 1]);
-        assert_eq!(next(&mut consumer), ("assigned", 2));
-        let before = place(&consumer);
-
-        // The next assignment, as after a pause: librdkafka has not said that the last one is over.
-        assign(&consumer, &[1]);
-        assert_eq!(next(&mut consumer), ("revoked", 2));
-        assert_eq!(place(&consumer), before, "what is pending is committed as a member of the old assignment");
-        assert_eq!(next(&mut consumer), ("assigned", 1));
-        assert_ne!(place(&consumer), before);
-
-        // And one that leaves nothing to this instance.
-        assign(&consumer, &[]);
-        assert_eq!(next(&mut consumer), ("revoked", 1));
-        assert!(consumer.group_event().expect("no error").is_none());
-    }
-}
+mod tests;

@@ -92,6 +92,12 @@ impl Consumer for ForeignConsumer {
         Ok(())
     }
 
+    fn pause(&mut self, partitions: &[TopicPartition]) -> Result<(), Error> {
+        self.held.retain(|partition, _| !partitions.contains(partition));
+        self.reader = None;
+        Ok(())
+    }
+
     fn membership(&self) -> Membership {
         self.member.membership()
     }

@@ -114,6 +114,8 @@ fn run_stage<S: State>(cars: usize, log: &Arc<dyn Log>) -> anyhow::Result<(Durat
         outputs: Vec::new(),
         dead_letter: None,
         state: Some("state".into()),
+        gaps: None,
+        accept_gap: false,
         snapshot_records: pipeline::SNAPSHOT_RECORDS,
         max_records: 1000,
         max_wait: Duration::from_millis(5),

@@ -6,7 +6,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use event_log::{Log, LogUrl, TopicSpec};
-use pipeline::{Metrics, Options};
+use pipeline::gaps::{self, Accept, Decision, Decisions, Place};
+use pipeline::{Metrics, Options, Topic};
 use prometheus_client::registry::Registry;
 use test_support::clock::now_ms;
 use tokio_util::sync::CancellationToken;
@@ -15,10 +16,16 @@ use crate::support::{Number, PATIENCE, append, check_numbers_in, options, run_wi
 
 /// The cluster; without it the test is skipped, but not in CI.
 fn kafka() -> Option<Arc<dyn Log>> {
+    kafka_with(&[])
+}
+
+/// The same, with options of its client.
+fn kafka_with(options: &[&str]) -> Option<Arc<dyn Log>> {
+    let options: Vec<_> = options.iter().map(|option| option.parse().expect("KEY=VALUE")).collect();
     match std::env::var("CARSTREAM_TEST_KAFKA") {
         Ok(bootstrap) if !bootstrap.is_empty() => {
             let url = format!("kafka://{bootstrap}").parse().expect("CARSTREAM_TEST_KAFKA is HOST:PORT");
-            Some(event_log::open(&url, &[]).unwrap())
+            Some(event_log::open(&url, &options).unwrap())
         }
         _ if std::env::var("CI").is_ok_and(|ci| ci == "true") => {
             panic!("in CI, CARSTREAM_TEST_KAFKA must be HOST:PORT of a Kafka broker")
@@ -30,21 +37,33 @@ fn kafka() -> Option<Arc<dyn Log>> {
     }
 }
 
-/// Gives a topic a limit as an administrator would. `None`, and a word why, if nobody says where scripts/kafka is.
-fn limit(log: &Arc<dyn Log>, topic: &str, max_message_bytes: usize) -> Option<()> {
+/// Runs one of Kafka's tools. `None`, and a word why, if nobody says where scripts/kafka is.
+fn tool(log: &Arc<dyn Log>, class: &str, arguments: &[&str]) -> Option<()> {
     let Ok(script) = std::env::var("CARSTREAM_TEST_KAFKA_SCRIPT") else {
         eprintln!("skipped: CARSTREAM_TEST_KAFKA_SCRIPT does not name scripts/kafka");
         return None;
     };
     let LogUrl::Kafka { bootstrap } = log.url() else { panic!("{} is not Kafka", log.url()) };
-    let set = Command::new(script)
-        .args(["run", "kafka.admin.ConfigCommand", "--bootstrap-server", bootstrap, "--alter"])
-        .args(["--entity-type", "topics", "--entity-name", topic])
-        .args(["--add-config", &format!("max.message.bytes={max_message_bytes}")])
-        .output()
-        .unwrap();
-    assert!(set.status.success(), "{set:?}");
+    let mut command = Command::new(script);
+    let ran = command.args(["run", class, "--bootstrap-server", bootstrap]).args(arguments).output().unwrap();
+    assert!(ran.status.success(), "{ran:?}");
     Some(())
+}
+
+/// Gives a topic a limit as an administrator would. `None` as above.
+fn limit(log: &Arc<dyn Log>, topic: &str, max_message_bytes: usize) -> Option<()> {
+    let limit = format!("max.message.bytes={max_message_bytes}");
+    let of_topic = ["--alter", "--entity-type", "topics", "--entity-name", topic, "--add-config", &limit];
+    tool(log, "kafka.admin.ConfigCommand", &of_topic)
+}
+
+/// Removes the records of a partition before `offset`, as retention does. `None` as above.
+fn remove_before(log: &Arc<dyn Log>, topic: &str, partition: u32, offset: u64) -> Option<()> {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("remove.json");
+    let one = format!(r#"{{"topic": "{topic}", "partition": {partition}, "offset": {offset}}}"#);
+    std::fs::write(&file, format!(r#"{{"version": 1, "partitions": [{one}]}}"#)).unwrap();
+    tool(log, "org.apache.kafka.tools.DeleteRecordsCommand", &["--offset-json-file", &file.display().to_string()])
 }
 
 /// Topics and a group of this test's own.
@@ -156,4 +175,87 @@ fn snapshots_are_as_small_as_their_topic_wants_and_what_fits_nowhere_waits_for_i
         stage.join().unwrap().unwrap();
     });
     assert_eq!(check_numbers_in(&log, &names.of("out")), 1100);
+}
+
+/// The instance with the partition stops it, hands it over when it ends, and the next one carries the decision out.
+#[test]
+fn of_several_instances_the_one_that_holds_a_stopped_partition_resumes_it() {
+    let Some(log) = kafka_with(&["session.timeout.ms=6000"]) else { return };
+    let names = Names::new(&log, "shared");
+    let gaps: Arc<str> = names.of("gaps");
+    log.ensure_topic(&TopicSpec { name: gaps.clone(), partitions: 1, retention: None, compacted: true }).unwrap();
+    let feed =
+        |records: std::ops::Range<usize>| append(&log, &names.of("in"), records.map(|i| (format!("key{i}"), "v".into())));
+    feed(0..60);
+    names.run(&log, 60);
+    let bounds = || -> Vec<_> {
+        let positions = log.committed(&names.0, &names.of("in")).unwrap();
+        let bounds = log.describe(&names.of("in")).unwrap().partitions;
+        positions.into_iter().zip(bounds).map(|(position, bounds)| (position.unwrap(), bounds.next)).collect()
+    };
+    let from = bounds()[0].0;
+    feed(0..60);
+    let Some(()) = remove_before(&log, &names.of("in"), 0, from + 5) else { return };
+
+    let instance = |name: &str| Options { instance: name.into(), gaps: Some(gaps.clone()), ..names.options(&log, 100) };
+    let metrics = [(); 2].map(|()| Metrics::new(&mut Registry::default(), "test"));
+    let shutdown = [(); 2].map(|()| CancellationToken::new());
+    let stopped = |i: usize| metrics[i].stopped_partitions.get_or_create(&Topic::new(&names.of("in"))).get();
+    std::thread::scope(|scope| {
+        let _stop = shutdown.clone().map(CancellationToken::drop_guard);
+        let stages = [0, 1].map(|i| {
+            let (options, metrics, shutdown) = (instance(&i.to_string()), &metrics[i], &shutdown[i]);
+            let mut transform = Number { out: Some(names.of("out")), ..Number::default() };
+            scope.spawn(move || pipeline::run(options, &mut transform, metrics, shutdown))
+        });
+        let until = |what: &str, done: &dyn Fn() -> bool| {
+            let began = Instant::now();
+            while !done() {
+                let reasons = metrics.each_ref().map(|metrics| metrics.readiness.reasons());
+                assert!(began.elapsed() < PATIENCE, "{what}: {:?} {reasons:?}", bounds());
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        };
+        until("one of two stops it, and the other partitions are read", &|| {
+            bounds()[1..].iter().all(|(position, next)| position == next) && stopped(0) + stopped(1) == 1
+        });
+        assert_eq!(bounds()[0].0, from);
+        let holder = usize::from(stopped(1) == 1);
+        shutdown[holder].cancel();
+        until("the other one has it now, and stops it as well", &|| stopped(1 - holder) == 1);
+        let topic_id = log.describe(&names.of("in")).unwrap().id;
+        let place = Place { group: (&*names.0).into(), topic: names.of("in"), partition: 0, from };
+        let decision = Decision { topic_id, accepted: Accept::Gap, accepted_ms: 7, to: None };
+        gaps::decide(&log, &gaps, &place, &decision).unwrap();
+        until("it carries out what was decided", &|| bounds().iter().all(|(position, next)| position == next));
+        assert_eq!(stopped(1 - holder), 0);
+        shutdown[1 - holder].cancel();
+        stages.map(|stage| stage.join().unwrap().unwrap());
+        let decisions = gaps::load(&log, &gaps, &names.0, &names.of("in")).unwrap();
+        assert_eq!(decisions, Decisions::from([(place, Decision { to: Some(from + 5), ..decision })]));
+    });
+    assert_eq!(check_numbers_in(&log, &names.of("out")), 120 - 5, "each of the others exactly once, with its state");
+}
+
+/// Kafka's transactions take an offset behind their records. Retention removes it, too: a position before it would look
+/// like one whose records were never processed.
+#[test]
+fn a_clean_stop_leaves_no_position_before_the_marker_of_a_transaction() {
+    let Some(log) = kafka() else { return };
+    let (first, second) = (Names::new(&log, "first"), Names::new(&log, "second"));
+    append(&log, &first.of("in"), (0..60).map(|i| (format!("key{i}"), i.to_string())));
+    first.run(&log, 60);
+    let gaps: Arc<str> = second.of("gaps");
+    log.ensure_topic(&TopicSpec { name: gaps.clone(), partitions: 1, retention: None, compacted: true }).unwrap();
+    let options = Options {
+        topics: vec![first.of("out")],
+        gaps: Some(gaps),
+        group: second.0.clone(),
+        ..second.options(&log, 10)
+    };
+    let transform = Number { out: Some(second.of("out")), ..Number::default() };
+    run_with(options, transform, |applied| applied >= 60).unwrap();
+    let ends: Vec<_> = log.describe(&first.of("out")).unwrap().partitions.iter().map(|p| Some(p.next)).collect();
+    assert!(ends.iter().map(|end| end.unwrap()).sum::<u64>() > 60, "there are markers: {ends:?}");
+    assert_eq!(log.committed(&second.0, &first.of("out")).unwrap(), ends);
 }

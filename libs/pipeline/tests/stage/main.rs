@@ -1,6 +1,7 @@
 //! The loop on an embedded log, and what Kafka does differently on a real one.
 #![allow(clippy::unwrap_used)]
 
+mod behind;
 mod kafka;
 mod restarts;
 mod state;

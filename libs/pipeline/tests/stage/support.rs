@@ -81,6 +81,8 @@ pub(crate) fn options(log: &Arc<dyn Log>, max_records: usize) -> Options {
         outputs: vec!["out".into()],
         dead_letter: Some("dead".into()),
         state: None,
+        gaps: None,
+        accept_gap: false,
         snapshot_records: pipeline::SNAPSHOT_RECORDS,
         max_records,
         max_wait: Duration::from_millis(2),

@@ -101,6 +101,10 @@ impl Consumer for TroubledConsumer {
         self.consumer.seek(positions)
     }
 
+    fn pause(&mut self, partitions: &[TopicPartition]) -> Result<(), Error> {
+        self.consumer.pause(partitions)
+    }
+
     fn membership(&self) -> Membership {
         self.consumer.membership()
     }

@@ -1,0 +1,78 @@
+//! `carstream resume` on a log with a partition that retention has passed.
+#![allow(clippy::unwrap_used)]
+
+use std::path::Path;
+use std::time::Duration;
+
+use carstream::resume::{Args, Stage, StageArgs, run};
+use contract::own;
+use event_log::{Clock, LogArgs, LogUrl, Outputs, Position, ProcessorOptions, Record};
+use pipeline::gaps::{self, Accept, Place};
+use service::ContractArgs;
+use test_support::clock::now_ms;
+
+fn stage(log: &Path, change: impl Fn(&mut StageArgs)) -> StageArgs {
+    let mut args = StageArgs {
+        log: LogArgs::new(LogUrl::Directory(log.to_owned())),
+        contract: ContractArgs::default(),
+        group: None,
+        topic: None,
+        partition: None,
+        accept_gap: false,
+        accept_recreated: false,
+    };
+    change(&mut args);
+    args
+}
+
+fn of_preprocessor(log: &Path, change: impl Fn(&mut StageArgs)) -> anyhow::Result<String> {
+    run(&Args { stage: Stage::Preprocessor(stage(log, change)) })
+}
+
+#[test]
+fn what_is_stopped_is_listed_and_a_decision_is_recorded() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("log");
+    let error = of_preprocessor(&path, |_| {}).expect_err("a typo").to_string();
+    assert!(error.contains("does not exist"), "{error}");
+    let clock = Clock::default();
+    let log = event_log::open_with_clock(&path, clock.clone()).expect("a log");
+    log.ensure_topic(&topics::builtin("telemetry.raw")).expect("a topic");
+    let appender = log.clone().appender(Box::new(|_| {})).expect("an appender");
+    let record = Record { key: b"k", value: Some(b"v"), headers: &[], timestamp_ms: now_ms() };
+    (0..5).for_each(|token| appender.append(&"telemetry.raw".into(), &record, token).expect("room"));
+    assert!(appender.flush(Duration::from_secs(60)));
+    let partition = event_log::partition_for_key(b"k", 4);
+    clock.pass(Duration::from_secs(30 * 3600));
+    log.maintain().expect("nobody reads it");
+    let error = of_preprocessor(&path, |_| {}).expect_err("no group is behind").to_string();
+    assert!(error.contains("no such partition of the preprocessor is stopped"), "{error}");
+    let group = "preprocessor-telemetry";
+    let options = ProcessorOptions { group: group.into(), instance: "1".into(), topics: Vec::new() };
+    let mut transactor = log.clone().transactor(&options).expect("a transactor");
+    let position = Position { topic: "telemetry.raw".into(), partition, offset: 2 };
+    let committed = transactor.commit(&Outputs::default(), &[position], &Default::default());
+    assert_eq!(committed.expect("writable"), event_log::Outcome::Committed);
+
+    let listed = of_preprocessor(&path, |_| {}).expect("listed");
+    let expected = format!("telemetry.raw/{partition}: group {group} is at offset 2, and retention has removed");
+    assert!(listed.starts_with(&expected) && listed.lines().count() == 1, "{listed}");
+    let decisions = || gaps::load(&log, own::GAPS, group, "telemetry.raw").expect("readable");
+    for (what, change) in [
+        ("resumes none", &(|args: &mut StageArgs| args.accept_recreated = true) as &dyn Fn(&mut StageArgs)),
+        ("is stopped in", &|args| (args.partition, args.accept_gap) = (Some(partition + 1), true)),
+        ("no stream or model", &|args| (args.topic, args.accept_gap) = (Some("telemetry".to_owned()), true)),
+    ] {
+        let error = of_preprocessor(&path, change).expect_err(what).to_string();
+        assert!(error.contains(what), "{error}");
+    }
+    let scorer = run(&Args { stage: Stage::Scorer(stage(&path, |args| args.accept_gap = true)) });
+    assert!(scorer.is_err_and(|error| error.to_string().contains("of the scorer is stopped")));
+    assert!(decisions().is_empty(), "nothing was decided");
+
+    let said = of_preprocessor(&path, |args| args.accept_gap = true).expect("carried out");
+    assert!(said.contains("not at 2") && said.contains("start the stage again"), "{said}");
+    let place = Place { group: group.into(), topic: "telemetry.raw".into(), partition, from: 2 };
+    let decision = &decisions()[&place];
+    assert_eq!((decision.accepted, decision.to), (Accept::Gap, None));
+}
