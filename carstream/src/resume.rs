@@ -3,6 +3,7 @@
 //! ```text
 //!  preprocessor, scorer   is the partition behind? ─► decision in stages.gaps ─► the stage with it carries it out
 //!  replicator             is the topic stopped? ─► hold its partitions ─► position and record, here and now
+//!  sink                   is the partition behind? ─► an object of the lake that says what is skipped, here and now
 //! ```
 //!
 //! On Kafka the stages run meanwhile. An embedded log is one process's: stop it first.
@@ -12,9 +13,11 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use contract::{Contract, own};
-use event_log::{CloudLogArgs, EdgeLogArgs, Error, LogArgs, LogUrl};
+use event_log::{CloudLogArgs, EdgeLogArgs, Error, Log, LogArgs, LogUrl};
+use lake::{LakeArgs, LakeUrl, OffsetRange};
 use pipeline::gaps::{self, Accept, Decision, Place};
 use service::{ConfigError, ContractArgs, values};
+use tokio::runtime::Handle;
 
 /// Resume what a stage has stopped because its log no longer holds the records that come next, and record that.
 #[derive(Debug, Clone, clap::Args)]
@@ -39,6 +42,11 @@ pub enum Stage {
     Scorer(StageArgs),
     /// Resume a topic that the replicator has stopped: the same as replicator resume.
     Replicator(Box<ReplicatorArgs>),
+    /// Resume partitions that the sink has stopped.
+    ///
+    /// Without --accept-gap it lists them. The decision is an object of the lake, whose footer says which offsets are
+    /// missing. Use it only for topics that every sink of this lake has stopped, and start the sinks again.
+    Sink(Box<SinkArgs>),
 }
 
 /// Which partitions, and how.
@@ -88,7 +96,30 @@ pub struct ReplicatorArgs {
     pub resume: replicator::ResumeArgs,
 }
 
-/// Runs the command. Blocking. Returns what it has to say.
+/// Which partitions of the sink, and how.
+#[derive(Debug, Clone, clap::Args)]
+pub struct SinkArgs {
+    /// The log that the sink reads.
+    #[command(flatten)]
+    pub log: LogArgs,
+    /// The lake that it writes.
+    #[command(flatten)]
+    pub lake: LakeArgs,
+    /// Which topics go to the lake.
+    #[command(flatten)]
+    pub contract: ContractArgs,
+    /// Resume only this topic.
+    #[arg(long, value_name = "TOPIC")]
+    pub topic: Option<String>,
+    /// Resume only this partition.
+    #[arg(long, value_name = "N", requires = "topic")]
+    pub partition: Option<u32>,
+    /// Resume at the first offset that is left; readers of the lake and the audit are told which are missing.
+    #[arg(long)]
+    pub accept_gap: bool,
+}
+
+/// Runs the command. Blocking, within a runtime. Returns what it has to say.
 pub fn run(args: &Args) -> anyhow::Result<String> {
     match &args.stage {
         Stage::Preprocessor(stage) => resume("preprocessor", stage, |contract| {
@@ -106,6 +137,60 @@ pub fn run(args: &Args) -> anyhow::Result<String> {
             (args.edge, args.cloud, args.site, args.contract) = (edge, cloud, site, contract);
             replicator::run_command(&args, &command)
         }
+        Stage::Sink(sink) => resume_sink(sink),
+    }
+}
+
+fn resume_sink(args: &SinkArgs) -> anyhow::Result<String> {
+    let contract = args.contract.load()?;
+    let mut topics: Vec<_> = contract.lake_topics().map(|topic| topic.name.clone()).collect();
+    topics.retain(|name| args.topic.as_deref().is_none_or(|wanted| *wanted == **name));
+    if topics.is_empty() {
+        return Err(ConfigError(vec!["--topic: the contract has no such topic for the lake".to_owned()]).into());
+    }
+    let mut problems = [args.log.problems(), args.lake.problems()].concat();
+    if let LakeUrl::Directory(path) = &args.lake.lake {
+        problems.extend(service::missing_directory("--lake", path));
+    }
+    problems.extend(missing(&args.log));
+    ConfigError::check(problems)?;
+    let (log, lake, runtime) = (open(&args.log, "sink")?, args.lake.open()?, Handle::current());
+    let mut behind = Vec::new();
+    for topic in &topics {
+        behind.extend(sink::behind(log.as_ref(), &lake, &runtime, topic)?);
+    }
+    behind.retain(|range| args.partition.is_none_or(|partition| partition == range.partition));
+    if behind.is_empty() {
+        bail!("no such partition of the lake {} is behind what {} holds", lake.url(), log.url());
+    }
+    let mut said = String::new();
+    for range in &behind {
+        let OffsetRange { topic, partition, start, end } = range;
+        if args.accept_gap {
+            runtime.block_on(lake.skip(range))?;
+            let _ = writeln!(said, "{topic}/{partition}: the lake continues at offset {end}, not at {start}");
+        } else {
+            let last = end - 1;
+            let _ = writeln!(said, "{topic}/{partition}: retention removed offsets {start} to {last}: --accept-gap");
+        }
+    }
+    if args.accept_gap {
+        said += "recorded in the lake; start the sink again\n";
+    }
+    Ok(said)
+}
+
+/// A directory that does not exist is a typo, not a new log.
+fn missing(log: &LogArgs) -> Option<String> {
+    log.log.directory().and_then(|path| service::missing_directory("--log", path))
+}
+
+fn open(log: &LogArgs, stage: &str) -> anyhow::Result<Arc<dyn Log>> {
+    match log.open() {
+        Err(error) if matches!(error, Error::InUse { .. }) => Err(error).context(format!(
+            "only one process can open an embedded log: stop the {stage}, run this command, and start it again"
+        )),
+        opened => Ok(opened?),
     }
 }
 
@@ -122,19 +207,8 @@ fn resume(
         let problem = format!("--group, --topic: no stream or model of the contract has them in the {stage}");
         return Err(ConfigError(vec![problem]).into());
     }
-    if let LogUrl::Directory(path) = &args.log.log
-        && !path.is_dir()
-    {
-        return Err(ConfigError(vec![format!("--log {}: the directory does not exist", path.display())]).into());
-    }
-    let log = match args.log.open() {
-        Err(error) if matches!(error, Error::InUse { .. }) => {
-            return Err(error).context(format!(
-                "only one process can open an embedded log: stop the {stage}, run this command, and start it again"
-            ));
-        }
-        opened => opened?,
-    };
+    ConfigError::check(missing(&args.log))?;
+    let log = open(&args.log, stage)?;
     let mut stopped = Vec::new();
     for (group, topic) in &readers {
         match pipeline::stopped(log.as_ref(), log.as_ref(), group, topic) {

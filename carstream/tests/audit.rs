@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use carstream::audit::{Evidence, Kind, Report, Scores, Sources, audit};
-use event_log::{Log, Outputs, Record, TopicSpec};
+use event_log::{Log, Outputs, Record, TopicSpec, partition_for_key};
+use lake::OffsetRange;
 use support::{At, BOOT, CARS, HOPS, SEQS, Site, carstream, commit, ends, vin};
 use test_support::clock::now_ms;
 use tokio_util::sync::CancellationToken;
@@ -356,6 +357,41 @@ async fn a_gap_that_was_accepted_is_lost_no_more_than_the_readings_that_it_can_b
     site.accepted_gaps_from("scorer", "telemetry", &firsts("telemetry"), &wide);
     let report = site.audit_with(sources, true).await.unwrap();
     assert_eq!(report.ledger.lost, old, "{report}");
+}
+
+/// The same of the sink: an object of the lake says what it skipped.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_sink_skipped_is_lost() {
+    let site = Site::new();
+    let (old_ms, new_ms) = (now_ms() - 30 * 24 * 3_600_000, now_ms());
+    let seqs = |seqs: std::ops::Range<i64>| -> Vec<_> {
+        (0..CARS).flat_map(|car| seqs.clone().map(move |seq| (car, BOOT, seq))).collect()
+    };
+    site.avro(At::Cloud, &seqs(0..20), old_ms);
+    site.objects(&seqs(0..20), 0).await;
+    let written = ends(&site.cloud, "telemetry");
+    site.avro(At::Cloud, &seqs(20..40), old_ms);
+    site.cloud_clock.pass(Duration::from_secs(30 * 24 * 3600));
+    site.cloud.maintain().unwrap();
+    let left = ends(&site.cloud, "telemetry");
+    site.avro(At::Cloud, &seqs(40..60), new_ms);
+    for (partition, (start, end)) in (0..).zip(written.into_iter().zip(left)).filter(|(_, (start, end))| start < end) {
+        site.lake.skip(&OffsetRange { topic: "telemetry".into(), partition, start, end }).await.unwrap();
+        let is_here = |car: u32| partition_for_key(site.key.pseudonym(&vin(car)).as_bytes(), 4) == partition;
+        let mut rest = seqs(40..60);
+        rest.retain(|(car, ..)| is_here(*car));
+        site.objects(&rest, end).await;
+    }
+    let rows: Vec<_> = seqs(0..60).iter().map(|(car, _, seq)| (*car, *seq, "valid", "acknowledged")).collect();
+    site.ledger_at(&rows, true, old_ms);
+    let cloud = Sources::new(None, Some(site.cloud.clone()), Some(site.lake.clone()));
+    let skipped = u64::from(CARS) * 20;
+    for with_ledger in [false, true] {
+        let report = site.audit_with(cloud.clone(), with_ledger).await.unwrap();
+        assert_eq!((report.counts[&Kind::RemovedUnread], report.ledger.lost), (skipped, skipped), "{report}");
+        let said = &report.discrepancies.iter().find(|d| d.kind == Kind::RemovedUnread).unwrap().what;
+        assert!(said.contains("before the sink had read them, and an operator accepted that"), "{said}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,9 +4,10 @@
 use std::path::Path;
 use std::time::Duration;
 
-use carstream::resume::{Args, Stage, StageArgs, run};
-use contract::own;
+use carstream::resume::{Args, SinkArgs, Stage, StageArgs, run};
+use contract::{Contract, own};
 use event_log::{Clock, LogArgs, LogUrl, Outputs, Position, ProcessorOptions, Record};
+use lake::{Encodings, Lake, LakeArgs, LakeUrl, ObjectName, ObjectWriter};
 use pipeline::gaps::{self, Accept, Place};
 use service::ContractArgs;
 use test_support::clock::now_ms;
@@ -75,4 +76,61 @@ fn what_is_stopped_is_listed_and_a_decision_is_recorded() {
     let place = Place { group: group.into(), topic: "telemetry.raw".into(), partition, from: 2 };
     let decision = &decisions()[&place];
     assert_eq!((decision.accepted, decision.to), (Accept::Gap, None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_sink_has_stopped_is_listed_and_skipped_in_the_lake() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let clock = Clock::default();
+    let log = event_log::open_with_clock(&directory.path().join("log"), clock.clone()).expect("a log");
+    log.ensure_topic(&topics::builtin("telemetry")).expect("a topic");
+    let appender = log.clone().appender(Box::new(|_| {})).expect("an appender");
+    let record = Record { key: b"k", value: Some(b"v"), headers: &[], timestamp_ms: now_ms() };
+    (0..5).for_each(|token| appender.append(&"telemetry".into(), &record, token).expect("room"));
+    assert!(appender.flush(Duration::from_secs(60)));
+    let partition = event_log::partition_for_key(b"k", 4);
+    let lake_url = LakeUrl::Directory(directory.path().join("lake"));
+    let sink = |change: &dyn Fn(&mut SinkArgs)| {
+        let mut args = SinkArgs {
+            log: LogArgs::new(log.url().clone()),
+            lake: LakeArgs::new(lake_url.clone()),
+            contract: ContractArgs::default(),
+            topic: None,
+            partition: None,
+            accept_gap: false,
+        };
+        change(&mut args);
+        tokio::task::block_in_place(|| run(&Args { stage: Stage::Sink(Box::new(args)) }))
+    };
+    let error = sink(&|_| {}).expect_err("a typo").to_string();
+    assert!(error.contains("--lake") && error.contains("does not exist"), "{error}");
+
+    let lake = Lake::open(&lake_url).expect("a lake");
+    let schema = &Contract::builtin().schemas().file("telemetry.v2.avsc").expect("a schema").arrow;
+    let name = ObjectName::new("telemetry", partition, 0, now_ms());
+    let writer = ObjectWriter::new(name, schema, 2, Encodings::default()).expect("a writer");
+    lake.put_object(&writer.finish(2).expect("an object")).await.expect("stored");
+    let error = sink(&|_| {}).expect_err("the log has what follows").to_string();
+    assert!(error.contains("no such partition"), "{error}");
+    clock.pass(Duration::from_secs(40 * 24 * 3600));
+    log.maintain().expect("nobody reads it");
+
+    let listed = sink(&|_| {}).expect("listed");
+    assert_eq!(listed, format!("telemetry/{partition}: retention removed offsets 2 to 4: --accept-gap\n"));
+    for (what, change) in [
+        ("no such partition", &(|args: &mut SinkArgs| args.partition = Some(partition + 1)) as &dyn Fn(&mut SinkArgs)),
+        ("no such topic for the lake", &|args| args.topic = Some("telemetry.raw".to_owned())),
+    ] {
+        let error = sink(&|args| {
+            args.accept_gap = true;
+            change(args);
+        });
+        let error = error.expect_err(what).to_string();
+        assert!(error.contains(what), "{error}");
+    }
+    assert_eq!(lake.next_offsets("telemetry").await.expect("readable").offsets[&partition], 2, "nothing was decided");
+    let said = sink(&|args| args.accept_gap = true).expect("carried out");
+    assert!(said.contains("the lake continues at offset 5, not at 2"), "{said}");
+    assert_eq!(lake.next_offsets("telemetry").await.expect("readable").offsets[&partition], 5);
+    assert!(sink(&|args| args.accept_gap = true).is_err(), "it is behind no more");
 }

@@ -15,6 +15,7 @@
 //! It does not share partitions out between sinks: a second one is spare, not twice as fast.
 
 mod args;
+mod behind;
 mod buffer;
 mod encode;
 mod metrics;
@@ -32,6 +33,7 @@ use service::{ConfigError, Waiting};
 use tokio_util::sync::CancellationToken;
 
 pub use args::Args;
+pub use behind::behind;
 pub use metrics::{Metrics, Topic};
 
 /// A store that is still starting is available soon.

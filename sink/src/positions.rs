@@ -86,14 +86,19 @@ impl Positions {
     pub(crate) fn lost(&self, topic: &str, partition: u32, offset: u64, bounds: PartitionDescription) -> String {
         let (lake, log) = (self.lake.url(), self.log.url());
         let PartitionDescription { first, next } = bounds;
-        let cause = if offset < first {
-            format!("offsets {offset} to {first} were removed by retention before they were written")
+        let (cause, remedy) = if offset < first {
+            let command = format!("carstream resume sink --log {log} --lake {lake} --topic {topic} --accept-gap");
+            (
+                format!("retention removed offsets {offset} to {} before they were written", first - 1),
+                format!("To continue without them, which is recorded: {command}, and start the sink again"),
+            )
         } else {
-            "the topic was created again, or this lake belongs to another log".to_owned()
+            let cause = "the topic was created again, or this lake belongs to another log";
+            (cause.to_owned(), format!("Choose another lake, or move the objects of {topic} out of this one"))
         };
         format!(
             "{topic}/{partition} resumes at offset {offset} in the lake {lake}, but {log} holds {first} to {next}: \
-             {cause}. To start over, choose another lake, or move the objects of {topic} out of this one"
+             {cause}. {remedy}"
         )
     }
 }

@@ -8,10 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use event_log::{Error, Log, TopicDescription};
-use lake::Lake;
+use chrono::NaiveDate;
+use event_log::{Clock, Error, Log, LogUrl, TopicDescription};
+use lake::{Lake, OffsetRange};
 use support::faults::{Fault, FaultyStore, Plan};
 use support::{Place, append, assert_complete, readings, rows_of_lake, rows_of_log, start, start_on, wait_until};
+use tokio::runtime::Handle;
 
 const V2: &str = "telemetry.v2.avsc";
 
@@ -116,8 +118,72 @@ async fn a_lake_ahead_of_its_log_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_retention_removed_unwritten_is_skipped_once_an_operator_says_so() {
+    let place = Place::new();
+    let LogUrl::Directory(path) = place.log_url() else { unreachable!("it is a directory") };
+    let clock = Clock::default();
+    let log = event_log::open_with_clock(&path, clock.clone()).unwrap();
+    append(&log, "telemetry", 0, &readings(0, 100, 2));
+    start(place.args(&["telemetry"])).stop().await.unwrap();
+    append(&log, "telemetry", 100, &readings(100, 60, 2));
+    let first = rows_of_log(&log, "telemetry", V2);
+    clock.pass(Duration::from_secs(40 * 24 * 3600));
+    log.maintain().unwrap();
+    append(&log, "telemetry", 160, &readings(160, 50, 2));
+    let rest = rows_of_log(&log, "telemetry", V2);
+
+    let error = format!("{:#}", start(place.args(&["telemetry"])).end().await.unwrap_err());
+    for part in ["retention removed offsets", "carstream resume sink --log", "--topic telemetry --accept-gap"] {
+        assert!(error.contains(part), "{error} should name {part}");
+    }
+    let lake = place.lake();
+    let before = lake.coverage("telemetry").await.unwrap();
+    let behind = {
+        let (log, lake, runtime) = (log.clone(), lake.clone(), Handle::current());
+        let behind = move || sink::behind(log.as_ref(), &lake, &runtime, "telemetry");
+        tokio::task::spawn_blocking(behind).await.unwrap().unwrap()
+    };
+    assert_eq!(behind.len(), before.ranges.len(), "of each partition some were removed");
+    for (range, written) in behind.iter().zip(&before.ranges) {
+        let removed = first[range.partition as usize].range.end;
+        assert_eq!((range.partition, range.start, range.end), (written.partition, written.end, removed));
+        lake.skip(range).await.unwrap();
+        assert!(lake.skip(range).await.is_err(), "once");
+    }
+    start(place.args(&["telemetry"])).stop().await.unwrap();
+
+    let ends = rest.iter().map(|rows| rows.range.clone());
+    let expected: Vec<_> = before.ranges.iter().cloned().zip(ends).flat_map(<[_; 2]>::from).collect();
+    for compacted in [false, true] {
+        if compacted {
+            lake.compact("telemetry", &(NaiveDate::MIN..=NaiveDate::MAX), u64::MAX).await.unwrap();
+        }
+        let covered = lake.coverage("telemetry").await.unwrap();
+        assert_eq!((&covered.ranges, &covered.skipped, covered.gaps.len()), (&expected, &behind, 0));
+        assert!(covered.remarks()[0].contains("an operator let the sink skip them"), "{:?}", covered.remarks());
+        let schema = contract::Contract::builtin().schemas().file(V2).unwrap().arrow.clone();
+        for (range, skipped) in before.ranges.iter().zip(&behind) {
+            // What reads over it, or begins in it, is told; what ends before it or begins after it reads.
+            for (start, end, is_there) in [
+                (range.start, range.end, true),
+                (range.start, skipped.end + 1, false),
+                (skipped.start, skipped.end + 1, false),
+                (skipped.end, skipped.end + 1, true),
+            ] {
+                let wanted = OffsetRange { start, end, ..range.clone() };
+                match lake.read(wanted.clone(), schema.clone()).await {
+                    Ok(_) => assert!(is_there, "{wanted}"),
+                    Err(error) => assert!(!is_there && matches!(error, lake::Error::NotCovered { .. }), "{error}"),
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_lake_that_cannot_be_written_to_is_named() {
     let place = Place::new();
+    let _log = place.log();
     std::fs::write(place.folder.path().join("file"), "").unwrap();
     let mut args = place.args(&["telemetry"]);
     args.lake.lake = lake::LakeUrl::Directory(place.folder.path().join("file"));

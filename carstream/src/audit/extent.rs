@@ -243,6 +243,15 @@ impl Extents {
         let of_cloud: Vec<_> = self.lake.iter().map(|lake| ("sink", reached(lake))).collect();
         compare(Hop::Cloud, &self.cloud, &sources.cloud, &of_cloud);
         unread.extend(accepted(sources, self.scores.is_some())?);
+        let objects = self.lake.iter().flat_map(|lake| &lake.objects);
+        unread.extend(objects.filter(|object| object.footer.skipped).map(|LakeObject { footer, .. }| Unread {
+            hop: Hop::Cloud,
+            partition: footer.partition,
+            offsets: footer.start..footer.end,
+            reader: Some("sink"),
+            accepted: Some(Hop::Lake),
+            may_be_markers: false,
+        }));
         Ok(unread)
     }
 }

@@ -225,7 +225,8 @@ impl Judge<'_> {
             let places = vec![format!("{topic}/{partition}{} begins at offset {}", hop.side(), offsets.end)];
             let (car, boot_id, seq, about) = (None, None, None, None);
             // Past the first hop a reading may still be at other hops; the one that lacks it tells.
-            *accepted.filter(|_| *hop != Hop::Raw).map_or(&mut records, |lacking| &mut skipped[lacking as usize]) += count;
+            *accepted.filter(|_| *hop != Hop::Raw).map_or(&mut records, |lacking| &mut skipped[lacking as usize]) +=
+                count;
             let (kind, hop) = (Kind::RemovedUnread, hop.key());
             self.discrepancies.add(kind, count, || Discrepancy { kind, hop, what, car, boot_id, seq, places, about });
         }
@@ -233,7 +234,8 @@ impl Judge<'_> {
             return records + skipped.iter().sum::<u64>();
         }
         // Those that are missing are told of one by one.
-        let besides = |(hop, count): (usize, u64)| count.saturating_sub(self.missing_at[hop]).min(self.unchecked_at[hop]);
+        let besides =
+            |(hop, count): (usize, u64)| count.saturating_sub(self.missing_at[hop]).min(self.unchecked_at[hop]);
         records.min(self.untraced) + skipped.into_iter().enumerate().map(besides).sum::<u64>()
     }
 

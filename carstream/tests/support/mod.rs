@@ -11,9 +11,7 @@ use arrow::array::{BooleanArray, TimestampMillisecondArray, new_null_array};
 use arrow::datatypes::{DataType, SchemaRef};
 use carstream::audit::{Evidence, Report, Sources, audit};
 use contract::own;
-use event_log::{
-    Clock, Log, LogUrl, Outcome, Outputs, Position, ProcessorOptions, Range, Read, Record, partition_for_key,
-};
+use event_log::{Clock, Log, Outcome, Outputs, Position, ProcessorOptions, Range, Read, Record, partition_for_key};
 use lake::{Encodings, Lake, LakeUrl, ObjectName, ObjectWriter};
 use pipeline::DeadLetterHeader;
 use pipeline::gaps::{self, Accept, Decision, Place};
@@ -72,6 +70,8 @@ pub struct Site {
     /// The clock of the edge's log.
     pub clock: Clock,
     pub cloud: Arc<dyn Log>,
+    /// The clock of the cloud's log.
+    pub cloud_clock: Clock,
     pub lake: Lake,
     pub key: PseudonymKey,
 }
@@ -84,14 +84,15 @@ impl Site {
         std::fs::write(path("site.key"), "a key of one test site, and no other").unwrap();
         let clock = Clock::default();
         let edge = event_log::open_with_clock(&path("edge"), clock.clone()).unwrap();
-        let cloud = event_log::open(&LogUrl::Directory(path("cloud")), &[]).unwrap();
+        let cloud_clock = Clock::default();
+        let cloud = event_log::open_with_clock(&path("cloud"), cloud_clock.clone()).unwrap();
         for topic in ["telemetry.raw", "telemetry.dead-letter", "telemetry", "scores", "drivers"] {
             edge.ensure_topic(&topics::builtin(topic)).unwrap();
         }
         cloud.ensure_topic(&topics::builtin("telemetry")).unwrap();
         let lake = Lake::open(&LakeUrl::Directory(path("lake"))).unwrap();
         let key = PseudonymKey::from_bytes(b"a key of one test site, and no other").unwrap();
-        Self { directory, edge, clock, cloud, lake, key }
+        Self { directory, edge, clock, cloud, cloud_clock, lake, key }
     }
 
     /// [`CARS`] cars with [`SEQS`] acknowledged readings each, and as many copies of each at each hop as `copies` says.

@@ -181,6 +181,9 @@ impl Input {
         if self.part.from != before.footer.end || self.footer.schema_id != before.footer.schema_id {
             return false;
         }
+        if self.footer.skipped || before.footer.skipped {
+            return false; // merged, they would no longer be told from others
+        }
         // Two compacted objects that overlap become one, however large: only then are their rows there once.
         let overlap = self.part.from > self.part.name.start;
         let compacted = |input: &Self| input.part.name.end.is_some();

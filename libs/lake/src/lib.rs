@@ -24,6 +24,7 @@ mod object;
 mod row_hash;
 mod rows;
 mod s3;
+mod skip;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -30,6 +30,9 @@ pub const LOG_TIMESTAMP_MS: &str = "log_timestamp_ms";
 
 const LOG_COLUMNS: [&str; 2] = [LOG_OFFSET, LOG_TIMESTAMP_MS];
 
+/// What the footer of an object of skipped offsets has besides.
+const SKIPPED: &str = "skipped";
+
 /// Levels above 1 cost three times the CPU for a few per cent.
 const ZSTD_LEVEL: i32 = 1;
 
@@ -66,6 +69,9 @@ pub struct Footer {
     pub event_time_ms: Option<(i64, i64)>,
     /// [`RowHash`] of the rows.
     pub row_hash: String,
+    /// Whether an operator let the sink skip these offsets, which retention had removed before they were written
+    /// ([`Lake::skip`](crate::Lake::skip)). Then there are no rows.
+    pub skipped: bool,
 }
 
 impl Footer {
@@ -81,6 +87,9 @@ impl Footer {
         if let Some((min, max)) = self.event_time_ms {
             pairs.push(("min_event_time_ms", min.to_string()));
             pairs.push(("max_event_time_ms", max.to_string()));
+        }
+        if self.skipped {
+            pairs.push((SKIPPED, true.to_string()));
         }
         pairs.into_iter().map(|(key, value)| KeyValue::new(key.to_owned(), value)).collect()
     }
@@ -106,6 +115,7 @@ impl Footer {
             rows: u64::try_from(file.num_rows()).map_err(|_| "it has a negative number of rows".to_owned())?,
             event_time_ms: time("min_event_time_ms")?.zip(time("max_event_time_ms")?),
             row_hash: text("row_hash")?,
+            skipped: text(SKIPPED).is_ok(),
         })
     }
 }
@@ -150,6 +160,7 @@ impl ObjectWriter {
             rows: 0,
             event_time_ms: None,
             row_hash: String::new(),
+            skipped: false,
         };
         let hash = RowHash::new(schema).map_err(|e| failed(e.into()))?;
         Ok(Self { event_time: event_time_column(schema), schema: with_log, name, writer, hash, footer })
@@ -185,6 +196,12 @@ impl ObjectWriter {
     /// How many rows so far.
     pub fn rows(&self) -> u64 {
         self.footer.rows
+    }
+
+    /// Ends the object before offset `end`, as one of offsets that were skipped.
+    pub(crate) fn finish_skipped(mut self, end: u64) -> Result<Object, Error> {
+        self.footer.skipped = true;
+        self.finish(end)
     }
 
     /// Ends the object before offset `end`.

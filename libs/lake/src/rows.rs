@@ -74,13 +74,18 @@ impl Lake {
             let parts = resolve(self.newest_objects(folders).await?).parts;
             newest.extend_from_slice(&parts[parts.len().saturating_sub(NEWEST_OBJECTS)..]);
         }
-        let Coverage { ranges, gaps, .. } = self.contiguous(newest).await?;
-        let offsets = ranges.into_iter().map(|range| (range.partition, range.end)).collect();
+        let Coverage { mut ranges, gaps, skipped, .. } = self.contiguous(newest).await?;
+        ranges.extend(skipped);
+        let mut offsets = BTreeMap::new();
+        for range in ranges {
+            let next = offsets.entry(range.partition).or_insert(range.end);
+            *next = range.end.max(*next);
+        }
         Ok(NextOffsets { offsets, gaps })
     }
 
     /// Of one partition's folders, oldest first: the objects of the newest one that has any, and all newer objects.
-    async fn newest_objects(&self, mut folders: Vec<Folder>) -> Result<Vec<ObjectName>, Error> {
+    pub(crate) async fn newest_objects(&self, mut folders: Vec<Folder>) -> Result<Vec<ObjectName>, Error> {
         let mut listed = Listed::default();
         while let Some(folder) = folders.pop() {
             listed = self.list_all([(folder.path(), None)]).await?;
@@ -167,6 +172,13 @@ impl Lake {
         let mut before: Option<ObjectName> = None;
         for (Part { name, from }, footer) in self.footers_of(parts).await? {
             let (topic, partition) = (name.topic.clone(), name.partition);
+            if footer.skipped {
+                match covered.skipped.last_mut() {
+                    Some(last) if last.partition == partition && last.end == from => last.end = footer.end,
+                    _ => covered.skipped.push(OffsetRange { topic, partition, start: from, end: footer.end }),
+                }
+                continue;
+            }
             match covered.ranges.last_mut().filter(|range| range.partition == partition).zip(before) {
                 Some((range, _)) if range.end == from => range.end = footer.end,
                 Some((range, before)) if range.end > from => {
@@ -175,7 +187,11 @@ impl Lake {
                     return Err(Error::Overlap { lake, topic, partition, before, end, after, start });
                 }
                 joins_nothing => {
-                    if let Some((range, before)) = joins_nothing {
+                    let is_skipped = |end: u64| {
+                        let within = |skipped: &OffsetRange| skipped.start <= end && skipped.end >= from;
+                        covered.skipped.last().is_some_and(|last| last.partition == partition && within(last))
+                    };
+                    if let Some((range, before)) = joins_nothing.filter(|(range, _)| !is_skipped(range.end)) {
                         let (before, after) = (before.to_string(), name.to_string());
                         let gap = Gap { topic: topic.clone(), partition, before, end: range.end, after, start: from };
                         covered.gaps.push(gap);
@@ -248,7 +264,8 @@ impl Lake {
         if let Some(gap) = gaps.into_iter().next() {
             return Err(Error::Gap { lake: self.url.to_string(), gap });
         }
-        let end = ranges.first().map_or(range.start, |covered| covered.end);
+        let holds_start = |covered: &&OffsetRange| covered.start <= range.start; // unless that was skipped
+        let end = ranges.first().filter(holds_start).map_or(range.start, |covered| covered.end);
         if end < range.end {
             return Err(not_covered(end.max(range.start), range.end));
         }
@@ -284,16 +301,24 @@ pub struct NextOffsets {
 pub struct Coverage {
     /// By partition and offset: one range per partition, and one more after each gap.
     pub ranges: Vec<OffsetRange>,
-    /// What is missing between them.
+    /// What is missing between them, and was not skipped.
     pub gaps: Vec<Gap>,
+    /// What an operator let the sink skip: retention had removed it before it was written.
+    pub skipped: Vec<OffsetRange>,
     /// Parquet files that carstream did not write, and does not read.
     pub foreign: Vec<String>,
 }
 
 impl Coverage {
-    /// One line for each gap, and one for foreign files.
+    /// One line for each gap and each range that was skipped, and one for foreign files.
     pub fn remarks(&self) -> Vec<String> {
         let mut remarks: Vec<_> = self.gaps.iter().map(Gap::to_string).collect();
+        remarks.extend(self.skipped.iter().map(|OffsetRange { topic, partition, start, end }| {
+            format!(
+                "{topic}/{partition} lacks offsets {start} to {end}: retention removed them before they were written, \
+                 and an operator let the sink skip them"
+            )
+        }));
         if let Some(first) = self.foreign.first() {
             let count = self.foreign.len();
             remarks.push(format!(

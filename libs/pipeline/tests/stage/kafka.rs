@@ -184,8 +184,9 @@ fn of_several_instances_the_one_that_holds_a_stopped_partition_resumes_it() {
     let names = Names::new(&log, "shared");
     let gaps: Arc<str> = names.of("gaps");
     log.ensure_topic(&TopicSpec { name: gaps.clone(), partitions: 1, retention: None, compacted: true }).unwrap();
-    let feed =
-        |records: std::ops::Range<usize>| append(&log, &names.of("in"), records.map(|i| (format!("key{i}"), "v".into())));
+    let feed = |records: std::ops::Range<usize>| {
+        append(&log, &names.of("in"), records.map(|i| (format!("key{i}"), "v".into())))
+    };
     feed(0..60);
     names.run(&log, 60);
     let bounds = || -> Vec<_> {
@@ -230,7 +231,7 @@ fn of_several_instances_the_one_that_holds_a_stopped_partition_resumes_it() {
         until("it carries out what was decided", &|| bounds().iter().all(|(position, next)| position == next));
         assert_eq!(stopped(1 - holder), 0);
         shutdown[1 - holder].cancel();
-        stages.map(|stage| stage.join().unwrap().unwrap());
+        stages.into_iter().for_each(|stage| stage.join().unwrap().unwrap());
         let decisions = gaps::load(&log, &gaps, &names.0, &names.of("in")).unwrap();
         assert_eq!(decisions, Decisions::from([(place, Decision { to: Some(from + 5), ..decision })]));
     });
