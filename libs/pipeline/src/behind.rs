@@ -15,7 +15,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use event_log::{Error, Log, Outcome, Outputs, PartitionDescription, Position, Range, TopicPartition, progress};
-use tokio_util::sync::CancellationToken;
 
 use crate::gaps::{self, Accept, Decision, Decisions, Place};
 use crate::metrics::Topic;
@@ -233,12 +232,7 @@ impl Stage<'_> {
 
     /// Commits positions behind offsets without a record, such as the markers of Kafka's transactions: once retention
     /// has removed those, nothing tells them from records that were never processed. Nothing may be pending.
-    pub(crate) fn pass_empty(
-        &mut self,
-        at_stop: bool,
-        transform: &mut dyn Transform,
-        metrics: &Metrics,
-    ) -> anyhow::Result<()> {
+    pub(crate) fn pass_empty(&mut self, at_stop: bool, metrics: &Metrics) -> anyhow::Result<()> {
         if self.options.gaps.is_none() || !at_stop && self.passed.elapsed() < PASS_EMPTY_EVERY {
             return Ok(());
         }
@@ -255,7 +249,7 @@ impl Stage<'_> {
         }
         if !positions.is_empty() {
             // If it is rolled back, the partitions are assigned again.
-            let _ = self.commit_to_log(&Outputs::default(), &positions, transform, metrics)?;
+            let _ = self.commit_to_log(&Outputs::default(), &positions, metrics)?;
         }
         Ok(())
     }
@@ -293,7 +287,6 @@ impl Stage<'_> {
         behind: &mut Behind,
         transform: &mut dyn Transform,
         metrics: &Metrics,
-        shutdown: &CancellationToken,
     ) -> anyhow::Result<()> {
         for (place, decision) in behind.decided(self.options)? {
             if self.commit_pending(transform, metrics)? == Outcome::RolledBack {
@@ -306,17 +299,18 @@ impl Stage<'_> {
             gaps::put(&mut outputs, behind.gaps(), &place, &Decision { to: Some(to), ..decision.clone() });
             let is_exact = decision.accepted == Accept::Gap && self.state.position(&at) == Some(place.from);
             let positions = std::slice::from_ref(&position);
-            if self.commit_to_log(&outputs, positions, transform, metrics)? == Outcome::RolledBack {
+            if self.commit_to_log(&outputs, positions, metrics)? == Outcome::RolledBack {
                 return Ok(());
             }
             behind.forget(&at, metrics);
             let (topic, partition, from) = (&at.topic, at.partition, place.from);
             tracing::warn!(%topic, partition, from, to, "resuming {topic}/{partition} at offset {to} instead of \
                 {from}, as an operator decided");
-            if !is_exact {
-                self.rebuild(positions, transform, metrics, shutdown)?;
+            if is_exact {
+                self.processor.read_from(positions)?;
+            } else {
+                self.rebuild(positions, transform)?;
             }
-            self.processor.read_from(positions)?;
         }
         Ok(())
     }

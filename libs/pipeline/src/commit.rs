@@ -2,8 +2,9 @@
 
 use std::time::Instant;
 
-use event_log::{Outcome, Outputs, Position, TopicPartition};
+use event_log::{Batch, Outcome, Outputs, Position, TopicPartition};
 
+use crate::snapshot::PIECE_BYTES;
 use crate::{Metrics, Pending, Stage, Transform};
 
 impl Stage<'_> {
@@ -21,7 +22,7 @@ impl Stage<'_> {
         match self.commit_pending(transform, metrics)? {
             Outcome::Committed => {
                 self.commit_snapshots(true, transform, metrics)?;
-                self.pass_empty(true, transform, metrics)
+                self.pass_empty(true, metrics)
             }
             Outcome::RolledBack => Ok(()),
         }
@@ -45,7 +46,11 @@ impl Stage<'_> {
         let records = std::mem::take(&mut self.records);
         let emitted = self.emit.take();
         let began = Instant::now();
-        let outcome = self.commit_to_log(&emitted.outputs, &positions, transform, metrics)?;
+        let outcome = self.commit_to_log(&emitted.outputs, &positions, metrics)?;
+        if outcome == Outcome::RolledBack {
+            // The state of these comes from records that are read again; that of others is as it was.
+            positions.iter().for_each(|p| self.state.reset(&p.at(), transform));
+        }
         if outcome == Outcome::Committed {
             metrics.committed(records, &emitted, began.elapsed());
             let now_ms = service::now_ms();
@@ -56,31 +61,34 @@ impl Stage<'_> {
         Ok(outcome)
     }
 
-    /// Snapshots, each a transaction of its own; nothing is pending, so the state is that of the committed positions.
+    /// The snapshots that are due, in transactions of their own; nothing is pending, so the state is that of the
+    /// committed positions. Of a large one only a piece; at a stop, all.
     pub(crate) fn commit_snapshots(
         &mut self,
         at_stop: bool,
         transform: &mut dyn Transform,
         metrics: &Metrics,
     ) -> anyhow::Result<()> {
-        for of in self.state.due(at_stop) {
-            let began = Instant::now();
-            let Some(due) = self.state.take(&of, &*transform) else { continue };
-            let position = std::slice::from_ref(&due.position);
-            if self.commit_to_log(&due.outputs, position, transform, metrics)? == Outcome::RolledBack {
-                return Ok(());
+        let mut bytes = 0;
+        while at_stop || bytes < PIECE_BYTES {
+            let Some(piece) = self.state.next_piece(at_stop, &*transform) else { break };
+            bytes += piece.outputs.batches().map(Batch::bytes).sum::<usize>();
+            match self.commit_to_log(&piece.outputs, std::slice::from_ref(&piece.position), metrics)? {
+                Outcome::Committed => self.state.wrote(&piece, metrics),
+                Outcome::RolledBack => {
+                    self.state.failed();
+                    break;
+                }
             }
-            self.state.taken(&of, &due);
-            metrics.snapshot(due.bytes, began.elapsed());
         }
         Ok(())
     }
 
+    /// After [`Outcome::RolledBack`] all partitions are assigned again.
     pub(crate) fn commit_to_log(
         &mut self,
         outputs: &Outputs,
         positions: &[Position],
-        transform: &mut dyn Transform,
         metrics: &Metrics,
     ) -> anyhow::Result<Outcome> {
         let outcome = self.processor.commit(outputs, positions)?;
@@ -90,8 +98,6 @@ impl Stage<'_> {
                 self.committed = true;
             }
             Outcome::RolledBack => {
-                // It came from records that are read again.
-                self.state.reset_all(transform);
                 metrics.rollbacks.inc();
             }
         }

@@ -23,6 +23,7 @@ mod emit;
 pub mod gaps;
 mod lag;
 mod metrics;
+mod rebuild;
 mod snapshot;
 mod stall;
 mod state;
@@ -302,14 +303,19 @@ impl<'o> Stage<'o> {
             if shutdown.is_cancelled() {
                 return self.stop(transform, metrics);
             }
-            self.resume_stopped(behind, transform, metrics, shutdown)?;
+            self.resume_stopped(behind, transform, metrics)?;
             let idle = self.pending.is_empty();
             let left = self.options.max_wait.saturating_sub(self.since.elapsed());
             if !idle && (left.is_zero() || self.records >= self.options.max_records) {
                 self.commit(transform, metrics)?;
                 continue;
             }
-            let timeout = if idle { Duration::from_millis(POLL_MS) } else { left };
+            let is_rebuilding = self.step_rebuild(transform, metrics)?;
+            let timeout = match (is_rebuilding, idle) {
+                (true, _) => Duration::ZERO, // to hear of the group, and keep the place in it
+                (_, true) => Duration::from_millis(POLL_MS),
+                _ => left,
+            };
             let room = self.options.max_records - self.records;
             let event = match self.processor.next(room, timeout) {
                 Err(Error::OutOfRange { topic, partition, first, next, .. }) if behind.is_used() => {
@@ -325,7 +331,7 @@ impl<'o> Stage<'o> {
                     // What is pending belongs to other partitions.
                     self.commit(transform, metrics)?;
                     let live = self.stop_behind(positions, behind, transform, metrics)?;
-                    self.rebuild(&live, transform, metrics, shutdown)?;
+                    self.rebuild(&live, transform)?;
                 }
                 Event::Revoked(partitions) => {
                     // What is pending may belong to them: the commit is refused if it does, and rolled back.
@@ -336,10 +342,11 @@ impl<'o> Stage<'o> {
                     }
                 }
                 // Asked for as long as the oldest record may wait: that wait is over.
-                Event::Idle if !idle => self.commit(transform, metrics)?,
+                Event::Idle if !idle && !is_rebuilding => self.commit(transform, metrics)?,
+                Event::Idle if !idle => {}
                 Event::Idle => {
                     self.commit(transform, metrics)?;
-                    self.pass_empty(false, transform, metrics)?;
+                    self.pass_empty(false, metrics)?;
                 }
             }
         }
@@ -374,15 +381,22 @@ impl<'o> Stage<'o> {
         Ok(())
     }
 
-    /// Brings the transform's state to these positions.
-    fn rebuild(
-        &mut self,
-        positions: &[Position],
-        transform: &mut dyn Transform,
-        metrics: &Metrics,
-        shutdown: &CancellationToken,
-    ) -> anyhow::Result<()> {
+    /// Brings the transform's state to these positions, which takes until [`step_rebuild`](Self::step_rebuild) has done
+    /// it: nothing is read from them before.
+    fn rebuild(&mut self, positions: &[Position], transform: &mut dyn Transform) -> Result<(), Error> {
         assert!(self.pending.is_empty(), "pending outputs must not outlive the state they came from");
-        self.state.rebuild(positions, transform, metrics, shutdown)
+        let waiting = self.state.rebuild(positions, transform);
+        if waiting.is_empty() { Ok(()) } else { self.processor.pause(&waiting) }
+    }
+
+    /// A step of what is being rebuilt. Returns whether there is more.
+    fn step_rebuild(&mut self, transform: &mut dyn Transform, metrics: &Metrics) -> anyhow::Result<bool> {
+        if !self.state.is_rebuilding() {
+            return Ok(false);
+        }
+        if let Some(rebuilt) = self.state.step(transform, metrics)? {
+            self.processor.read_from(&[rebuilt])?;
+        }
+        Ok(self.state.is_rebuilding())
     }
 }

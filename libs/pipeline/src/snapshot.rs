@@ -1,14 +1,17 @@
 //! Snapshots in the state topic: how one is cut into records, and found again among others.
 //!
 //! ```text
-//!  key      group/topic/partition/0   …/1   …/2          one per chunk: a newer snapshot takes an older one's place,
-//!  value    ├──── 512 KB ────┤├── 512 KB ──┤├ rest ┤     and tombstones what it is shorter by
+//!  key      group/topic/partition/0   …/1   …/2         one per chunk: a snapshot takes the place of the last but one,
+//!           group/topic/partition/b0  …/b1  …           whose keys are other ones than the last one's
+//!  value    ├──── 512 KB ────┤├── 512 KB ──┤├ rest ┤
 //!  headers  position, state version, source's id, chunks, bytes, SHA-256: the same in all of them
 //! ```
 //!
-//! All records of a snapshot are written in one transaction, but compaction removes the records of an older one one by
-//! one, and a topic may hold records of other writers. So a snapshot is rejected unless it is whole, belongs to the
-//! source, and matches its hash.
+//! A snapshot may be any size, so it is written in pieces, each a transaction; the last one also removes the snapshot
+//! before it. Until then that one is whole: a snapshot that was not finished costs nothing but its space.
+//!
+//! Compaction removes the records of a snapshot one by one, and a topic may hold records of other writers. So a
+//! snapshot is rejected unless it is whole, belongs to the source, and matches its hash.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -27,8 +30,11 @@ pub(crate) fn chunk_bytes(max_record_bytes: usize) -> usize {
     max_record_bytes.saturating_sub(LABEL_BYTES).clamp(1, CHUNK_BYTES)
 }
 
-/// No larger snapshot is written: it is held in memory twice, and is one transaction.
-pub(crate) const MAX_SNAPSHOT_BYTES: usize = 1 << 30;
+/// Bytes of state per transaction: a broker that takes 1 MB/s has long taken it before the transaction times out.
+pub(crate) const PIECE_BYTES: usize = 8 << 20;
+
+/// No header is believed that claims more: memory for the state is reserved at once up to here.
+const MAX_RESERVED_BYTES: usize = 1 << 30;
 
 const POSITION: &str = "snapshot.position";
 const STATE_VERSION: &str = "snapshot.state_version";
@@ -60,37 +66,103 @@ struct Label {
     sha256: String,
 }
 
-/// Adds the records of a snapshot for partition `to` of the state topic. It takes the place of one of `chunks_before`
-/// chunks. Returns how many it has.
-pub(crate) fn write(
-    outputs: &mut Outputs,
-    (topic, partition): (&Arc<str>, u32),
-    id: SnapshotId<'_>,
-    state: &[u8],
-    chunks_before: u32,
+/// The two sets of keys that snapshots of a partition take in turn.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Slots {
+    /// Which one holds the newest snapshot.
+    newest: usize,
+    /// How many keys of each are taken.
+    taken: [u32; 2],
+}
+
+/// What the keys of each slot have before the number of the chunk.
+const SLOTS: [&str; 2] = ["", "b"];
+
+/// A snapshot that is being written.
+pub(crate) struct Writing {
+    label: Label,
+    /// Of its keys, without the slot.
+    prefix: String,
+    slots: Slots,
+    state: Vec<u8>,
     chunk_bytes: usize,
-) -> u32 {
-    let chunks = state.len().div_ceil(chunk_bytes).max(1) as u32;
-    let (position, count, bytes) = (id.at.offset.to_string(), chunks.to_string(), state.len().to_string());
-    let sha256 = hex::encode(Sha256::digest(state));
-    let headers: [(&str, &[u8]); 6] = [
-        (POSITION, position.as_bytes()),
-        (STATE_VERSION, id.state_version.as_bytes()),
-        (SOURCE_ID, id.source_id.as_bytes()),
-        (CHUNKS, count.as_bytes()),
-        (BYTES, bytes.as_bytes()),
-        (SHA256, sha256.as_bytes()),
-    ];
-    let timestamp_ms = service::now_ms();
-    let prefix = key_prefix(id);
-    for chunk in 0..chunks.max(chunks_before) {
-        let start = chunk as usize * chunk_bytes;
-        let value = (chunk < chunks).then(|| &state[start..state.len().min(start + chunk_bytes)]);
-        let headers = if value.is_some() { &headers[..] } else { &[] };
-        let key = format!("{prefix}{chunk}");
-        outputs.push(topic, partition, &Record { key: key.as_bytes(), value, headers, timestamp_ms });
+    /// So many chunks are in the topic.
+    written: u32,
+}
+
+impl Writing {
+    pub(crate) fn new(id: SnapshotId<'_>, state: Vec<u8>, slots: Slots, chunk_bytes: usize) -> Self {
+        let label = Label {
+            position: id.at.offset,
+            state_version: id.state_version.to_owned(),
+            source_id: id.source_id.to_owned(),
+            chunks: state.len().div_ceil(chunk_bytes).max(1) as u32,
+            bytes: state.len(),
+            sha256: hex::encode(Sha256::digest(&state)),
+        };
+        Self { label, prefix: key_prefix(id), slots, state, chunk_bytes, written: 0 }
     }
-    chunks
+
+    pub(crate) fn position(&self) -> u64 {
+        self.label.position
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.label.bytes
+    }
+
+    /// Whether all of it is in the topic.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.written == self.label.chunks
+    }
+
+    /// The keys that it leaves taken, as far as it is written.
+    pub(crate) fn slots(&self) -> Slots {
+        let (mut slots, to) = (self.slots, 1 - self.slots.newest);
+        if self.is_whole() {
+            (slots.newest, slots.taken) = (to, [0; 2]);
+        }
+        slots.taken[to] = slots.taken[to].max(self.written);
+        slots
+    }
+
+    /// Adds the next piece for partition `partition` of the state topic. Returns how many chunks are written once that
+    /// is committed.
+    pub(crate) fn piece(&self, outputs: &mut Outputs, topic: &Arc<str>, partition: u32) -> u32 {
+        let (position, chunks, bytes) =
+            (self.label.position.to_string(), self.label.chunks.to_string(), self.label.bytes.to_string());
+        let headers: [(&str, &[u8]); 6] = [
+            (POSITION, position.as_bytes()),
+            (STATE_VERSION, self.label.state_version.as_bytes()),
+            (SOURCE_ID, self.label.source_id.as_bytes()),
+            (CHUNKS, chunks.as_bytes()),
+            (BYTES, bytes.as_bytes()),
+            (SHA256, self.label.sha256.as_bytes()),
+        ];
+        let timestamp_ms = service::now_ms();
+        let mut put = |slot: usize, chunk: u32, value: Option<&[u8]>| {
+            let key = format!("{}{}{chunk}", self.prefix, SLOTS[slot]);
+            let headers = if value.is_some() { &headers[..] } else { &[] };
+            outputs.push(topic, partition, &Record { key: key.as_bytes(), value, headers, timestamp_ms });
+        };
+        let (before, to) = (self.slots.newest, 1 - self.slots.newest);
+        let most = (PIECE_BYTES / self.chunk_bytes).max(1) as u32;
+        let written = self.label.chunks.min(self.written.saturating_add(most));
+        for chunk in self.written..written {
+            let start = chunk as usize * self.chunk_bytes;
+            put(to, chunk, Some(&self.state[start..self.state.len().min(start + self.chunk_bytes)]));
+        }
+        if written == self.label.chunks {
+            (written..self.slots.taken[to]).for_each(|chunk| put(to, chunk, None));
+            (0..self.slots.taken[before]).for_each(|chunk| put(before, chunk, None));
+        }
+        written
+    }
+
+    /// Notes that a piece is committed.
+    pub(crate) fn committed(&mut self, written: u32) {
+        self.written = written;
+    }
 }
 
 /// No topic has a slash in its name, so that no two partitions share a prefix, whatever the group is called.
@@ -103,8 +175,8 @@ fn key_prefix(id: SnapshotId<'_>) -> String {
 pub(crate) struct Found {
     /// The newest snapshot that can be used.
     pub(crate) snapshot: Option<Snapshot>,
-    /// So many keys are taken, which the next snapshot replaces.
-    pub(crate) chunks: u32,
+    /// The keys that are taken.
+    pub(crate) slots: Slots,
     /// Why the last snapshot cannot be used.
     pub(crate) unusable: Option<Unusable>,
 }
@@ -125,7 +197,7 @@ pub(crate) enum Unusable {
     OtherSource,
     #[error("it is of position {0}, ahead of the committed one")]
     Ahead(u64),
-    #[error("some of its records are missing")]
+    #[error("it was not finished, or some of its records are missing")]
     Torn,
     #[error("its bytes differ from those that were written")]
     Damaged,
@@ -140,8 +212,11 @@ pub(crate) struct Finder {
     until: u64,
     state_version: String,
     source_id: String,
-    partial: Option<(Label, u32, Vec<u8>)>,
-    taken: BTreeSet<u32>,
+    /// By slot.
+    partial: [Option<(Label, u32, Vec<u8>)>; 2],
+    taken: [BTreeSet<u32>; 2],
+    /// The slot of the snapshot; without one, that of the last record.
+    newest: usize,
     snapshot: Option<Snapshot>,
     unusable: Option<Unusable>,
 }
@@ -154,8 +229,9 @@ impl Finder {
             until: id.at.offset,
             state_version: id.state_version.to_owned(),
             source_id: id.source_id.to_owned(),
-            partial: None,
-            taken: BTreeSet::new(),
+            partial: [None, None],
+            taken: Default::default(),
+            newest: 1,
             snapshot: None,
             unusable: None,
         }
@@ -163,34 +239,43 @@ impl Finder {
 
     /// Takes the next record of the state topic; those of other partitions are passed over.
     pub(crate) fn take(&mut self, record: &RecordRef<'_>) {
-        let Some(chunk) = record.key.strip_prefix(self.prefix.as_bytes()).and_then(number::<u32>) else { return };
+        let Some((slot, chunk)) = record.key.strip_prefix(self.prefix.as_bytes()).and_then(place) else { return };
         let Some(value) = record.value else {
-            self.taken.remove(&chunk);
+            self.taken[slot].remove(&chunk);
             return;
         };
-        self.taken.insert(chunk);
-        match self.add(chunk, value, record.headers) {
+        self.taken[slot].insert(chunk);
+        match self.add(slot, chunk, value, record.headers) {
             Ok(None) => self.unusable = Some(Unusable::Torn), // so far
-            Ok(Some(snapshot)) => (self.snapshot, self.unusable) = (Some(snapshot), None),
-            Err(why) => (self.partial, self.unusable) = (None, Some(why)),
+            Ok(Some(snapshot)) => (self.snapshot, self.newest, self.unusable) = (Some(snapshot), slot, None),
+            Err(why) => (self.partial[slot], self.unusable) = (None, Some(why)),
+        }
+        if self.snapshot.is_none() {
+            self.newest = slot;
         }
     }
 
     /// The snapshot, if it is whole with this chunk.
-    fn add(&mut self, chunk: u32, value: &[u8], headers: Headers<'_>) -> Result<Option<Snapshot>, Unusable> {
+    fn add(
+        &mut self,
+        slot: usize,
+        chunk: u32,
+        value: &[u8],
+        headers: Headers<'_>,
+    ) -> Result<Option<Snapshot>, Unusable> {
         let label = Label::read(headers).ok_or(Unusable::NoHeaders)?;
         self.check(&label)?;
-        let (label, next, mut state) = match self.partial.take() {
+        let (label, next, mut state) = match self.partial[slot].take() {
             Some((begun, next, state)) if next == chunk && begun == label => (begun, next + 1, state),
             _ if chunk == 0 => {
-                let room = label.bytes.min(MAX_SNAPSHOT_BYTES).min(label.chunks as usize * CHUNK_BYTES);
+                let room = label.bytes.min(MAX_RESERVED_BYTES).min(label.chunks as usize * CHUNK_BYTES);
                 (label, 1, Vec::with_capacity(room))
             }
             _ => return Err(Unusable::Torn),
         };
         state.extend_from_slice(value);
         if next < label.chunks {
-            self.partial = Some((label, next, state));
+            self.partial[slot] = Some((label, next, state));
             return Ok(None);
         }
         if state.len() != label.bytes || hex::encode(Sha256::digest(&state)) != label.sha256 {
@@ -209,8 +294,9 @@ impl Finder {
     }
 
     pub(crate) fn finish(self) -> Found {
-        let chunks = self.taken.last().map_or(0, |last| last + 1);
-        Found { snapshot: self.snapshot, chunks, unusable: self.unusable }
+        let taken = self.taken.map(|chunks| chunks.last().map_or(0, |last| last + 1));
+        let slots = Slots { newest: self.newest, taken };
+        Found { snapshot: self.snapshot, slots, unusable: self.unusable }
     }
 }
 
@@ -228,136 +314,17 @@ impl Label {
     }
 }
 
+/// The slot and the number of a chunk, from the end of its key.
+fn place(text: &[u8]) -> Option<(usize, u32)> {
+    match text.strip_prefix(SLOTS[1].as_bytes()) {
+        Some(rest) => Some((1, number(rest)?)),
+        None => Some((0, number(text)?)),
+    }
+}
+
 fn number<T: std::str::FromStr>(text: &[u8]) -> Option<T> {
     std::str::from_utf8(text).ok()?.parse().ok()
 }
 
 #[cfg(test)]
-mod tests {
-    use event_log::Batch;
-
-    use super::*;
-
-    const VERSION: &str = "v1";
-    const SOURCE: &str = "id";
-
-    fn at(offset: u64) -> Position {
-        Position { topic: "in".into(), partition: 2, offset }
-    }
-
-    fn state(seed: u8, bytes: usize) -> Vec<u8> {
-        (0..bytes).map(|i| seed.wrapping_add((i % 251) as u8)).collect()
-    }
-
-    /// The records of snapshots, as they would lie in the topic.
-    struct Topic {
-        records: Batch,
-        chunks: u32,
-    }
-
-    impl Topic {
-        fn new() -> Self {
-            Self { records: Batch::new("state".into(), 0), chunks: 0 }
-        }
-
-        fn write(&mut self, offset: u64, state: &[u8], version: &str, source: &str) {
-            let mut outputs = Outputs::default();
-            let id = SnapshotId { group: "g", at: &at(offset), state_version: version, source_id: source };
-            self.chunks = write(&mut outputs, (&"state".into(), 0), id, state, self.chunks, CHUNK_BYTES);
-            for record in outputs.batches().flat_map(Batch::iter) {
-                let offset = self.records.next_offset().unwrap_or(0);
-                self.records.push(offset, record.timestamp_ms, record.key, record.value, record.headers);
-            }
-        }
-
-        /// What is found without the records that `lost` names by place.
-        fn find(&self, until: u64, lost: &[usize]) -> Found {
-            let mut finder = finder("g", &at(until));
-            for (_, record) in self.records.iter().enumerate().filter(|(i, _)| !lost.contains(i)) {
-                finder.take(&record);
-            }
-            finder.finish()
-        }
-    }
-
-    fn finder(group: &str, at: &Position) -> Finder {
-        Finder::new(SnapshotId { group, at, state_version: VERSION, source_id: SOURCE })
-    }
-
-    fn found(found: Found) -> Option<(u64, Vec<u8>)> {
-        found.snapshot.map(|s| (s.position, s.state))
-    }
-
-    #[test]
-    fn the_newest_whole_one_up_to_the_position_is_found() {
-        let mut topic = Topic::new();
-        let states: Vec<_> = [3 * CHUNK_BYTES, 0, CHUNK_BYTES, CHUNK_BYTES + 1].map(|n| state(n as u8, n)).into();
-        for (i, state) in states.iter().enumerate() {
-            topic.write(10 * i as u64, state, VERSION, SOURCE);
-        }
-        let all = topic.find(1000, &[]);
-        assert_eq!((all.chunks, all.unusable.clone()), (2, None));
-        assert!(found(all) == Some((30, states[3].clone())));
-        let before = topic.find(29, &[]);
-        assert_eq!(before.unusable, Some(Unusable::Ahead(30)));
-        assert!(found(before) == Some((20, states[2].clone())));
-        assert!(found(topic.find(19, &[])) == Some((10, Vec::new())), "an empty state is one, too");
-    }
-
-    /// Whatever is lost of it, nothing is found but a snapshot that was written.
-    #[test]
-    fn what_is_not_whole_is_not_found() {
-        let (mut topic, old, new) = (Topic::new(), state(1, 2 * CHUNK_BYTES), state(2, 3 * CHUNK_BYTES - 7));
-        topic.write(5, &old, VERSION, SOURCE);
-        topic.write(9, &new, VERSION, SOURCE);
-        assert_eq!(topic.records.len(), 5);
-        for lost in 0u32..32 {
-            let lost: Vec<_> = (0..5).filter(|i| lost & (1 << i) != 0).collect();
-            let expected = match (lost.iter().any(|i| *i >= 2), lost.iter().any(|i| *i < 2)) {
-                (false, _) => Some((9, &new)),
-                (true, false) => Some((5, &old)),
-                (true, true) => None,
-            };
-            assert!(found(topic.find(1000, &lost)) == expected.map(|(at, s)| (at, s.clone())), "without {lost:?}");
-        }
-        assert_eq!(topic.find(1000, &[4]).unusable, Some(Unusable::Torn));
-    }
-
-    #[test]
-    fn what_is_anothers_is_not_found() {
-        for (version, source, why) in
-            [("v2", SOURCE, Unusable::OtherVersion), (VERSION, "id before", Unusable::OtherSource)]
-        {
-            let mut topic = Topic::new();
-            topic.write(5, b"state", version, source);
-            let nothing = topic.find(1000, &[]);
-            assert_eq!((nothing.chunks, nothing.unusable.clone()), (1, Some(why)));
-            assert!(found(nothing).is_none());
-        }
-        let mut topic = Topic::new();
-        topic.write(5, b"state", VERSION, SOURCE);
-        for (group, of) in [("g2", at(9)), ("g", Position { partition: 22, ..at(9) })] {
-            let mut finder = finder(group, &of);
-            topic.records.iter().for_each(|record| finder.take(&record));
-            assert!(found(finder.finish()).is_none(), "{group} {of:?}");
-        }
-    }
-
-    #[test]
-    fn bytes_that_changed_are_not_believed() {
-        let (mut topic, state) = (Topic::new(), state(1, 1000));
-        topic.write(5, &state, VERSION, SOURCE);
-        let good = topic.records.get(0);
-        for (value, headers, why) in [
-            (&state[..999], good.headers, Unusable::Damaged),
-            (&[&state[1..], &state[..1]].concat()[..], good.headers, Unusable::Damaged),
-            (&state[..], Headers::default(), Unusable::NoHeaders),
-        ] {
-            let mut finder = finder("g", &at(9));
-            finder.take(&RecordRef { value: Some(value), headers, ..good });
-            let nothing = finder.finish();
-            assert_eq!(nothing.unusable, Some(why));
-            assert!(found(nothing).is_none());
-        }
-    }
-}
+mod tests;

@@ -2,61 +2,66 @@
 //!
 //! ```text
 //!  source partition   ├─ removed by retention ─┼────────────┼─────────────────┤ committed
-//!                                                        snapshot ──restore──►│ replay, emitting nothing
+//!                                                        snapshot ──restore──►│ replay, emitting nothing: rebuild.rs
 //!  state topic        … ─ newest whole snapshot not ahead of the committed position ─ …
 //! ```
 //!
-//! A snapshot is a transaction of its own, right after the commit of the position that it belongs to, and it commits
-//! that position again: an instance that has lost the partition is refused, as it is with outputs. It is only a
-//! shortcut. Where there is none that can be used, the replay begins at the first record that is still held.
+//! A snapshot is the state at a committed position, or, of a partition that is being rebuilt, at a position before it.
+//! It is written in pieces, each a transaction of its own in which nothing is pending, and which commits the committed
+//! position again: an instance that has lost the partition is refused, as it is with outputs. It is only a shortcut.
+//! Where there is none that can be used, the replay begins at the first record that is still held; and if one cannot be
+//! written, the state stays, and the next attempt waits.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use event_log::{Error, Log, Outputs, Position, Range, TopicDescription, TopicPartition, batches, progress};
-use tokio_util::sync::CancellationToken;
+use event_log::{Error, Outputs, Position, TopicPartition};
 
-use crate::gaps::{self, Decision, Place};
-use crate::snapshot::{self, Finder, Found, MAX_SNAPSHOT_BYTES, SnapshotId, Unusable};
-use crate::{Metrics, Options, REPLAY_RECORDS, Transform};
+use crate::rebuild::{Rebuild, Rebuilt};
+use crate::snapshot::{self, Slots, SnapshotId, Writing};
+use crate::{Metrics, Options, Transform};
 
 /// The longest time between a record and its first snapshot, however few records there are: well before any sensible
 /// retention removes it.
 const SNAPSHOT_AFTER: Duration = Duration::from_secs(600);
-
-/// Records per read of the state topic; each may have half a megabyte.
-const STATE_RECORDS: usize = 32;
+/// The next attempt after a snapshot that could not be written; twice as long after each further one, up to
+/// [`SNAPSHOT_AFTER`].
+const RETRY_AFTER: Duration = Duration::from_secs(10);
 
 /// The state of the partitions that this instance holds.
 pub(crate) struct State {
-    source: Arc<dyn Log>,
-    target: Arc<dyn Log>,
     group: String,
     /// The topic of snapshots, and how many partitions it has.
     topic: Option<(Arc<str>, u32)>,
     /// Bytes of state per record of it.
     chunk_bytes: usize,
-    /// The topic of decisions about gaps.
-    gaps: Option<Arc<str>>,
     snapshot_records: u64,
     held: BTreeMap<TopicPartition, Held>,
+    rebuild: Rebuild,
+    writing: Option<(TopicPartition, Writing)>,
+    /// How long the snapshot has taken so far, without the time between its pieces.
+    spent: Duration,
+    /// Not before this time, after so long a pause.
+    retry: Option<(Instant, Duration)>,
 }
 
 /// A partition whose state is in the transform.
 #[derive(Debug)]
-struct Held {
-    source_id: String,
+pub(crate) struct Held {
+    pub(crate) source_id: String,
     /// The committed position.
-    position: u64,
+    pub(crate) position: u64,
+    /// The state is that of a position after it.
+    pub(crate) is_ahead: bool,
     /// Where a replay would begin.
-    replay_from: u64,
+    pub(crate) replay_from: u64,
     /// When the first record that a replay would need was taken in.
-    since: Option<Instant>,
+    pub(crate) since: Option<Instant>,
     /// The state reaches further back than it could be rebuilt once more.
-    irreplaceable: bool,
-    /// So many keys of the state topic are taken by it.
-    chunks: u32,
+    pub(crate) irreplaceable: bool,
+    /// The keys of the state topic that its snapshots have taken.
+    pub(crate) slots: Slots,
 }
 
 impl Held {
@@ -69,12 +74,13 @@ impl Held {
     }
 }
 
-/// A snapshot to be committed.
-pub(crate) struct Due {
+/// A part of a snapshot to be committed.
+pub(crate) struct Piece {
     pub(crate) outputs: Outputs,
+    /// The committed position of the partition.
     pub(crate) position: Position,
-    pub(crate) bytes: usize,
-    chunks: u32,
+    began: Instant,
+    written: u32,
 }
 
 impl State {
@@ -86,14 +92,15 @@ impl State {
             chunk_bytes = snapshot::chunk_bytes(described.max_record_bytes);
         }
         Ok(Self {
-            source: options.source.clone(),
-            target: options.target.clone(),
             group: options.group.clone(),
+            rebuild: Rebuild::new(options, topic.clone()),
             topic,
             chunk_bytes,
-            gaps: options.gaps.clone(),
             snapshot_records: options.snapshot_records,
             held: BTreeMap::new(),
+            writing: None,
+            spent: Duration::ZERO,
+            retry: None,
         })
     }
 
@@ -101,14 +108,15 @@ impl State {
     pub(crate) fn applied(&mut self, partition: &TopicPartition) {
         if let Some(held) = self.held.get_mut(partition) {
             held.since.get_or_insert_with(Instant::now);
+            held.is_ahead = true;
         }
     }
 
-    /// Notes positions that have been committed.
+    /// Notes positions that have been committed, with all that was applied before them.
     pub(crate) fn committed(&mut self, positions: &[Position]) {
         for p in positions {
             if let Some(held) = self.held.get_mut(&p.at()) {
-                held.position = p.offset;
+                (held.position, held.is_ahead) = (p.offset, false);
             }
         }
     }
@@ -120,281 +128,148 @@ impl State {
 
     /// The committed positions of the partitions whose state is in the transform.
     pub(crate) fn positions(&self) -> Vec<Position> {
-        let position = |(of, held): (&TopicPartition, &Held)| Position {
-            topic: of.topic.clone(),
-            partition: of.partition,
-            offset: held.position,
-        };
-        self.held.iter().map(position).collect()
-    }
-
-    /// The partitions whose next snapshot should follow now: at most every [`Options::snapshot_records`], or, at a
-    /// stop, of whatever is not in one. Nothing may be pending.
-    pub(crate) fn due(&self, at_stop: bool) -> Vec<TopicPartition> {
-        if self.topic.is_none() {
-            return Vec::new();
-        }
-        let now = Instant::now();
-        let due = self.held.iter().filter(|(_, held)| held.is_due(at_stop, self.snapshot_records, now));
-        due.map(|(partition, _)| partition.clone()).collect()
-    }
-
-    /// Takes the snapshot of a partition. `None`: it is too large, or there is nowhere to put it.
-    pub(crate) fn take(&mut self, of: &TopicPartition, transform: &dyn Transform) -> Option<Due> {
-        let (topic, partitions) = self.topic.as_ref()?;
-        let held = self.held.get_mut(of)?;
-        let state = transform.snapshot(&of.topic, of.partition);
-        let position = Position { topic: of.topic.clone(), partition: of.partition, offset: held.position };
-        if state.len() > MAX_SNAPSHOT_BYTES {
-            let (partition, mib) = (of.partition, state.len() >> 20);
-            tracing::error!(topic = %of.topic, partition, "the state has {mib} MiB, more than a snapshot can hold: no \
-                snapshot is written, and a restart replays all records that retention has kept; give the topic more \
-                partitions");
-            (held.replay_from, held.since, held.irreplaceable) = (held.position, None, false); // not at every commit
-            return None;
-        }
-        let mut outputs = Outputs::default();
-        let state_version = &*transform.state_version();
-        let id = SnapshotId { group: &self.group, at: &position, state_version, source_id: &held.source_id };
-        let to = (topic, of.partition % partitions);
-        let chunks = snapshot::write(&mut outputs, to, id, &state, held.chunks, self.chunk_bytes);
-        Some(Due { outputs, position, bytes: state.len(), chunks })
-    }
-
-    /// Notes that a snapshot has been committed.
-    pub(crate) fn taken(&mut self, of: &TopicPartition, due: &Due) {
-        if let Some(held) = self.held.get_mut(of) {
-            (held.replay_from, held.since, held.irreplaceable) = (due.position.offset, None, false);
-            held.chunks = due.chunks;
-        }
+        self.held.iter().map(|(of, held)| at(of, held.position)).collect()
     }
 
     /// Forgets a partition.
     pub(crate) fn reset(&mut self, of: &TopicPartition, transform: &mut dyn Transform) {
         self.held.remove(of);
+        self.rebuild.forget(of);
+        self.writing.take_if(|(writing, _)| writing == of);
         transform.reset(&of.topic, of.partition);
     }
 
     /// Forgets everything.
     pub(crate) fn reset_all(&mut self, transform: &mut dyn Transform) {
-        for of in std::mem::take(&mut self.held).into_keys() {
-            transform.reset(&of.topic, of.partition);
-        }
+        let all: Vec<_> = self.held.keys().cloned().chain(self.rebuild.partitions()).collect();
+        all.iter().for_each(|of| self.reset(of, transform));
     }
 
-    /// Brings the transform's state to these positions. At a shutdown it leaves off, and holds nothing of a partition
-    /// that is not rebuilt.
-    pub(crate) fn rebuild(
-        &mut self,
-        positions: &[Position],
-        transform: &mut dyn Transform,
-        metrics: &Metrics,
-        shutdown: &CancellationToken,
-    ) -> anyhow::Result<()> {
-        for p in positions {
-            self.reset(&p.at(), transform);
-        }
+    /// Brings the transform's state to these positions, in steps. Returns the partitions that have to wait for it: not
+    /// those whose state is there already, since what was rolled back was not theirs.
+    pub(crate) fn rebuild(&mut self, positions: &[Position], transform: &mut dyn Transform) -> Vec<TopicPartition> {
         if !transform.is_stateful() {
-            return Ok(());
+            return Vec::new();
         }
-        let began = Instant::now();
-        let mut sources = HashMap::new();
+        let mut waiting = Vec::new();
         for p in positions {
-            if !sources.contains_key(&p.topic) {
-                sources.insert(p.topic.clone(), self.source.describe(&p.topic)?);
+            let of = p.at();
+            if self.held.get(&of).is_some_and(|held| held.position == p.offset && !held.is_ahead) {
+                continue;
             }
+            if !self.rebuild.is_of(p) {
+                self.reset(&of, transform);
+                self.rebuild.begin(p.clone());
+            }
+            waiting.push(of);
         }
-        let stop = || shutdown.is_cancelled();
-        let found = self.find(positions, &sources, &transform.state_version(), &stop)?;
-        for (until, found) in positions.iter().zip(found) {
-            self.rebuild_one(until, found, &sources[&until.topic], transform, metrics, &stop)?;
-        }
-        metrics.rebuild_seconds.observe(began.elapsed().as_secs_f64());
-        Ok(())
+        waiting
     }
 
-    /// Looks for snapshots of all these partitions, reading the state topic once.
-    fn find(
-        &self,
-        positions: &[Position],
-        sources: &HashMap<Arc<str>, TopicDescription>,
-        state_version: &str,
-        stop: &dyn Fn() -> bool,
-    ) -> anyhow::Result<Vec<Found>> {
-        let Some((topic, partitions)) = &self.topic else {
-            return Ok(positions.iter().map(|_| Found::default()).collect());
-        };
-        let id_of = |at| SnapshotId { group: &self.group, at, state_version, source_id: &sources[&at.topic].id };
-        let mut finders: Vec<_> =
-            positions.iter().map(|at| (at.partition % partitions, Finder::new(id_of(at)))).collect();
-        let wanted: BTreeSet<u32> = finders.iter().map(|(partition, _)| *partition).collect();
-        let mut ranges = progress::held(topic, &self.target.describe(topic)?.partitions);
-        ranges.retain(|range| wanted.contains(&range.partition));
-        for batch in batches(&self.target, ranges, STATE_RECORDS)?.until(stop) {
-            let batch = batch?;
-            for (_, finder) in finders.iter_mut().filter(|(partition, _)| *partition == batch.partition()) {
-                batch.iter().for_each(|record| finder.take(&record));
-            }
-        }
-        Ok(finders.into_iter().map(|(_, finder)| finder.finish()).collect())
+    pub(crate) fn is_rebuilding(&self) -> bool {
+        self.rebuild.is_under_way()
     }
 
-    fn rebuild_one(
+    /// The next step of the rebuilding: short, unless the log does not answer. Returns the position of a partition
+    /// whose state is there now.
+    pub(crate) fn step(
         &mut self,
-        until: &Position,
-        mut found: Found,
-        source: &TopicDescription,
         transform: &mut dyn Transform,
         metrics: &Metrics,
-        stop: &dyn Fn() -> bool,
-    ) -> anyhow::Result<()> {
-        let mut first = source.partitions[until.partition as usize].first;
-        let (restored, replayed) = loop {
-            let restored = restore(until, &mut found, transform);
-            let start = restored.unwrap_or(0).max(first);
-            match self.replay(until, start, transform, stop) {
-                Ok(records) => break (restored, records),
-                Err(error) if matches!(error.downcast_ref(), Some(Error::OutOfRange { .. })) => {
-                    // Retention has overtaken the replay: once more from what is left.
-                    first = self.source.describe(&until.topic)?.partitions[until.partition as usize].first;
-                    if first <= start {
-                        return Err(error);
-                    }
-                    transform.reset(&until.topic, until.partition);
-                }
-                Err(error) => return Err(error),
-            }
-        };
-        if stop() {
-            transform.reset(&until.topic, until.partition);
-            return Ok(());
-        }
-        let missing = self.missing(until, &source.id, restored, found.unusable.as_ref(), first)?;
-        report(until, restored, &found, replayed, missing.as_ref());
-        metrics.replayed.inc_by(replayed);
-        metrics.restored.inc_by(u64::from(restored.is_some()));
-        metrics.state_gaps.inc_by(u64::from(missing.is_some()));
-        let held = Held {
-            source_id: source.id.clone(),
-            position: until.offset,
-            replay_from: restored.unwrap_or(first),
-            since: (replayed > 0).then(Instant::now),
-            irreplaceable: restored.unwrap_or(0) < first && (replayed > 0 || missing.is_some()),
-            chunks: found.chunks,
-        };
+    ) -> anyhow::Result<Option<Position>> {
+        let Some(Rebuilt { until, held }) = self.rebuild.step(transform, metrics)? else { return Ok(None) };
         self.held.insert(until.at(), held);
-        Ok(())
+        Ok(Some(until))
     }
 
-    /// Feeds the records from `start` to the transform. Returns how many those were.
-    fn replay(
-        &self,
-        until: &Position,
-        start: u64,
-        transform: &mut dyn Transform,
-        stop: &dyn Fn() -> bool,
-    ) -> anyhow::Result<u64> {
-        if start >= until.offset {
-            return Ok(0);
+    /// The partition whose next snapshot should follow now: at most every [`Options::snapshot_records`], or, at a stop,
+    /// if anything of it is not in one.
+    fn due(&self, at_stop: bool) -> Option<TopicPartition> {
+        let now = Instant::now();
+        if !at_stop && self.retry.is_some_and(|(not_before, _)| now < not_before) {
+            return None;
         }
-        let (topic, partition) = (until.topic.clone(), until.partition);
-        let range = Range { topic, partition, start, end: Some(until.offset) };
-        let mut records = 0;
-        for batch in batches(&self.source, vec![range], REPLAY_RECORDS)?.until(stop) {
-            let batch = batch?;
-            records += batch.len() as u64;
-            transform.prepare(&batch)?;
-            transform.replay(&batch)?;
-        }
-        Ok(records)
+        let is_due = |held: &Held| !held.is_ahead && held.is_due(at_stop, self.snapshot_records, now);
+        let due = self.held.iter().find(|(_, held)| is_due(held)).map(|(of, _)| of.clone());
+        due.or_else(|| self.rebuild.due(at_stop, self.snapshot_records))
     }
 
-    /// The first records that the state should come from and that retention has removed. Those of an accepted gap were
-    /// never processed: no state comes from them.
-    fn missing(
-        &self,
-        until: &Position,
-        source_id: &str,
-        restored: Option<u64>,
-        unusable: Option<&Unusable>,
-        first: u64,
-    ) -> Result<Option<std::ops::Range<u64>>, Error> {
-        let from = match restored {
-            Some(position) => position,
-            // Another model, say: it begins with what is held, by design.
-            None if unusable == Some(&Unusable::OtherVersion) => return Ok(None),
-            None => 0,
-        };
-        let missing = from..first.min(until.offset);
-        if missing.is_empty() {
-            return Ok(None);
-        }
-        // A group that has not committed anything yet begins here, and misses nothing.
-        let committed = self.target.committed(&self.group, &until.topic)?;
-        if committed.get(until.partition as usize).copied().flatten().is_none() {
-            return Ok(None);
-        }
-        let Some(gaps) = &self.gaps else { return Ok(Some(missing)) };
-        let decisions = gaps::load(&self.target, gaps, &self.group, &until.topic)?;
-        let of_this = |(place, decision): &(&Place, &Decision)| {
-            place.partition == until.partition && decision.topic_id == source_id
-        };
-        let mut missing = missing;
-        for (place, decision) in decisions.iter().filter(of_this) {
-            // In the order of their positions.
-            let Some(skipped) = decision.skipped(place.from) else { continue };
-            if skipped.start <= missing.start {
-                missing.start = missing.start.max(skipped.end);
-            } else if skipped.end >= missing.end {
-                missing.end = missing.end.min(skipped.start);
+    /// The next piece of a snapshot, if one is due or under way. Nothing may be pending.
+    pub(crate) fn next_piece(&mut self, at_stop: bool, transform: &dyn Transform) -> Option<Piece> {
+        let (topic, partitions) = self.topic.clone()?;
+        let began = Instant::now();
+        if at_stop {
+            // It is older than what is due now.
+            let is_old = |of: &TopicPartition, writing: &Writing| self.position(of) != Some(writing.position());
+            if self.writing.as_ref().is_some_and(|(of, writing)| is_old(of, writing)) {
+                self.abandon();
             }
         }
-        Ok(Some(missing).filter(|missing| !missing.is_empty()))
+        if self.writing.is_none() {
+            let of = self.due(at_stop)?;
+            let (state_at, source_id, slots) = match self.held.get(&of) {
+                Some(held) => (held.position, held.source_id.clone(), held.slots),
+                None => self.rebuild.state_of(&of)?,
+            };
+            let state = transform.snapshot(&of.topic, of.partition);
+            let (state_version, state_at) = (&*transform.state_version(), at(&of, state_at));
+            let id = SnapshotId { group: &self.group, at: &state_at, state_version, source_id: &source_id };
+            self.writing = Some((of, Writing::new(id, state, slots, self.chunk_bytes)));
+            self.spent = Duration::ZERO;
+        }
+        let (of, writing) = self.writing.as_ref()?;
+        let position = self.position(of).or_else(|| self.rebuild.until(of))?;
+        let mut outputs = Outputs::default();
+        let written = writing.piece(&mut outputs, &topic, of.partition % partitions);
+        Some(Piece { outputs, position: at(of, position), began, written })
+    }
+
+    /// Notes that a piece has been committed.
+    pub(crate) fn wrote(&mut self, piece: &Piece, metrics: &Metrics) {
+        let Some((of, mut writing)) = self.writing.take() else { return };
+        self.spent += piece.began.elapsed();
+        writing.committed(piece.written);
+        if !writing.is_whole() {
+            self.writing = Some((of, writing));
+            return;
+        }
+        self.retry = None;
+        metrics.snapshot(writing.bytes(), self.spent);
+        let (position, slots) = (writing.position(), writing.slots());
+        match self.held.get_mut(&of) {
+            Some(held) => {
+                let more = held.is_ahead || held.position > position;
+                (held.replay_from, held.irreplaceable, held.slots) = (position, false, slots);
+                held.since = more.then_some(piece.began);
+            }
+            None => self.rebuild.saved(&of, position, slots),
+        }
+    }
+
+    /// Notes that a piece could not be committed. The state is as good as before.
+    pub(crate) fn failed(&mut self) {
+        let pause = self.retry.map_or(RETRY_AFTER, |(_, pause)| (2 * pause).min(SNAPSHOT_AFTER));
+        self.retry = Some((Instant::now() + pause, pause));
+        if let Some((of, _)) = &self.writing {
+            let (topic, partition) = (&of.topic, of.partition);
+            tracing::warn!(%topic, partition, "a snapshot of the state was not written; trying again in {} s, and \
+                continuing without it", pause.as_secs());
+        }
+        self.abandon();
+    }
+
+    /// Leaves a snapshot unfinished. The next one has to know of its keys.
+    fn abandon(&mut self) {
+        let Some((of, writing)) = self.writing.take() else { return };
+        match self.held.get_mut(&of) {
+            Some(held) => held.slots = writing.slots(),
+            None => self.rebuild.left(&of, writing.slots()),
+        }
     }
 }
 
-/// Restores what was found, if it can be. Returns its position.
-fn restore(until: &Position, found: &mut Found, transform: &mut dyn Transform) -> Option<u64> {
-    let snapshot = found.snapshot.as_ref()?;
-    let (topic, partition) = (&until.topic, until.partition);
-    match transform.restore(topic, partition, &snapshot.state) {
-        Ok(()) => Some(snapshot.position),
-        Err(error) => {
-            let offset = snapshot.position;
-            tracing::warn!(%topic, partition, offset, "cannot restore a snapshot of the state: {error:#}");
-            transform.reset(topic, partition);
-            found.snapshot = None;
-            None
-        }
-    }
-}
-
-/// Says what the state comes from.
-fn report(
-    until: &Position,
-    restored: Option<u64>,
-    found: &Found,
-    replayed: u64,
-    missing: Option<&std::ops::Range<u64>>,
-) {
-    let (topic, partition) = (&until.topic, until.partition);
-    let base = restored.map_or("no snapshot".to_owned(), |position| format!("the snapshot at offset {position}"));
-    match &found.unusable {
-        None => {}
-        Some(Unusable::OtherVersion) => {
-            tracing::info!(%topic, partition, "the newest snapshot has another state version: rebuilding from {base}");
-        }
-        Some(why) => {
-            tracing::warn!(%topic, partition, "skipping the newest snapshot, {why}: rebuilding from {base}");
-        }
-    }
-    if let Some(missing) = missing {
-        let (from, to) = (missing.start, missing.end - 1);
-        tracing::error!(%topic, partition, "the state is not exact: it is rebuilt from {base}, but retention has \
-            removed the next records, offsets {from} to {to}; to prevent this, keep records longer than this stage is \
-            ever down");
-    }
-    tracing::debug!(%topic, partition, replayed, "the state is rebuilt from {base} up to offset {}", until.offset);
+fn at(of: &TopicPartition, offset: u64) -> Position {
+    Position { topic: of.topic.clone(), partition: of.partition, offset }
 }
 
 #[cfg(test)]
@@ -408,10 +283,11 @@ mod tests {
         let held = |position, since, irreplaceable| Held {
             source_id: String::new(),
             position,
+            is_ahead: false,
             replay_from: 1000,
             since,
             irreplaceable,
-            chunks: 0,
+            slots: Slots::default(),
         };
         let changed = |position| held(position, Some(now), false);
         for (held, at_stop, at, expected, when) in [

@@ -39,8 +39,8 @@ impl Site {
         let _place = self.log.clone().consumer(&options).unwrap();
         let mut transactor = self.log.clone().transactor(&options).unwrap();
         let mut outputs = Outputs::default();
-        for partition in 0..PARTITIONS {
-            let key = format!("preprocessor-telemetry/telemetry.raw/{partition}/0");
+        for (partition, chunk) in (0..PARTITIONS).flat_map(|partition| ["0", "b0"].map(|chunk| (partition, chunk))) {
+            let key = format!("preprocessor-telemetry/telemetry.raw/{partition}/{chunk}");
             let record = Record { key: key.as_bytes(), value: None, headers: &[], timestamp_ms: 0 };
             outputs.push(&"preprocessor.state".into(), partition, &record);
         }

@@ -37,7 +37,7 @@ use crate::{Batch, Consumer, Error, Event, Membership, Position, ProcessorOption
 /// when a machine is gone for good.
 const SESSION_TIMEOUT_MS: &str = "30000";
 /// A stage that requests nothing for this long is stuck, and loses its partitions. A commit that waits for a broker,
-/// and the replay that restores state, must fit in.
+/// and one step of a replay, must fit in.
 const MAX_POLL_INTERVAL_MS: &str = "300000";
 /// So soon an instance learns that the group is to be shared anew, or that it was replaced: others wait for it to
 /// notice.

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use event_log::{Log, LogUrl, TopicSpec};
+use event_log::{Batch, Log, LogUrl, TopicSpec};
 use pipeline::gaps::{self, Accept, Decision, Decisions, Place};
 use pipeline::{Metrics, Options, Topic};
 use prometheus_client::registry::Registry;
 use test_support::clock::now_ms;
 use tokio_util::sync::CancellationToken;
 
+use crate::rebuild::Looking;
 use crate::support::{Number, PATIENCE, append, check_numbers_in, options, run_with};
 
 /// The cluster; without it the test is skipped, but not in CI.
@@ -148,7 +149,7 @@ fn snapshots_are_as_small_as_their_topic_wants_and_what_fits_nowhere_waits_for_i
     metrics.readiness.started();
     let (shutdown, mut transform) =
         (CancellationToken::new(), Number { out: Some(names.of("out")), ..Number::default() });
-    let (applied, options) = (transform.applied.clone(), names.options(&log, 100));
+    let options = names.options(&log, 100);
     std::thread::scope(|scope| {
         let stage = scope.spawn(|| pipeline::run(options, &mut transform, &metrics, &shutdown));
         let _stop = shutdown.clone().drop_guard();
@@ -169,12 +170,46 @@ fn snapshots_are_as_small_as_their_topic_wants_and_what_fits_nowhere_waits_for_i
         });
         let restarts = metrics.restarts.get();
         limit(&log, &names.of("out"), 50_000);
-        until("it continues", &|| metrics.readiness.is_ready() && applied.load(Ordering::Relaxed) >= 100);
+        let all: Vec<_> = log.describe(&names.of("in")).unwrap().partitions.iter().map(|p| Some(p.next)).collect();
+        let is_done = || log.committed(&names.0, &names.of("in")).unwrap() == all;
+        until("it continues", &|| metrics.readiness.is_ready() && is_done());
         assert_eq!(metrics.restarts.get(), restarts, "waiting for an operator is no restart");
         shutdown.cancel();
         stage.join().unwrap().unwrap();
     });
     assert_eq!(check_numbers_in(&log, &names.of("out")), 1100);
+}
+
+/// A consumer that asks the broker for nothing during this time loses its partitions.
+#[test]
+fn a_replay_may_take_longer_than_a_consumer_may_be_silent() {
+    let Some(log) = kafka_with(&["session.timeout.ms=6000", "max.poll.interval.ms=6000"]) else { return };
+    let names = Names::new(&log, "slow");
+    append(&log, &names.of("in"), (0..60).map(|i| (format!("key{i}"), i.to_string())));
+    let number = || Number { out: Some(names.of("out")), ..Number::default() };
+    let no_snapshots = Options { state: None, ..names.options(&log, 100) };
+    run_with(no_snapshots, number(), |applied| applied >= 60).unwrap();
+    append(&log, &names.of("in"), (0..60).map(|i| (format!("key{i}"), i.to_string())));
+    let slowly = |_: &Batch| {
+        std::thread::sleep(Duration::from_millis(2500));
+        Ok(())
+    };
+    let (mut transform, metrics) =
+        (Looking { inner: number(), look: slowly }, Metrics::new(&mut Registry::default(), "test"));
+    let (applied, shutdown) = (transform.inner.applied.clone(), CancellationToken::new());
+    std::thread::scope(|scope| {
+        let _stop = shutdown.clone().drop_guard();
+        let stage = scope.spawn(|| pipeline::run(names.options(&log, 100), &mut transform, &metrics, &shutdown));
+        let began = Instant::now();
+        while applied.load(Ordering::Relaxed) < 60 {
+            assert!(began.elapsed() < PATIENCE && !stage.is_finished(), "{}", metrics.replayed.get());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        shutdown.cancel();
+        stage.join().unwrap().unwrap();
+    });
+    assert_eq!((metrics.replayed.get(), metrics.rollbacks.get(), metrics.restarts.get()), (60, 0, 0));
+    assert_eq!(check_numbers_in(&log, &names.of("out")), 120);
 }
 
 /// The instance with the partition stops it, hands it over when it ends, and the next one carries the decision out.

@@ -3,6 +3,7 @@
 
 mod behind;
 mod kafka;
+mod rebuild;
 mod restarts;
 mod state;
 mod stops;

@@ -46,7 +46,7 @@ pub(crate) fn append_at(
     assert!(appender.flush(PATIENCE));
 }
 
-/// Key, value and headers of every record of a topic, by partition and offset.
+/// Key, value and headers of every record of a topic that has a value, by partition and offset.
 pub(crate) fn contents(log: &Arc<dyn Log>, topic: &str) -> Vec<(String, String, HashMap<String, String>)> {
     let partitions = log.describe(topic).unwrap().partitions;
     let ranges = (0..).zip(&partitions).map(|(partition, bounds)| Range {
@@ -60,9 +60,9 @@ pub(crate) fn contents(log: &Arc<dyn Log>, topic: &str) -> Vec<(String, String, 
     let mut records = Vec::new();
     loop {
         match reader.next(100, PATIENCE).unwrap() {
-            Read::Batch(batch) => records.extend(batch.iter().map(|r| {
+            Read::Batch(batch) => records.extend(batch.iter().filter_map(|r| {
                 let headers = r.headers.map(|(name, value)| (name.to_owned(), text(value))).collect();
-                (text(r.key), text(r.value.unwrap()), headers)
+                Some((text(r.key), text(r.value?), headers))
             })),
             Read::Idle => {}
             Read::End => return records,
