@@ -268,9 +268,9 @@ impl Transform for Preprocess {
         true
     }
 
-    /// A reading that was let through stays so, even if the definition changes: only the format counts.
+    /// A reading that was let through stays so, even if the definition changes: only the rules of the memory count.
     fn state_version(&self) -> String {
-        format!("duplicates-{}", stored::FORMAT)
+        format!("duplicates-{}", stored::RULES)
     }
 
     fn snapshot(&self, _topic: &Arc<str>, partition: u32) -> Vec<u8> {

@@ -15,8 +15,11 @@ use pipeline::RecordClock;
 
 use super::{Boot, Car, Duplicates, MAX_BOOTS, MAX_INTERVALS, MAX_RETIRED_BOOTS, Retired};
 
-/// What comes first. Another format, or another meaning of the same bytes: another number.
+/// What comes first. A new number whenever the same memory would make other bytes.
 pub const FORMAT: u8 = 2;
+
+/// A new number whenever the same records would make another memory: snapshots with another one are not restored.
+pub const RULES: u8 = 1;
 
 /// Still read: a memory that were lost with an upgrade would let repeats through.
 const WITHOUT_TIME: u8 = 1;

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{Float32Type, Float64Type, Int32Type, Int64Type};
-use event_log::{AppendError, Log, LogUrl, Range, Read, Record, TopicSpec};
+use event_log::{AppendError, Log, LogUrl, Outcome, Outputs, ProcessorOptions, Range, Read, Record, TopicSpec};
 use preprocessor::{Args, Metrics, reason};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
@@ -133,6 +133,13 @@ impl Site {
             std::thread::yield_now();
         }
         assert!(appender.flush(PATIENCE));
+    }
+
+    /// Writes records to the partitions that a test wants.
+    fn commit(&self, outputs: &Outputs) {
+        let options = ProcessorOptions { group: "test".into(), instance: "1".into(), topics: Vec::new() };
+        let mut transactor = self.log.clone().transactor(&options).unwrap();
+        assert_eq!(transactor.commit(outputs, &[], &Default::default()).unwrap(), Outcome::Committed);
     }
 
     fn send(&self, kind: &str, n: u32, value: &Value) {
