@@ -203,6 +203,32 @@ fn a_managed_kafka_is_heard_and_taken_as_it_is() {
     }
 }
 
+/// A producer knows the partitions of a topic since its first record, and asks for them again after minutes only.
+#[test]
+fn a_transaction_reaches_partitions_that_were_added() {
+    let Some(backend) = kafka() else { return };
+    let log = backend.open();
+    let (input, output) = (topic(&*log, "input", 1), topic(&*log, "output", 1));
+    append_all(&log, &input, [record("k", "v")]);
+    let (mut p, _) = processor(&log, &log, &unique("group"), &[&input]);
+    let batch = next_batch(&mut p, 1);
+    let mut commit = |partition| {
+        let mut outputs = Outputs::default();
+        outputs.push(&output, partition, &record("k", "v"));
+        while p.commit(&outputs, &[behind(&batch)])? == Outcome::RolledBack {
+            while !matches!(p.next(1, Duration::from_millis(100))?, Event::Assigned(_)) {}
+        }
+        Ok::<_, Error>(())
+    };
+    commit(0).unwrap();
+    add_partitions(&backend, &output, 2);
+    wait_until("the partition is there", || log.describe(&output).is_ok_and(|found| found.partitions.len() == 2));
+    commit(1).unwrap();
+    wait_until("the output is visible", || read_partition(&log, &output, 1).len() == 1);
+    let error = commit(2).unwrap_err();
+    assert!(matches!(&error, Error::UnknownTopic { topic, .. } if **topic == *output), "{error:?}");
+}
+
 /// Partitions that an administrator adds are followed by a tail, and written to by an appender, without a restart.
 #[test]
 fn added_partitions_are_noticed_within_a_minute() {

@@ -78,6 +78,21 @@ pub(super) fn is_shut_out(producer: &BaseProducer<FirstFailure>, error: &KafkaEr
     }
 }
 
+/// What a transaction has failed of, if `error` says no more than that it has failed before. librdkafka tells that to
+/// whoever wants to begin another.
+pub(super) fn first_cause(producer: &BaseProducer<FirstFailure>, error: KafkaError) -> KafkaError {
+    use RDKafkaErrorCode::{PurgeInflight, PurgeQueue, State};
+    let says_nothing =
+        |error: &KafkaError| matches!(error.rdkafka_error_code(), Some(State | PurgeQueue | PurgeInflight));
+    if !says_nothing(&error) {
+        return error;
+    }
+    match producer.begin_transaction() {
+        Err(cause) if !says_nothing(&cause) => cause,
+        _ => error,
+    }
+}
+
 /// The cause of `error`, after hearing what librdkafka has to say about its connections.
 pub(super) fn explain(producer: &BaseProducer<FirstFailure>, error: &KafkaError) -> BoxError {
     producer.poll(EXPLAIN_POLL);

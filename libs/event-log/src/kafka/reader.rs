@@ -154,6 +154,8 @@ impl KafkaReader {
                 }
                 Err(e) => match e.rdkafka_error_code() {
                     Some(RDKafkaErrorCode::AllBrokersDown) => return Err(self.log.unavailable("read", &e)),
+                    // A reader has its group by name only, and needs no rights on it.
+                    Some(RDKafkaErrorCode::GroupAuthorizationFailed) => {}
                     _ => client.context().reading_continues(&self.log.url, &e),
                 },
             }

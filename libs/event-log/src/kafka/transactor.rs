@@ -36,6 +36,7 @@
 //! `Ok(true)` means that the commit is certain. The partitions hear of it some milliseconds later, all of it or
 //! nothing: a reader may find the records a moment after the committer knows.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -45,7 +46,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer, PurgeConfig};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::appender::headers;
-use super::calls::{Age, DRAIN_PAUSE, FirstFailure, drain, explain, is_shut_out, retry};
+use super::calls::{Age, DRAIN_PAUSE, FirstFailure, drain, explain, first_cause, is_shut_out, retry};
 use super::clients::{self, Plain};
 use super::member::GroupMember;
 use super::{KafkaLog, topics};
@@ -91,6 +92,8 @@ pub(super) struct KafkaTransactor {
 enum Failure {
     /// It can be aborted.
     Abort(BoxError),
+    /// It can be aborted, and needs a new producer: this one knows fewer partitions than there are.
+    Outdated(BoxError),
     /// Only a new producer can tell.
     Unknown(BoxError),
     /// The producer was shut out: its id was taken over, or its transaction was too old.
@@ -206,9 +209,9 @@ impl KafkaTransactor {
     ) -> Result<(), Failure> {
         let deadline = Instant::now() + self.timeout * 2 / 3;
         producer.context().first_failure.lock().take();
-        producer.begin_transaction().map_err(|e| self.judge(producer, e, false))?;
+        producer.begin_transaction().map_err(|e| self.judge(producer, outputs, e, false))?;
         self.send(producer, outputs, deadline)?;
-        self.send_positions(producer, positions, membership, deadline)?;
+        self.send_positions(producer, outputs, positions, membership, deadline)?;
         drain(producer, deadline);
         if let Some((topic, error)) = producer.context().first_failure.lock().take() {
             return Err(self.judge_record(producer, &topic, outputs, error));
@@ -216,13 +219,14 @@ impl KafkaTransactor {
         if producer.in_flight_count() > 0 {
             return Err(Failure::Abort("the outputs were not written in time".into()));
         }
-        retry(deadline, |left| producer.commit_transaction(left)).map_err(|e| self.judge(producer, e, false))
+        retry(deadline, |left| producer.commit_transaction(left)).map_err(|e| self.judge(producer, outputs, e, false))
     }
 
     /// Adds the positions to the transaction.
     fn send_positions(
         &self,
         producer: &BaseProducer<FirstFailure>,
+        outputs: &Outputs,
         positions: &[Position],
         membership: &Membership,
         deadline: Instant,
@@ -230,7 +234,7 @@ impl KafkaTransactor {
         if positions.is_empty() {
             return Ok(());
         }
-        let abortable = |e| self.judge(producer, e, true);
+        let abortable = |e| self.judge(producer, outputs, e, true);
         let list = self.offsets(positions).map_err(abortable)?;
         // Without a member's name the broker would take the positions as they are, also from an instance whose
         // partitions another one has by now.
@@ -296,7 +300,17 @@ impl KafkaTransactor {
     }
 
     /// What follows from the failure of a call. `before_commit`: the transaction is certainly still open.
-    fn judge(&self, producer: &BaseProducer<FirstFailure>, error: KafkaError, before_commit: bool) -> Failure {
+    fn judge(
+        &self,
+        producer: &BaseProducer<FirstFailure>,
+        outputs: &Outputs,
+        error: KafkaError,
+        before_commit: bool,
+    ) -> Failure {
+        let error = first_cause(producer, error);
+        if let Some(right) = self.missing_right(outputs, &error) {
+            return Failure::Final(self.log.denied("commit a transaction", &error, &right));
+        }
         if is_shut_out(producer, &error) {
             return Failure::ShutOut;
         }
@@ -318,6 +332,9 @@ impl KafkaTransactor {
     ) -> Failure {
         use RDKafkaErrorCode as Code;
         match error.rdkafka_error_code() {
+            Some(Code::UnknownPartition) if self.has_partitions_of(topic, outputs) => {
+                Failure::Outdated(format!("topic {topic} has more partitions than before").into())
+            }
             Some(Code::UnknownTopic | Code::UnknownPartition | Code::UnknownTopicOrPartition) => {
                 Failure::Final(self.log.unknown_topic(topic))
             }
@@ -333,10 +350,30 @@ impl KafkaTransactor {
             Some(Code::TopicAuthorizationFailed) => {
                 Failure::Final(self.log.denied("write a record", &error, &format!("Write on topic {topic}")))
             }
+            Some(Code::State | Code::PurgeQueue | Code::PurgeInflight) => self.judge(producer, outputs, error, true),
             Some(Code::PolicyViolation) => Failure::Final(self.log.refused("write a record", &error)),
             _ if is_shut_out(producer, &error) => Failure::ShutOut,
             _ => Failure::Abort(Plain::of(&error).into()),
         }
+    }
+
+    /// The right that a transaction lacks. The error does not say on which of the topics.
+    fn missing_right(&self, outputs: &Outputs, error: &KafkaError) -> Option<String> {
+        match error.rdkafka_error_code()? {
+            RDKafkaErrorCode::TopicAuthorizationFailed => {
+                let topics: BTreeSet<_> = outputs.batches().map(|batch| &**batch.topic()).collect();
+                Some(format!("Write on topic {}", topics.into_iter().collect::<Vec<_>>().join(", ")))
+            }
+            RDKafkaErrorCode::GroupAuthorizationFailed => Some(format!("Read on group {}", self.group)),
+            _ => None,
+        }
+    }
+
+    /// Whether the topic has all partitions that the outputs are for.
+    fn has_partitions_of(&self, topic: &str, outputs: &Outputs) -> bool {
+        let found = topics::partition_ids(&self.log, topic).unwrap_or_default();
+        let of_topic = outputs.batches().filter(|batch| **batch.topic() == *topic);
+        of_topic.map(Batch::partition).all(|partition| found.contains(&partition))
     }
 }
 
@@ -367,6 +404,11 @@ impl Transactor for KafkaTransactor {
             Err(Failure::Abort(cause)) => {
                 tracing::warn!(group, %log, cause, "transaction rolled back");
                 self.abort(age, membership).map(|()| Outcome::RolledBack)
+            }
+            Err(Failure::Outdated(cause)) => {
+                tracing::warn!(group, %log, cause, "transaction rolled back");
+                self.producer = None;
+                self.recover().map(|()| Outcome::RolledBack)
             }
             Err(Failure::Unknown(cause)) => {
                 tracing::warn!(group, %log, cause, "the outcome of a transaction is unknown: looking it up");
