@@ -1,8 +1,9 @@
-//! What the tests of the whole pipeline share: where the binaries are, how they are run, what the audit says, and
-//! stages that lie, and a log that fails by a seed.
+//! What the tests of the whole pipeline share: where the binaries are, how they are run, what the audit says, a
+//! Kafka of a test's own, stages that lie, and a log that fails by a seed.
 
 pub mod audit;
 pub mod faults;
+pub mod kafka;
 pub mod process;
 pub mod sabotage;
 pub mod state;

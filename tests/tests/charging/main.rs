@@ -13,8 +13,9 @@ mod site;
 use std::path::Path;
 
 use serde_json::Value;
-use site::{Broker, Site, contract, parquet_rows, until};
+use site::{Site, contract, parquet_rows, until};
 use whole_pipeline_tests::audit::Audit;
+use whole_pipeline_tests::kafka::{Broker, free_address};
 use whole_pipeline_tests::process::Process;
 
 const BROKEN: &[u8] = br#"{"vin":"WVWZZZ1JZXW000001","boot_id":1,"seq":0,"event":"start","card":"9999 8888"}"#;
@@ -24,7 +25,7 @@ fn a_stream_is_added_to_a_running_site_on_kafka() {
     let Some(broker) = Broker::start() else { return };
     let site = Site::new();
     let log = broker.url();
-    let (key, lake, cloud, mqtt) = (site.key(), site.path("lake"), site.path("cloud-log"), site::free_address());
+    let (key, lake, cloud, mqtt) = (site.key(), site.path("lake"), site.path("cloud-log"), free_address());
     Process::start("carstream", &["deploy", "--edge-log", &log]).succeed();
     let start = |stage: &str, more: &[&str]| {
         let args: &[&str] = match stage {
@@ -98,7 +99,7 @@ fn a_stream_is_added_to_a_running_site_on_kafka() {
 #[test]
 fn a_stream_is_added_to_an_edge_box() {
     let site = Site::new();
-    let (key, log, cloud, mqtt) = (site.key(), site.path("site-log"), site.path("cloud-log"), site::free_address());
+    let (key, log, cloud, mqtt) = (site.key(), site.path("site-log"), site.path("cloud-log"), free_address());
     let start = |more: &[&str]| {
         let args = ["edge", "--log", &log, "--cloud-log", &cloud, "--pseudonym-key-file", &key, "--listen", &mqtt];
         // Models are announced by nobody here.

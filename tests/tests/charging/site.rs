@@ -1,12 +1,9 @@
-//! Where these tests keep their files, and a Kafka of their own.
+//! Where these tests keep their files, and what they do with the commands.
 
 use std::io::Write;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-
-use test_support::process::Watcher;
 
 /// On a busy machine.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -33,11 +30,6 @@ impl Site {
     pub(crate) fn key(&self) -> String {
         self.path("site.key")
     }
-}
-
-/// A port that was free a moment ago.
-pub(crate) fn free_address() -> String {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
 }
 
 /// What a command prints; it must succeed.
@@ -79,50 +71,4 @@ pub(crate) fn parquet_rows(directory: &Path) -> usize {
         false => 0,
     };
     paths.map(count).sum()
-}
-
-/// A Kafka of one test; stopped with it.
-pub(crate) struct Broker {
-    script: String,
-    data: tempfile::TempDir,
-    bootstrap: String,
-    _watcher: Watcher,
-}
-
-impl Broker {
-    /// `None`, with a word about it, where there is no Kafka; in CI that is a failure.
-    pub(crate) fn start() -> Option<Self> {
-        let script = std::env::var("CARSTREAM_TEST_KAFKA_SCRIPT").ok().filter(|script| !script.is_empty());
-        let has_kafka = std::env::var_os("CARSTREAM_TEST_KAFKA").is_some();
-        let Some(script) = script.filter(|_| has_kafka) else {
-            let is_ci = std::env::var("CI").is_ok_and(|ci| ci == "true");
-            assert!(!is_ci, "in CI, CARSTREAM_TEST_KAFKA and CARSTREAM_TEST_KAFKA_SCRIPT must be set");
-            eprintln!("skipped: CARSTREAM_TEST_KAFKA_SCRIPT=scripts/kafka and CARSTREAM_TEST_KAFKA are not set");
-            return None;
-        };
-        let bootstrap = free_address();
-        let data = tempfile::tempdir().unwrap();
-        let _watcher = Watcher::of_server(&script, data.path()).unwrap();
-        let broker = Self { script, data, bootstrap, _watcher };
-        let port = broker.bootstrap.rsplit(':').next().unwrap();
-        broker.script(&["start", "--port", port]);
-        Some(broker)
-    }
-
-    pub(crate) fn url(&self) -> String {
-        format!("kafka://{}", self.bootstrap)
-    }
-
-    fn script(&self, args: &[&str]) {
-        let data = self.data.path().to_str().unwrap();
-        let status = Command::new(&self.script).args(args).args(["--data", data]).status().unwrap();
-        assert!(status.success(), "{} {args:?}", self.script);
-    }
-}
-
-impl Drop for Broker {
-    fn drop(&mut self) {
-        let data = self.data.path().to_str().unwrap();
-        let _ = Command::new(&self.script).args(["stop", "--data", data]).status();
-    }
 }
