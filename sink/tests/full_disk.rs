@@ -7,40 +7,12 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use support::{PATIENCE, Place, append, assert_complete, files, readings};
+use test_support::disk::Disk;
 use test_support::process::OwnedChild;
-
-/// A file system of its own; gone with the value.
-struct Disk(PathBuf);
-
-impl Disk {
-    fn mount(at: &Path, size: &str) -> Option<Self> {
-        std::fs::create_dir_all(at).unwrap();
-        let mounted = mount(&["-t", "tmpfs", "-o", &format!("size={size}"), "none"], at);
-        if !mounted {
-            eprintln!("skipped: only root may mount a small disk");
-        }
-        mounted.then(|| Self(at.to_owned()))
-    }
-
-    fn grow(&self, size: &str) {
-        assert!(mount(&["-o", &format!("remount,size={size}")], &self.0));
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
-    }
-}
-
-fn mount(arguments: &[&str], at: &Path) -> bool {
-    Command::new("mount").args(arguments).arg(at).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
-}
 
 #[test]
 fn a_full_disk_is_said_and_waited_for() {
@@ -80,7 +52,7 @@ fn a_full_disk_is_said_and_waited_for() {
     std::fs::write(&said, "").unwrap();
     let mut sink = start();
     until("word of the full disk", &mut sink, &full);
-    disk.grow("30m");
+    disk.resize("30m");
     let began = Instant::now();
     let stored = || -> u64 {
         runtime

@@ -70,7 +70,7 @@ impl Watcher {
         Self::start([script.as_ref(), "stop".as_ref(), "--kill".as_ref(), "--data".as_ref(), data.as_ref()])
     }
 
-    fn start<S: AsRef<OsStr>>(on_death: impl IntoIterator<Item = S>) -> io::Result<Self> {
+    pub(crate) fn start<S: AsRef<OsStr>>(on_death: impl IntoIterator<Item = S>) -> io::Result<Self> {
         // Deaf to what ends the test: it has work to do then. A line means that nothing is left to do.
         let mut command = Command::new("sh");
         command.args(["-c", r#"trap "" INT TERM HUP; read -r _ || exec "$@""#, "watcher"]).args(on_death);

@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(180);
 const LIFE_MS: (u64, u64) = (300, 2_500);
 
 pub(super) struct Site {
-    log: String,
+    pub(super) log: String,
     pub(super) cloud: String,
     key: String,
     ledger: String,
@@ -51,15 +51,20 @@ impl Site {
     }
 
     pub(super) fn edge_with(&self, cloud: &str, variables: &[(String, String)]) -> Process {
+        let mut edge = self.start(cloud, variables);
+        edge.line_with(&["MQTT at"]);
+        edge
+    }
+
+    /// Starts it, and does not wait for it.
+    pub(super) fn start(&self, cloud: &str, variables: &[(String, String)]) -> Process {
         let drain = ["--drain-timeout", if cloud.starts_with("kafka") { "200ms" } else { "60s" }];
         let settings = ["edge", "--log", &self.log, "--pseudonym-key-file", &self.key, "--model", MODEL];
-        let mut edge = Process::start_with(
+        Process::start_with(
             "carstream",
             &[&settings[..], &["--listen", &self.mqtt, "--cloud-log", cloud], &drain].concat(),
             variables,
-        );
-        edge.line_with(&["MQTT at"]);
-        edge
+        )
     }
 
     /// They send until they are asked to stop.

@@ -1,4 +1,5 @@
-//! kill -9 at random moments: the demo and the edge box resume where they stopped, and lose and double nothing.
+//! kill -9 at random moments: the demo and the edge box resume where they stopped, and lose and double nothing. Beside
+//! that, an edge box with a wrong clock, and one with a full disk.
 //!
 //! Four kills each; `CARSTREAM_KILLS=20 cargo test --release -p whole-pipeline-tests --test kills` does twenty. The
 //! moments come from a seed (`CARSTREAM_KILL_SEED`), as far as the clock of a busy machine lets them.
@@ -6,6 +7,7 @@
 
 mod clock;
 mod demo;
+mod disk;
 mod edge;
 
 use test_support::random::Random;
