@@ -18,12 +18,18 @@ const OPEN_FOR_MIN: &str = "1";
 /// The only broker of each cluster.
 const BROKER: &str = "1";
 
+/// Where Kafka keeps the positions of groups.
+const POSITIONS: &str = "__consumer_offsets";
+
 /// Ends all transactions that hang in the cluster at `url`; returns them, each by its place.
 pub(crate) fn end_all(scripts: &Path, url: &str, teller: Teller) -> anyhow::Result<Vec<String>> {
     let find = ["find-hanging", "--broker-id", BROKER, "--max-transaction-timeout", OPEN_FOR_MIN];
     let found = kafka::tool(scripts, TOOL, url, &find)?;
     let mut ended = Vec::new();
-    for (topic, partition, start_offset) in found.lines().filter_map(place) {
+    let mut places: Vec<_> = found.lines().filter_map(place).collect();
+    // A stage resumes once its positions are free, and must not find outputs then that its next commit would include.
+    places.sort_by_key(|(topic, ..)| *topic == POSITIONS);
+    for (topic, partition, start_offset) in places {
         let place = format!("{topic}/{partition} from offset {start_offset} in {url}");
         teller.say(&format!("    an operator ends a transaction that hangs in {place}"));
         let abort = ["abort", "--topic", topic, "--partition", partition, "--start-offset", start_offset];
