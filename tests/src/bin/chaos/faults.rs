@@ -54,7 +54,8 @@ pub(crate) fn make(step: &Step, site: &Site, crew: &mut Crew, teller: Teller) ->
             crew.thaw(role, step.instance)
         }
         Kind::Clock(role) => {
-            let jumps = [clock::JUMP_S, -clock::JUMP_S].map(|ahead_s| {
+            let jump_s = clock::jump_s(role);
+            let jumps = [jump_s, -jump_s].map(|ahead_s| {
                 site.clocks.set(role, ahead_s)?;
                 crew.pass(step.hold / 2)
             });

@@ -93,7 +93,7 @@ pub(crate) enum Kind {
     /// SIGSTOP; retention removes all that the topic of the readings holds, read or not; SIGCONT. Not part of a whole
     /// run: readings are lost.
     Expire(Role),
-    /// The wall clock of a stage's host jumps ahead, then back behind, and is right again.
+    /// The wall clock of a stage's or a broker's host jumps ahead, then back behind, and is right again.
     Clock(Role),
     /// Nothing gets through between edge and cloud.
     LinkCut,
@@ -139,7 +139,7 @@ impl Kind {
         }
         all.extend([Preprocessor, Scorer, Replicator].map(Self::Replace));
         all.extend([Preprocessor, Scorer, Sink].map(Self::Add));
-        all.extend(clock::STAGES.map(Self::Clock));
+        all.extend(clock::OWNERS.map(Self::Clock));
         all.extend([Self::Strand(Bridge), Self::LinkCut, Self::LinkRefused, Self::LinkSlow, Self::CarsReset]);
         if object_store {
             all.extend([Self::StoreRefuses, Self::StoreHangs]);

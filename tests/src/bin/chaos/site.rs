@@ -213,7 +213,7 @@ impl Site {
             Role::Scorer | Role::Sink | Role::Trainer => self.store_settings(self.store.port()),
             _ => Vec::new(),
         };
-        if clock::STAGES.contains(&role) {
+        if clock::OWNERS.contains(&role) {
             env.extend(self.clocks.env(role));
         }
         Program { name, path, args, env, finite: matches!(role, Role::Cars | Role::LearningCars | Role::Trainer) }
