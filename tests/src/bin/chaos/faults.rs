@@ -27,31 +27,31 @@ pub(crate) fn make(step: &Step, site: &Site, crew: &mut Crew, teller: Teller) ->
         false => teller.say(&format!("{what} for {:.1} s", step.hold.as_secs_f64())),
     }
     match step.kind {
-        Kind::Kill(role) => crew.running(role, step.instance)?.kill(),
+        Kind::Kill(role) => crew.running(role, step.choice)?.kill(),
         Kind::Freeze(role) => {
-            crew.running(role, step.instance)?.freeze()?;
+            crew.running(role, step.choice)?.freeze()?;
             crew.pass(step.hold)?;
-            crew.thaw(role, step.instance)
+            crew.thaw(role, step.choice)
         }
         Kind::Replace(role) => {
-            crew.running(role, step.instance)?.freeze()?;
-            crew.replace(role, step.instance, site.program(role, step.instance))?;
+            crew.running(role, step.choice)?.freeze()?;
+            crew.replace(role, step.choice, site.program(role, step.choice))?;
             crew.pass(step.hold)?;
             crew.thaw_replaced()
         }
         Kind::Strand(role) => {
-            crew.running(role, step.instance)?;
+            crew.running(role, step.choice)?;
             crew.running(Role::EdgeBroker, 1)?.freeze()?;
             crew.pass(step.hold)?;
-            crew.running(role, step.instance)?.kill()?;
+            crew.running(role, step.choice)?.kill()?;
             crew.pass(STRANDED)?;
             crew.thaw(Role::EdgeBroker, 1)
         }
         Kind::Expire(role) => {
-            crew.running(role, step.instance)?.freeze()?;
+            crew.running(role, step.choice)?.freeze()?;
             crew.pass(step.hold)?;
             kafka::remove_records(site, "telemetry.raw")?;
-            crew.thaw(role, step.instance)
+            crew.thaw(role, step.choice)
         }
         Kind::Clock(role) => {
             let jump_s = clock::jump_s(role);
@@ -61,6 +61,12 @@ pub(crate) fn make(step: &Step, site: &Site, crew: &mut Crew, teller: Teller) ->
             });
             site.clocks.set(role, 0)?;
             jumps.into_iter().collect()
+        }
+        Kind::Codec(topic) => kafka::set_codec(topic, kafka::CODECS[step.choice as usize - 1], site, crew),
+        Kind::Narrow(topic) => {
+            kafka::narrow(topic, site, crew)?;
+            crew.pass(step.hold)?;
+            kafka::widen(topic, site, crew)
         }
         Kind::Add(role) => add(role, step.hold, site, crew),
         Kind::LinkCut => hold(&site.link, Mode::Hang, step.hold, crew),

@@ -1,18 +1,32 @@
-//! Kafka's own tools, through scripts/kafka.
+//! What an administrator does to a Kafka, with its own tools, through scripts/kafka.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use serde_json::json;
 
+use crate::crew::Crew;
+use crate::plan::Topic;
 use crate::site::Site;
+
+/// How a broker may pack a topic's records, whatever its producers chose. (`lz4` is what they choose.)
+pub(crate) const CODECS: [&str; 4] = ["zstd", "gzip", "snappy", "uncompressed"];
+
+/// In place of a million: a few tens of readings.
+const NARROW: &str = "max.message.bytes=20000";
+
+/// Between two looks at a tool that runs.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// Runs a tool against the cluster at `url`; returns what it prints.
 pub(crate) fn tool(scripts: &Path, name: &str, url: &str, arguments: &[&str]) -> anyhow::Result<String> {
-    let (class, bootstrap) = (format!("org.apache.kafka.tools.{name}"), url.trim_start_matches("kafka://"));
+    let package = if name == "ConfigCommand" { "kafka.admin" } else { "org.apache.kafka.tools" };
+    let (class, bootstrap) = (format!("{package}.{name}"), url.trim_start_matches("kafka://"));
     let mut command = Command::new(scripts.join("kafka"));
     command.args(["run", &class, "--bootstrap-server", bootstrap]).args(arguments);
+    command.env("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1"); // it runs for a second
     let output = command.stdin(Stdio::null()).output().context("cannot run scripts/kafka")?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "Kafka's {name} {arguments:?} failed: {said}");
@@ -29,4 +43,36 @@ pub(crate) fn remove_records(site: &Site, topic: &str) -> anyhow::Result<()> {
     std::fs::write(&file, offsets.to_string())?;
     let arguments = ["--offset-json-file", &file.display().to_string()];
     tool(&site.settings.scripts, "DeleteRecordsCommand", &site.edge_log(), &arguments).map(drop)
+}
+
+/// Has a topic's broker pack all that it is given with another codec.
+pub(crate) fn set_codec(topic: Topic, codec: &str, site: &Site, crew: &mut Crew) -> anyhow::Result<()> {
+    change(topic, &["--add-config", &format!("compression.type={codec}")], site, crew)
+}
+
+/// Has a topic take less: smaller batches than its writers have made so far.
+pub(crate) fn narrow(topic: Topic, site: &Site, crew: &mut Crew) -> anyhow::Result<()> {
+    change(topic, &["--add-config", NARROW], site, crew)
+}
+
+/// Has a topic take as much as before.
+pub(crate) fn widen(topic: Topic, site: &Site, crew: &mut Crew) -> anyhow::Result<()> {
+    change(topic, &["--delete-config", "max.message.bytes"], site, crew)
+}
+
+fn change(topic: Topic, what: &[&str], site: &Site, crew: &mut Crew) -> anyhow::Result<()> {
+    let url = site.log_of(topic.broker);
+    let arguments = [&["--alter", "--entity-type", "topics", "--entity-name", topic.name][..], what].concat();
+    beside(crew, || tool(&site.settings.scripts, "ConfigCommand", &url, &arguments).map(drop))
+}
+
+/// Does what takes its time, and watches the processes meanwhile.
+pub(crate) fn beside<T: Send>(crew: &mut Crew, work: impl FnOnce() -> anyhow::Result<T> + Send) -> anyhow::Result<T> {
+    std::thread::scope(|scope| {
+        let working = scope.spawn(work);
+        while !working.is_finished() {
+            crew.pass(LOOK_EVERY)?;
+        }
+        working.join().unwrap_or_else(|_| bail!("an administrator's work panicked"))
+    })
 }

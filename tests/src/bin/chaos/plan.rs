@@ -16,12 +16,16 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::clock;
+use crate::kafka::CODECS;
 
 /// Shorter than this, and the faults of the first round are over before anyone has noticed them.
-pub(crate) const SHORTEST: Duration = Duration::from_secs(60);
+pub(crate) const SHORTEST: Duration = Duration::from_secs(75);
 
 /// A pause before each fault, in seconds: short enough that some faults meet what the one before has left.
 const PAUSE_S: (f64, f64) = (0.5, 8.0);
+
+/// What one of Kafka's tools takes, about: a JVM on a busy two-core machine.
+const TOOL: Duration = Duration::from_secs(2);
 
 /// What remains of pauses and faults that are made to fit, at the least.
 const LEAST: Duration = Duration::from_millis(300);
@@ -76,6 +80,29 @@ impl Role {
     }
 }
 
+/// A topic of one of the brokers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Topic {
+    pub(crate) broker: Role,
+    pub(crate) name: &'static str,
+}
+
+impl Topic {
+    /// What the bridge has written.
+    const RAW: Self = Self { broker: Role::EdgeBroker, name: "telemetry.raw" };
+    /// What the preprocessor has.
+    const CLEAN: Self = Self { broker: Role::EdgeBroker, name: "telemetry" };
+    /// And the replicator.
+    const COPY: Self = Self { broker: Role::CloudBroker, name: "telemetry" };
+}
+
+impl fmt::Display for Topic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let side = if self.broker == Role::CloudBroker { "cloud's " } else { "" };
+        write!(f, "{side}{}", self.name)
+    }
+}
+
 /// What can go wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Kind {
@@ -95,6 +122,10 @@ pub(crate) enum Kind {
     Expire(Role),
     /// The wall clock of a stage's or a broker's host jumps ahead, then back behind, and is right again.
     Clock(Role),
+    /// A topic gets another codec: its broker packs all that it is given anew. It keeps that codec until the next one.
+    Codec(Topic),
+    /// A topic takes smaller batches only, and then as large ones as before.
+    Narrow(Topic),
     /// Nothing gets through between edge and cloud.
     LinkCut,
     /// Connections between edge and cloud are reset and refused.
@@ -119,6 +150,8 @@ impl fmt::Display for Kind {
             Self::Add(role) => write!(f, "add {}", role.name()),
             Self::Expire(role) => write!(f, "expire {}", role.name()),
             Self::Clock(role) => write!(f, "clock {}", role.name()),
+            Self::Codec(topic) => write!(f, "codec {topic}"),
+            Self::Narrow(topic) => write!(f, "narrow {topic}"),
             Self::LinkCut => f.write_str("link cut"),
             Self::LinkRefused => f.write_str("link refused"),
             Self::LinkSlow => f.write_str("link slow"),
@@ -140,6 +173,8 @@ impl Kind {
         all.extend([Preprocessor, Scorer, Replicator].map(Self::Replace));
         all.extend([Preprocessor, Scorer, Sink].map(Self::Add));
         all.extend(clock::OWNERS.map(Self::Clock));
+        all.extend([Topic::RAW, Topic::CLEAN].map(Self::Codec));
+        all.extend([Topic::RAW, Topic::COPY].map(Self::Narrow));
         all.extend([Self::Strand(Bridge), Self::LinkCut, Self::LinkRefused, Self::LinkSlow, Self::CarsReset]);
         if object_store {
             all.extend([Self::StoreRefuses, Self::StoreHangs]);
@@ -150,13 +185,32 @@ impl Kind {
     /// From when to when, in seconds, it may last.
     fn hold_s(self) -> (f64, f64) {
         match self {
-            Self::Kill(_) | Self::CarsReset => (0.0, 0.0),
+            Self::Kill(_) | Self::Codec(_) | Self::CarsReset => (0.0, 0.0),
             Self::Strand(_) | Self::Expire(_) => (1.0, 4.0),
             Self::Freeze(_) => (1.0, 30.0),
             Self::Replace(_) | Self::Clock(_) => (3.0, 20.0),
             Self::Add(_) | Self::LinkSlow => (5.0, 25.0),
             Self::LinkCut | Self::StoreHangs => (2.0, 25.0),
-            Self::LinkRefused | Self::StoreRefuses => (2.0, 15.0),
+            Self::LinkRefused | Self::StoreRefuses | Self::Narrow(_) => (2.0, 15.0),
+        }
+    }
+
+    /// What the administrator's tools take on top.
+    fn work(self) -> Duration {
+        let tools = match self {
+            Self::Codec(_) => 1,
+            Self::Narrow(_) => 2,
+            _ => 0,
+        };
+        TOOL * tools
+    }
+
+    /// Among how many one is drawn: instances, or codecs.
+    fn choices(self) -> u32 {
+        match self {
+            Self::Kill(role) | Self::Freeze(role) | Self::Replace(role) => role.instances(),
+            Self::Codec(_) => CODECS.len() as u32,
+            _ => 1,
         }
     }
 
@@ -175,20 +229,20 @@ pub(crate) struct Step {
     /// Nothing happens for this long.
     pub(crate) pause: Duration,
     pub(crate) kind: Kind,
-    /// Which of several instances, from 1.
-    pub(crate) instance: u32,
+    /// Which of several instances, or of the codecs, from 1.
+    pub(crate) choice: u32,
     /// Then it lasts this long.
     pub(crate) hold: Duration,
 }
 
 impl Step {
     /// A step that is not drawn.
-    pub(crate) fn fixed(pause_ms: u64, kind: Kind, instance: u32, hold_ms: u64) -> Self {
-        Self { pause: Duration::from_millis(pause_ms), kind, instance, hold: Duration::from_millis(hold_ms) }
+    pub(crate) fn fixed(pause_ms: u64, kind: Kind, choice: u32, hold_ms: u64) -> Self {
+        Self { pause: Duration::from_millis(pause_ms), kind, choice, hold: Duration::from_millis(hold_ms) }
     }
 
     fn length(&self) -> Duration {
-        self.pause + self.hold
+        self.pause + self.hold + self.kind.work()
     }
 
     fn shrink(&mut self, factor: f64) {
@@ -263,14 +317,10 @@ fn fit(steps: &mut [Step], room: Duration) {
 
 fn step(kind: Kind, rng: &mut ChaCha8Rng) -> Step {
     let (least, most) = kind.hold_s();
-    let instances = match kind {
-        Kind::Kill(role) | Kind::Freeze(role) | Kind::Replace(role) => role.instances(),
-        _ => 1,
-    };
     Step {
         pause: Duration::from_secs_f64(rng.random_range(PAUSE_S.0..PAUSE_S.1)),
         kind,
-        instance: rng.random_range(1..=instances),
+        choice: rng.random_range(1..=kind.choices()),
         hold: Duration::from_secs_f64(if least < most { rng.random_range(least..most) } else { least }),
     }
 }
@@ -287,24 +337,25 @@ impl fmt::Display for Plan {
         for step in &self.0 {
             at += step.pause;
             let (at_s, what) = (at.as_secs(), target(step));
-            write!(f, "{:02}:{:02}  {what:<24}", at_s / 60, at_s % 60)?;
+            write!(f, "{:02}:{:02}  {what:<28}", at_s / 60, at_s % 60)?;
             if step.hold.is_zero() {
                 writeln!(f)?;
             } else {
                 writeln!(f, "for {:.1} s", step.hold.as_secs_f64())?;
             }
-            at += step.hold;
+            at += step.hold + step.kind.work();
         }
         Ok(())
     }
 }
 
-/// What a step does, with the instance where there are several.
+/// What a step does, with the instance or the codec where there are several.
 pub(crate) fn target(step: &Step) -> String {
     match step.kind {
         Kind::Kill(role) | Kind::Freeze(role) | Kind::Replace(role) if role.instances() > 1 => {
-            format!("{}-{}", step.kind, step.instance)
+            format!("{}-{}", step.kind, step.choice)
         }
+        Kind::Codec(_) => format!("{}: {}", step.kind, CODECS[step.choice as usize - 1]),
         kind => kind.to_string(),
     }
 }
@@ -322,7 +373,7 @@ mod tests {
     #[test]
     fn every_kind_comes_and_one_freeze_outlasts_the_session_in_any_time() {
         for seed in 0..50 {
-            for s in [60, 75, 90, 1_200] {
+            for s in [75, 90, 1_200] {
                 let plan = draw(seed, s);
                 assert_eq!(plan.kinds().len(), Kind::all(true).len(), "seed {seed}, {s} s");
                 assert!(plan.length() <= Duration::from_secs(s), "seed {seed}, {s} s: {:?}", plan.length());

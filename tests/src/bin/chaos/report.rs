@@ -60,16 +60,16 @@ const SHOWN_DISCREPANCIES: usize = 5;
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "\n  fault                    times      readings")?;
-        writeln!(f, "  ──────────────────────────────      ──────────────────────────────")?;
+        writeln!(f, "\n  fault                        times      readings")?;
+        writeln!(f, "  ──────────────────────────────────      ──────────────────────────────────")?;
         // Side by side: what happened, and what became of the readings.
         let faults: Vec<_> = self.faults.iter().map(|(kind, times)| (kind.as_str(), times.to_string())).collect();
         let figure = |name| self.ledger.get(name).map(|n| (name, n.to_string()));
         let figures: Vec<_> = FLOW.into_iter().filter_map(figure).collect();
         for i in 0..faults.len().max(figures.len()) {
             let cell = |column: &[(&str, String)]| match column.get(i) {
-                Some((name, n)) => format!("{:<20} {n:>9}", name.replace('_', " ")),
-                None => " ".repeat(30),
+                Some((name, n)) => format!("{:<24} {n:>9}", name.replace('_', " ")),
+                None => " ".repeat(34),
             };
             writeln!(f, "{}", format!("  {}      {}", cell(&faults), cell(&figures)).trim_end())?;
         }

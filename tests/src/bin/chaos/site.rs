@@ -152,6 +152,11 @@ impl Site {
         format!("kafka://127.0.0.1:{}", if self.one_broker { self.edge_port } else { self.cloud_port })
     }
 
+    /// The log of one of the two brokers.
+    pub(crate) fn log_of(&self, broker: Role) -> String {
+        if broker == Role::CloudBroker { self.cloud_log() } else { self.edge_log() }
+    }
+
     /// The lake as a setting.
     pub(crate) fn lake(&self) -> String {
         if self.object_store.is_some() { "s3://lake".to_owned() } else { self.shown("lake") }
