@@ -7,7 +7,7 @@ use crate::crew::{Crew, Teller};
 use crate::kafka;
 use crate::plan::{Kind, Role, Step, target};
 use crate::proxy::{Mode, Proxy};
-use crate::site::Site;
+use crate::site::{STORE_SIZE, Site};
 
 /// As over a satellite: noticeable, and still far more than the readings need.
 const SLOW: Mode = Mode::Slow { delay: Duration::from_millis(150), bytes_per_s: 400_000 };
@@ -72,6 +72,13 @@ pub(crate) fn make(step: &Step, site: &Site, crew: &mut Crew, teller: Teller) ->
         Kind::LinkCut => hold(&site.link, Mode::Hang, step.hold, crew),
         Kind::LinkRefused => hold(&site.link, Mode::Refuse, step.hold, crew),
         Kind::LinkSlow => hold(&site.link, SLOW, step.hold, crew),
+        Kind::StoreFull => {
+            let disk = site.store_disk()?;
+            disk.fill();
+            let passed = crew.pass(step.hold);
+            disk.resize(STORE_SIZE);
+            passed
+        }
         Kind::StoreRefuses => hold(&site.store, Mode::Refuse, step.hold, crew),
         Kind::StoreHangs => hold(&site.store, Mode::Hang, step.hold, crew),
         Kind::CarsReset => {

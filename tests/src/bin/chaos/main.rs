@@ -98,7 +98,7 @@ fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { EXIT_CONFIG } else { 0 });
         }
     };
-    let kinds = Kind::all(!args.directory_lake);
+    let kinds = Kind::all(!args.directory_lake, site::can_mount_store_disk().unwrap_or_default());
     if args.sabotage.is_none() && args.duration < plan::SHORTEST {
         let (kinds, s) = (kinds.len(), plan::SHORTEST.as_secs());
         eprintln!("error: --duration is too short for {kinds} kinds of faults: at least {s} s");
@@ -188,6 +188,7 @@ fn chaos_in(args: &Args, plan: Plan, directory: PathBuf, teller: Teller) -> anyh
     site.drive = scenario.drive();
     let mut crew = Crew::new(site.logs(), teller, interrupted);
     let mut report = run::run(&scenario, &site, &mut crew, teller, runtime.handle())?;
+    site.keep_store()?;
     report.sabotage = args.sabotage.map(|sabotage| sabotage.name().to_owned());
     Ok(report)
 }

@@ -132,6 +132,8 @@ pub(crate) enum Kind {
     LinkRefused,
     /// The link between edge and cloud is slow.
     LinkSlow,
+    /// The object store's disk is full, and has room again.
+    StoreFull,
     /// The object store's connections are reset and refused.
     StoreRefuses,
     /// The object store takes connections, and does not answer.
@@ -155,6 +157,7 @@ impl fmt::Display for Kind {
             Self::LinkCut => f.write_str("link cut"),
             Self::LinkRefused => f.write_str("link refused"),
             Self::LinkSlow => f.write_str("link slow"),
+            Self::StoreFull => f.write_str("store full"),
             Self::StoreRefuses => f.write_str("store refuses"),
             Self::StoreHangs => f.write_str("store hangs"),
             Self::CarsReset => f.write_str("cars reset"),
@@ -163,8 +166,8 @@ impl fmt::Display for Kind {
 }
 
 impl Kind {
-    /// Everything that can go wrong in a whole run; without an object store, less.
-    pub(crate) fn all(object_store: bool) -> Vec<Self> {
+    /// Everything that can go wrong in a whole run; without an object store, or a small disk for it, less.
+    pub(crate) fn all(object_store: bool, small_disk: bool) -> Vec<Self> {
         use Role::{Bridge, Cars, CloudBroker, EdgeBroker, Preprocessor, Replicator, Scorer, Sink};
         let mut all = Vec::new();
         for role in [Cars, Bridge, Preprocessor, Replicator, Scorer, Sink, EdgeBroker, CloudBroker] {
@@ -178,6 +181,7 @@ impl Kind {
         all.extend([Self::Strand(Bridge), Self::LinkCut, Self::LinkRefused, Self::LinkSlow, Self::CarsReset]);
         if object_store {
             all.extend([Self::StoreRefuses, Self::StoreHangs]);
+            all.extend(small_disk.then_some(Self::StoreFull));
         }
         all
     }
@@ -191,7 +195,7 @@ impl Kind {
             Self::Replace(_) | Self::Clock(_) => (3.0, 20.0),
             Self::Add(_) | Self::LinkSlow => (5.0, 25.0),
             Self::LinkCut | Self::StoreHangs => (2.0, 25.0),
-            Self::LinkRefused | Self::StoreRefuses | Self::Narrow(_) => (2.0, 15.0),
+            Self::LinkRefused | Self::StoreRefuses | Self::StoreFull | Self::Narrow(_) => (2.0, 15.0),
         }
     }
 
@@ -367,7 +371,7 @@ mod tests {
     const SESSION: Duration = Duration::from_secs(6);
 
     fn draw(seed: u64, s: u64) -> Plan {
-        Plan::draw(seed, Duration::from_secs(s), SESSION, Kind::all(true))
+        Plan::draw(seed, Duration::from_secs(s), SESSION, Kind::all(true, true))
     }
 
     #[test]
@@ -375,7 +379,7 @@ mod tests {
         for seed in 0..50 {
             for s in [75, 90, 1_200] {
                 let plan = draw(seed, s);
-                assert_eq!(plan.kinds().len(), Kind::all(true).len(), "seed {seed}, {s} s");
+                assert_eq!(plan.kinds().len(), Kind::all(true, true).len(), "seed {seed}, {s} s");
                 assert!(plan.length() <= Duration::from_secs(s), "seed {seed}, {s} s: {:?}", plan.length());
                 let long = |step: &Step| match step.kind {
                     Kind::Freeze(role) => role.instances() > 1 && step.hold > SESSION,

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use event_log::KafkaOption;
+use test_support::disk::Disk;
 use test_support::process::Watcher;
 use tokio::runtime::Handle;
 
@@ -55,6 +56,9 @@ const SINK_MAX_AGE: &str = "2s";
 /// Uploads that hang are tried again soon: the store hangs for seconds only.
 const STORE_TIMEOUT: &str = "5s";
 
+/// Of the object store's disk, which is in memory: more than a run of an hour writes.
+pub(crate) const STORE_SIZE: &str = "2g";
+
 /// What a run is made of.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
@@ -84,6 +88,7 @@ pub(crate) struct Site {
     cloud_proxied_port: u16,
     store_port: u16,
     object_store: Option<ObjectStore>,
+    store_disk: Option<Disk>,
     /// The edge's broker is the cloud's as well.
     pub(crate) one_broker: bool,
     /// How long the cars send.
@@ -118,6 +123,7 @@ impl Site {
             cloud_proxied_port,
             store_port,
             object_store: None,
+            store_disk: None,
             one_broker: false,
             drive: Duration::ZERO,
             stand_ins: BTreeMap::new(),
@@ -127,6 +133,9 @@ impl Site {
     /// Starts the object store; without it the lake is a directory.
     pub(crate) fn start_object_store(&mut self) -> anyhow::Result<()> {
         let script = self.settings.scripts.join("s3");
+        if can_mount_store_disk()? {
+            self.store_disk = Disk::mount(&self.path("store"), STORE_SIZE);
+        }
         self.object_store = Some(ObjectStore::start(script, self.store_port, self.path("store"))?);
         Ok(())
     }
@@ -155,6 +164,21 @@ impl Site {
     /// The log of one of the two brokers.
     pub(crate) fn log_of(&self, broker: Role) -> String {
         if broker == Role::CloudBroker { self.cloud_log() } else { self.edge_log() }
+    }
+
+    /// Copies what is on the object store's disk, which goes with the run, to where everything else is.
+    pub(crate) fn keep_store(&self) -> anyhow::Result<()> {
+        if self.store_disk.is_some() {
+            let mut command = Command::new("cp");
+            command.arg("--recursive").args([self.path("store"), self.path("store-at-the-end")]);
+            ensure!(command.status().context("cannot run cp")?.success(), "cannot copy the object store");
+        }
+        Ok(())
+    }
+
+    /// The disk of the object store.
+    pub(crate) fn store_disk(&self) -> anyhow::Result<&Disk> {
+        self.store_disk.as_ref().context("the object store has no disk of its own")
     }
 
     /// The lake as a setting.
@@ -324,6 +348,15 @@ impl Site {
         let given = self.settings.kafka_options.iter().map(|given| format!("{}={}", given.key, given.value));
         std::iter::once(session_timeout).chain(given).flat_map(|setting| [option.to_owned(), setting]).collect()
     }
+}
+
+/// Whether the object store can have a disk of its own to be filled: only root may mount one, and the store needs a
+/// kernel (6.6) that keeps extended attributes in memory, too.
+pub(crate) fn can_mount_store_disk() -> anyhow::Result<bool> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release.split('.').map_while(|number| number.parse::<u32>().ok());
+    let is_new = (numbers.next(), numbers.next()) >= (Some(6), Some(6));
+    Ok(is_new && Disk::mount(tempfile::tempdir()?.path(), "1m").is_some())
 }
 
 /// A real S3 server, by scripts/s3. Stopped when dropped.
