@@ -1,12 +1,18 @@
 //! Makes one thing go wrong, and ends it again.
 
-use std::time::Duration;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use event_log::Log;
 
 use crate::clock;
 use crate::crew::{Crew, Teller};
 use crate::kafka;
 use crate::plan::{Kind, Role, Step, target};
 use crate::proxy::{Mode, Proxy};
+use crate::run;
 use crate::site::{STORE_SIZE, Site};
 
 /// As over a satellite: noticeable, and still far more than the readings need.
@@ -17,6 +23,10 @@ const STRANDED: Duration = Duration::from_millis(200);
 
 /// An instance that was asked to leave has left by then.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(90);
+
+/// How long an operator tries to resume a topic, and how often.
+const RESUME_PATIENCE: Duration = Duration::from_secs(120);
+const RESUME_AGAIN: Duration = Duration::from_secs(2);
 
 /// Waits, does what `step` says, and ends it.
 pub(crate) fn make(step: &Step, site: &Site, crew: &mut Crew, teller: Teller) -> anyhow::Result<()> {
@@ -54,6 +64,10 @@ pub(crate) fn make(step: &Step, site: &Site, crew: &mut Crew, teller: Teller) ->
             crew.thaw(role, step.choice)
         }
         Kind::Clock(role) => {
+            if matches!(role, Role::EdgeBroker | Role::CloudBroker) {
+                // A broker gives up its start if that takes too long by this clock.
+                answering(role, site, crew)?;
+            }
             let jump_s = clock::jump_s(role);
             let jumps = [jump_s, -jump_s].map(|ahead_s| {
                 site.clocks.set(role, ahead_s)?;
@@ -68,6 +82,7 @@ pub(crate) fn make(step: &Step, site: &Site, crew: &mut Crew, teller: Teller) ->
             crew.pass(step.hold)?;
             kafka::widen(topic, site, crew)
         }
+        Kind::Grow(topic) => grow(topic, site, crew),
         Kind::Add(role) => add(role, step.hold, site, crew),
         Kind::LinkCut => hold(&site.link, Mode::Hang, step.hold, crew),
         Kind::LinkRefused => hold(&site.link, Mode::Refuse, step.hold, crew),
@@ -103,4 +118,38 @@ fn add(role: Role, length: Duration, site: &Site, crew: &mut Crew) -> anyhow::Re
     crew.start(role, instance, site.program(role, instance))?;
     crew.pass(length)?;
     crew.terminate(role, instance)
+}
+
+/// Adds a partition to a topic of both logs. The replicator stops the topic, now or when it starts again, and does what
+/// an operator then decides.
+fn grow(topic: &str, site: &Site, crew: &mut Crew) -> anyhow::Result<()> {
+    let cloud = answering(Role::CloudBroker, site, crew)?;
+    kafka::beside(crew, || kafka::add_partition(site, &*cloud, topic))?;
+    crew.running(Role::Replicator, 1)?.kill()?;
+    kafka::beside(crew, || resume_with_partitions(site, topic))?;
+    crew.running(Role::Replicator, 1)?.kill()
+}
+
+/// The log of a broker, which answers.
+fn answering(broker: Role, site: &Site, crew: &mut Crew) -> anyhow::Result<Arc<dyn Log>> {
+    let log = event_log::open(&site.log_of(broker).parse().map_err(anyhow::Error::msg)?, &[])?;
+    run::answers(&log, &format!("the {}", broker.name()), crew)?;
+    Ok(log)
+}
+
+/// `replicator resume`. A broker may just be starting.
+fn resume_with_partitions(site: &Site, topic: &str) -> anyhow::Result<()> {
+    let began = Instant::now();
+    loop {
+        let mut command = Command::new(site.binary("replicator"));
+        command.args(["--edge-log", &site.edge_log(), "--cloud-log", &site.cloud_log()]);
+        command.args(["resume", "--topic", topic, "--accept-partitions"]);
+        let output = command.stdin(Stdio::null()).output().context("cannot run replicator")?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(began.elapsed() < RESUME_PATIENCE, "replicator resume --topic {topic} --accept-partitions: {said}");
+        std::thread::sleep(RESUME_AGAIN);
+    }
 }

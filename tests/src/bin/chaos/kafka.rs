@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use event_log::Log;
 use serde_json::json;
 
 use crate::crew::Crew;
@@ -64,6 +65,16 @@ fn change(topic: Topic, what: &[&str], site: &Site, crew: &mut Crew) -> anyhow::
     let url = site.log_of(topic.broker);
     let arguments = [&["--alter", "--entity-type", "topics", "--entity-name", topic.name][..], what].concat();
     beside(crew, || tool(&site.settings.scripts, "ConfigCommand", &url, &arguments).map(drop))
+}
+
+/// Adds a partition to a topic in both logs: first where the copies go, then at their source.
+pub(crate) fn add_partition(site: &Site, cloud: &dyn Log, topic: &str) -> anyhow::Result<()> {
+    let partitions = (cloud.describe(topic)?.partitions.len() + 1).to_string();
+    let arguments = ["--alter", "--topic", topic, "--partitions", &partitions];
+    for url in [site.cloud_log(), site.edge_log()] {
+        tool(&site.settings.scripts, "TopicCommand", &url, &arguments)?;
+    }
+    Ok(())
 }
 
 /// Does what takes its time, and watches the processes meanwhile.

@@ -126,6 +126,8 @@ pub(crate) enum Kind {
     Codec(Topic),
     /// A topic takes smaller batches only, and then as large ones as before.
     Narrow(Topic),
+    /// A partition is added to a topic in both logs, and an operator resumes the replicator.
+    Grow(&'static str),
     /// Nothing gets through between edge and cloud.
     LinkCut,
     /// Connections between edge and cloud are reset and refused.
@@ -154,6 +156,7 @@ impl fmt::Display for Kind {
             Self::Clock(role) => write!(f, "clock {}", role.name()),
             Self::Codec(topic) => write!(f, "codec {topic}"),
             Self::Narrow(topic) => write!(f, "narrow {topic}"),
+            Self::Grow(topic) => write!(f, "grow {topic}"),
             Self::LinkCut => f.write_str("link cut"),
             Self::LinkRefused => f.write_str("link refused"),
             Self::LinkSlow => f.write_str("link slow"),
@@ -178,6 +181,7 @@ impl Kind {
         all.extend(clock::OWNERS.map(Self::Clock));
         all.extend([Topic::RAW, Topic::CLEAN].map(Self::Codec));
         all.extend([Topic::RAW, Topic::COPY].map(Self::Narrow));
+        all.push(Self::Grow(Topic::CLEAN.name));
         all.extend([Self::Strand(Bridge), Self::LinkCut, Self::LinkRefused, Self::LinkSlow, Self::CarsReset]);
         if object_store {
             all.extend([Self::StoreRefuses, Self::StoreHangs]);
@@ -189,7 +193,7 @@ impl Kind {
     /// From when to when, in seconds, it may last.
     fn hold_s(self) -> (f64, f64) {
         match self {
-            Self::Kill(_) | Self::Codec(_) | Self::CarsReset => (0.0, 0.0),
+            Self::Kill(_) | Self::Codec(_) | Self::Grow(_) | Self::CarsReset => (0.0, 0.0),
             Self::Strand(_) | Self::Expire(_) => (1.0, 4.0),
             Self::Freeze(_) => (1.0, 30.0),
             Self::Replace(_) | Self::Clock(_) => (3.0, 20.0),
@@ -199,11 +203,13 @@ impl Kind {
         }
     }
 
-    /// What the administrator's tools take on top.
+    /// What the work of an administrator takes on top.
     fn work(self) -> Duration {
         let tools = match self {
             Self::Codec(_) => 1,
             Self::Narrow(_) => 2,
+            // And the session of a replicator that was killed.
+            Self::Grow(_) => 7,
             _ => 0,
         };
         TOOL * tools

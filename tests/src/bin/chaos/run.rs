@@ -166,7 +166,7 @@ fn report(
 }
 
 /// Waits until a broker answers.
-fn answers(log: &Arc<dyn Log>, what: &str, crew: &mut Crew) -> anyhow::Result<()> {
+pub(crate) fn answers(log: &Arc<dyn Log>, what: &str, crew: &mut Crew) -> anyhow::Result<()> {
     crew.wait(&format!("{what} to answer"), BROKER_PATIENCE, |crew| match log.describe("telemetry.raw") {
         Ok(_) | Err(Error::UnknownTopic { .. }) => Ok(true),
         Err(error) if error.is_retriable() => crew.pass(ASK_EVERY).map(|()| false),
