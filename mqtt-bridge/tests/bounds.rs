@@ -213,7 +213,10 @@ fn a_message_that_the_log_can_never_take_is_its_cars_own_trouble() {
     other.expect_pubacks([1]);
     assert_eq!(bridge.records("telemetry.raw").len(), 2);
 
-    // The budget is neither less nor more than before.
+    // The budget is neither less nor more than before. Another connection that is looked at while there is none left
+    // would be paused as well.
+    drop(other);
+    bridge.wait_for("connections", 1);
     bridge.gate.hold();
     let (mut stream, payload) = (car.stream.try_clone().unwrap(), vec![b'x'; 900]);
     let sender = std::thread::spawn(move || {
