@@ -7,7 +7,7 @@
 //!                    └── carstream resume ──► decision ──► position and record of it in one transaction ──► resume
 //! ```
 //!
-//! Which readings may be missing is an operator's decision ([`gaps`](crate::gaps)). Without one the partition stays as
+//! Which readings may be missing is an operator's decision ([`gaps`]). Without one the partition stays as
 //! it is, over restarts.
 
 use std::collections::BTreeMap;
