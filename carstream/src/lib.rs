@@ -36,8 +36,12 @@ pub mod secrets;
 pub mod settings;
 mod stage;
 
+use std::path::Path;
+
 use clap::{CommandFactory, Parser, Subcommand};
+use event_log::LogUrl;
 use service::ServiceArgs;
+use telemetry::pseudonym::PseudonymKey;
 use tokio_util::sync::CancellationToken;
 
 /// The stages that this binary runs, in the order of the flow, as `carstream STAGE` or by a link of that name.
@@ -143,17 +147,9 @@ pub async fn run(cli: Cli, shutdown: CancellationToken) -> anyhow::Result<()> {
         Some(Command::Contract(args)) => return contracts::run(&args),
         Some(Command::DeadLetter(args)) => return dead_letter::run(args, shutdown).await,
         Some(Command::Forget(args)) => return forget::run(*args, shutdown).await,
-        Some(Command::Groups(args)) => {
-            let said = tokio::task::spawn_blocking(move || groups::run(&args)).await??;
-            print!("{said}");
-            return Ok(());
-        }
+        Some(Command::Groups(args)) => return printed(move || groups::run(&args)).await,
         Some(Command::Health(args)) => return health::run(&args),
-        Some(Command::Resume(args)) => {
-            let said = tokio::task::spawn_blocking(move || resume::run(&args)).await??;
-            print!("{said}");
-            return Ok(());
-        }
+        Some(Command::Resume(args)) => return printed(move || resume::run(&args)).await,
         Some(Command::Secrets(args)) => return secrets::run(args).await,
         Some(Command::Settings) => {
             print!("{}", settings::page(&Cli::command()));
@@ -172,6 +168,21 @@ pub async fn run(cli: Cli, shutdown: CancellationToken) -> anyhow::Result<()> {
         print!("{report}");
     }
     sound(report.is_clean())
+}
+
+/// Runs a blocking command, and prints what it has to say.
+async fn printed(command: impl FnOnce() -> anyhow::Result<String> + Send + 'static) -> anyhow::Result<()> {
+    print!("{}", tokio::task::spawn_blocking(command).await??);
+    Ok(())
+}
+
+fn read_key(path: &Path) -> Result<PseudonymKey, String> {
+    PseudonymKey::from_file(path).map_err(|error| format!("--pseudonym-key-file {}: {error}", path.display()))
+}
+
+/// What is wrong with a log that a command only reads or repairs: a directory that does not exist is a typo.
+fn missing_log(setting: &str, log: &LogUrl) -> Option<String> {
+    log.directory().and_then(|path| service::missing_directory(setting, path))
 }
 
 fn sound(clean: bool) -> anyhow::Result<()> {

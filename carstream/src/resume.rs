@@ -152,7 +152,7 @@ fn resume_sink(args: &SinkArgs) -> anyhow::Result<String> {
     if let LakeUrl::Directory(path) = &args.lake.lake {
         problems.extend(service::missing_directory("--lake", path));
     }
-    problems.extend(missing(&args.log));
+    problems.extend(crate::missing_log("--log", &args.log.log));
     ConfigError::check(problems)?;
     let (log, lake, runtime) = (open(&args.log, "sink")?, args.lake.open()?, Handle::current());
     let mut behind = Vec::new();
@@ -180,11 +180,6 @@ fn resume_sink(args: &SinkArgs) -> anyhow::Result<String> {
     Ok(said)
 }
 
-/// A directory that does not exist is a typo, not a new log.
-fn missing(log: &LogArgs) -> Option<String> {
-    log.log.directory().and_then(|path| service::missing_directory("--log", path))
-}
-
 fn open(log: &LogArgs, stage: &str) -> anyhow::Result<Arc<dyn Log>> {
     match log.open() {
         Err(error) if matches!(error, Error::InUse { .. }) => Err(error).context(format!(
@@ -207,7 +202,7 @@ fn resume(
         let problem = format!("--group, --topic: no stream or model of the contract has them in the {stage}");
         return Err(ConfigError(vec![problem]).into());
     }
-    ConfigError::check(missing(&args.log))?;
+    ConfigError::check(crate::missing_log("--log", &args.log.log))?;
     let log = open(&args.log, stage)?;
     let mut stopped = Vec::new();
     for (group, topic) in &readers {

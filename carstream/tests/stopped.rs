@@ -2,11 +2,12 @@
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use carstream::resume::{Args, SinkArgs, Stage, StageArgs, run};
 use contract::{Contract, own};
-use event_log::{Clock, LogArgs, LogUrl, Outputs, Position, ProcessorOptions, Record};
+use event_log::{Clock, Log, LogArgs, LogUrl, Outputs, Position, ProcessorOptions, Record};
 use lake::{Encodings, Lake, LakeArgs, LakeUrl, ObjectName, ObjectWriter};
 use pipeline::gaps::{self, Accept, Place};
 use service::ContractArgs;
@@ -30,6 +31,17 @@ fn of_preprocessor(log: &Path, change: impl Fn(&mut StageArgs)) -> anyhow::Resul
     run(&Args { stage: Stage::Preprocessor(stage(log, change)) })
 }
 
+/// A log with five records in one partition of a topic, which is returned.
+fn log_with_records(path: &Path, clock: &Clock, topic: &str) -> (Arc<dyn Log>, u32) {
+    let log = event_log::open_with_clock(path, clock.clone()).expect("a log");
+    log.ensure_topic(&topics::builtin(topic)).expect("a topic");
+    let appender = log.clone().appender(Box::new(|_| {})).expect("an appender");
+    let record = Record { key: b"k", value: Some(b"v"), headers: &[], timestamp_ms: now_ms() };
+    (0..5).for_each(|token| appender.append(&topic.into(), &record, token).expect("room"));
+    assert!(appender.flush(Duration::from_secs(60)));
+    (log, event_log::partition_for_key(b"k", 4))
+}
+
 #[test]
 fn what_is_stopped_is_listed_and_a_decision_is_recorded() {
     let directory = tempfile::tempdir().expect("a directory");
@@ -37,13 +49,7 @@ fn what_is_stopped_is_listed_and_a_decision_is_recorded() {
     let error = of_preprocessor(&path, |_| {}).expect_err("a typo").to_string();
     assert!(error.contains("does not exist"), "{error}");
     let clock = Clock::default();
-    let log = event_log::open_with_clock(&path, clock.clone()).expect("a log");
-    log.ensure_topic(&topics::builtin("telemetry.raw")).expect("a topic");
-    let appender = log.clone().appender(Box::new(|_| {})).expect("an appender");
-    let record = Record { key: b"k", value: Some(b"v"), headers: &[], timestamp_ms: now_ms() };
-    (0..5).for_each(|token| appender.append(&"telemetry.raw".into(), &record, token).expect("room"));
-    assert!(appender.flush(Duration::from_secs(60)));
-    let partition = event_log::partition_for_key(b"k", 4);
+    let (log, partition) = log_with_records(&path, &clock, "telemetry.raw");
     clock.pass(Duration::from_secs(30 * 3600));
     log.maintain().expect("nobody reads it");
     let error = of_preprocessor(&path, |_| {}).expect_err("no group is behind").to_string();
@@ -82,13 +88,7 @@ fn what_is_stopped_is_listed_and_a_decision_is_recorded() {
 async fn what_the_sink_has_stopped_is_listed_and_skipped_in_the_lake() {
     let directory = tempfile::tempdir().expect("a directory");
     let clock = Clock::default();
-    let log = event_log::open_with_clock(&directory.path().join("log"), clock.clone()).expect("a log");
-    log.ensure_topic(&topics::builtin("telemetry")).expect("a topic");
-    let appender = log.clone().appender(Box::new(|_| {})).expect("an appender");
-    let record = Record { key: b"k", value: Some(b"v"), headers: &[], timestamp_ms: now_ms() };
-    (0..5).for_each(|token| appender.append(&"telemetry".into(), &record, token).expect("room"));
-    assert!(appender.flush(Duration::from_secs(60)));
-    let partition = event_log::partition_for_key(b"k", 4);
+    let (log, partition) = log_with_records(&directory.path().join("log"), &clock, "telemetry");
     let lake_url = LakeUrl::Directory(directory.path().join("lake"));
     let sink = |change: &dyn Fn(&mut SinkArgs)| {
         let mut args = SinkArgs {

@@ -1,6 +1,6 @@
 //! The settings of the audit.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use event_log::{CloudLogArgs, EdgeLogArgs, LogUrl};
@@ -132,9 +132,7 @@ impl Args {
         }
         let logs = [("--edge-log", &self.edge.log), ("--cloud-log", &self.cloud.log)];
         for (setting, url) in logs {
-            if let Some(LogUrl::Directory(path)) = url {
-                problems.extend(service::missing_directory(setting, path));
-            }
+            problems.extend(url.as_ref().and_then(|url| crate::missing_log(setting, url)));
         }
         if let Some(LakeUrl::Directory(path)) = &self.lake {
             problems.extend(service::missing_directory("--lake", path));
@@ -145,7 +143,7 @@ impl Args {
             problems.push(format!("--ledger {}: the file does not exist", ledger.display()));
         }
         let key = match &self.pseudonym_key_file {
-            Some(path) => read_key(path).map_err(|problem| problems.push(problem)).ok(),
+            Some(path) => crate::read_key(path).map_err(|problem| problems.push(problem)).ok(),
             None => {
                 if self.edge.log.is_some() || !self.ledgers().is_empty() {
                     problems.push("--pseudonym-key-file is missing: the key that the site's preprocessor uses".into());
@@ -167,8 +165,4 @@ impl Args {
         };
         Ok((sources, key))
     }
-}
-
-fn read_key(path: &Path) -> Result<PseudonymKey, String> {
-    PseudonymKey::from_file(path).map_err(|error| format!("--pseudonym-key-file {}: {error}", path.display()))
 }

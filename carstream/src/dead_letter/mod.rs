@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use contract::Contract;
-use event_log::{Log, LogArgs, LogUrl};
+use event_log::{Log, LogArgs};
 use service::ConfigError;
 use tokio_util::sync::CancellationToken;
 
@@ -80,9 +80,7 @@ pub(crate) fn answer(
 }
 
 fn open(args: &LogArgs) -> anyhow::Result<Arc<dyn Log>> {
-    if let LogUrl::Directory(path) = &args.log {
-        ConfigError::check(service::missing_directory("--log", path))?;
-    }
+    ConfigError::check(crate::missing_log("--log", &args.log))?;
     Ok(args.open()?)
 }
 

@@ -139,7 +139,6 @@ impl Args {
         )
     }
 
-    /// The site's log.
     /// The site, for commands on the running box.
     pub(super) fn site(&self, log: Arc<dyn Log>) -> anyhow::Result<Site> {
         let contract = self.contract.load()?;
@@ -147,6 +146,7 @@ impl Args {
         Ok(Site { log, contract, pseudonym_key_file, name, schemas: self.schema_registry.clone() })
     }
 
+    /// The site's log.
     pub(super) fn log(&self) -> LogArgs {
         LogArgs::new(LogUrl::Directory(self.log.clone()))
     }

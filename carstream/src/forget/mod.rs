@@ -91,14 +91,10 @@ fn run_blocking(args: &Args, stop: &CancellationToken) -> anyhow::Result<()> {
         return answer.print();
     }
     let mut problems = Vec::new();
-    if let LogUrl::Directory(path) = &args.log.log {
-        problems.extend(service::missing_directory("--log", path));
-    }
+    problems.extend(crate::missing_log("--log", &args.log.log));
     let contract = args.contract.load().map_err(|more| problems.extend(more.0)).ok();
     let key = match &args.pseudonym_key_file {
-        Some(path) => PseudonymKey::from_file(path)
-            .map_err(|error| problems.push(format!("--pseudonym-key-file {}: {error}", path.display())))
-            .ok(),
+        Some(path) => crate::read_key(path).map_err(|problem| problems.push(problem)).ok(),
         None => {
             problems.push("--pseudonym-key-file is missing: the key that the site's preprocessor uses".to_owned());
             None
@@ -119,7 +115,7 @@ fn run_blocking(args: &Args, stop: &CancellationToken) -> anyhow::Result<()> {
 pub struct Site<'a> {
     /// Its log.
     pub log: &'a Arc<dyn Log>,
-    /// What it has.
+    /// Its contract.
     pub contract: &'a Contract,
     /// Its key for pseudonyms.
     pub key: &'a PseudonymKey,

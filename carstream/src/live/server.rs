@@ -33,8 +33,7 @@ pub(crate) struct Site {
 
 impl Site {
     fn key(&self) -> anyhow::Result<PseudonymKey> {
-        let file = &self.pseudonym_key_file;
-        PseudonymKey::from_file(file).with_context(|| format!("--pseudonym-key-file {}", file.display()))
+        crate::read_key(&self.pseudonym_key_file).map_err(anyhow::Error::msg)
     }
 }
 
@@ -122,13 +121,10 @@ async fn carry_out(site: Arc<Site>, request: Request, stop: CancellationToken) -
             blocking(move || dead_letter::answer(&question, &site.log, &site.contract, &stop)).await
         }
         Request::Groups { forget } => blocking(move || groups::answer(&*site.log, &forget)).await,
-        Request::Forget { vin, wait } => {
-            let forgotten = tokio::task::spawn_blocking(move || forgotten(&site, &vin, wait, &stop)).await;
-            match forgotten.context("the command did not finish").flatten() {
-                Ok(done) => return Answer::of(done.text.clone(), done.verdict()),
-                Err(error) => Err(error),
-            }
-        }
+        Request::Forget { vin, wait } => match blocking(move || forgotten(&site, &vin, wait, &stop)).await {
+            Ok(done) => return Answer::of(done.text.clone(), done.verdict()),
+            Err(error) => Err(error),
+        },
         Request::Audit { stream, ledgers, wait, scores, json } => {
             match audited(&site, &stream, ledgers, wait, scores, stop).await {
                 Ok(report) => return Answer::of(report.shown(json), report.verdict()),
@@ -142,7 +138,7 @@ async fn carry_out(site: Arc<Site>, request: Request, stop: CancellationToken) -
     }
 }
 
-async fn blocking(work: impl FnOnce() -> anyhow::Result<String> + Send + 'static) -> anyhow::Result<String> {
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> anyhow::Result<T> + Send + 'static) -> anyhow::Result<T> {
     tokio::task::spawn_blocking(work).await.context("the command did not finish")?
 }
 
