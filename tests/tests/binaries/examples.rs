@@ -22,7 +22,7 @@ fn the_lake_is_read_and_a_car_gets_its_alert() {
 
     let report: serde_json::Value = serde_json::from_slice(&std::fs::read(keep.join("report.json")).unwrap()).unwrap();
     let counts = format!("{} readings, {} scores", report["ledger"]["parquet_rows"], report["ledger"]["scored"]);
-    for program in ["lake_duckdb.py", "lake_pandas.py", "lake_polars.py", "lake_spark.py"] {
+    for program in ["lake_duckdb.py", "lake_pandas.py", "lake_polars.py", "lake_spark.py", "lake_iceberg.py"] {
         let said = run(&python, program, &[&path("demo/lake")]);
         assert_eq!(said.lines().last(), Some(&*counts), "{program} said:\n{said}");
     }
@@ -77,7 +77,7 @@ fn python() -> Option<PathBuf> {
     let cache = std::env::var_os("CARSTREAM_CACHE").map(PathBuf::from);
     let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/carstream")))?;
     let python = cache.join("test-tools/bin/python");
-    let needed = "import confluent_kafka, duckdb, paho.mqtt, pandas, polars, pyarrow, pyspark";
+    let needed = "import confluent_kafka, duckdb, paho.mqtt, pandas, polars, pyarrow, pyiceberg, pyspark";
     if Command::new(&python).args(["-c", needed]).output().is_ok_and(|o| o.status.success()) {
         return Some(python);
     }
