@@ -6,7 +6,8 @@
 //!  sink                   is the partition behind? ─► an object of the lake that says what is skipped, here and now
 //! ```
 //!
-//! On Kafka the stages run meanwhile. An embedded log is one process's: stop it first.
+//! On Kafka the stages run meanwhile. A running edge box decides for its preprocessor and scorer itself ([`live`]); for
+//! the others an embedded log is one process's: stop it first.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -16,8 +17,12 @@ use contract::{Contract, own};
 use event_log::{CloudLogArgs, EdgeLogArgs, Error, Log, LogArgs, LogUrl};
 use lake::{LakeArgs, LakeUrl, OffsetRange};
 use pipeline::gaps::{self, Accept, Decision, Place};
+use serde::{Deserialize, Serialize};
 use service::{ConfigError, ContractArgs, values};
 use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+
+use crate::live::{self, Request};
 
 /// Resume what a stage has stopped because its log no longer holds the records that come next, and record that.
 #[derive(Debug, Clone, clap::Args)]
@@ -33,12 +38,14 @@ pub enum Stage {
     /// Resume partitions that the preprocessor has stopped.
     ///
     /// Without --accept-gap or --accept-recreated it lists them. The decision is recorded in the topic stages.gaps, and
-    /// the running preprocessor carries it out within seconds; with an embedded log, at its next start.
+    /// the running preprocessor, also that of an edge box, carries it out within seconds. Any other process that has an
+    /// embedded log open must be stopped first, and carries it out at its next start.
     Preprocessor(StageArgs),
     /// Resume partitions that the scorer has stopped.
     ///
     /// Without --accept-gap or --accept-recreated it lists them. The decision is recorded in the topic stages.gaps, and
-    /// the running scorer carries it out within seconds; with an embedded log, at its next start.
+    /// the running scorer, also that of an edge box, carries it out within seconds. Any other process that has an
+    /// embedded log open must be stopped first, and carries it out at its next start.
     Scorer(StageArgs),
     /// Resume a topic that the replicator has stopped: the same as replicator resume.
     Replicator(Box<ReplicatorArgs>),
@@ -122,13 +129,8 @@ pub struct SinkArgs {
 /// Runs the command. Blocking, within a runtime. Returns what it has to say.
 pub fn run(args: &Args) -> anyhow::Result<String> {
     match &args.stage {
-        Stage::Preprocessor(stage) => resume("preprocessor", stage, |contract| {
-            contract.streams().map(|stream| (stream.group(), stream.input.topic.clone())).collect()
-        }),
-        Stage::Scorer(stage) => resume("scorer", stage, |contract| {
-            let group = stage.group.clone().unwrap_or_else(|| scorer::DEFAULT_GROUP.to_owned());
-            contract.models().map(|model| (group.clone(), model.readings.name.clone())).collect()
-        }),
+        Stage::Preprocessor(stage) => resume(Readers::Preprocessor, stage),
+        Stage::Scorer(stage) => resume(Readers::Scorer, stage),
         Stage::Replicator(resume) => {
             let ReplicatorArgs { edge, cloud, site, contract, resume } = (**resume).clone();
             let command = replicator::Command::Resume(resume);
@@ -189,21 +191,80 @@ fn open(log: &LogArgs, stage: &str) -> anyhow::Result<Arc<dyn Log>> {
     }
 }
 
-fn resume(
-    stage: &str,
-    args: &StageArgs,
-    readers: impl Fn(&Contract) -> Vec<(String, Arc<str>)>,
-) -> anyhow::Result<String> {
+/// Which partitions of preprocessor or scorer, and how.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Question {
+    stage: Readers,
+    group: Option<String>,
+    topic: Option<String>,
+    partition: Option<u32>,
+    /// None: list them.
+    accept: Option<Accept>,
+}
+
+/// A stage whose decisions are records.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+enum Readers {
+    Preprocessor,
+    Scorer,
+}
+
+impl Readers {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Preprocessor => "preprocessor",
+            Self::Scorer => "scorer",
+        }
+    }
+
+    /// Its groups, each with a topic.
+    fn of(self, contract: &Contract, group: Option<&str>) -> Vec<(String, Arc<str>)> {
+        match self {
+            Self::Preprocessor => {
+                contract.streams().map(|stream| (stream.group(), stream.input.topic.clone())).collect()
+            }
+            Self::Scorer => {
+                let group = group.unwrap_or(scorer::DEFAULT_GROUP);
+                contract.models().map(|model| (group.to_owned(), model.readings.name.clone())).collect()
+            }
+        }
+    }
+}
+
+fn resume(stage: Readers, args: &StageArgs) -> anyhow::Result<String> {
+    let accept = match (args.accept_gap, args.accept_recreated) {
+        (true, _) => Some(Accept::Gap),
+        (_, true) => Some(Accept::Recreated),
+        _ => None,
+    };
+    let StageArgs { group, topic, partition, .. } = args.clone();
+    let question = Question { stage, group, topic, partition, accept };
+    if let Some(answer) = live::ask(&args.log.log, &Request::Resume(question.clone()), &CancellationToken::new())? {
+        return answer.said();
+    }
     let contract = args.contract.load()?;
+    ConfigError::check(crate::missing_log("--log", &args.log.log))?;
+    let log = open(&args.log, stage.name())?;
+    let is_running = matches!(log.url(), LogUrl::Kafka { .. });
+    answer(&question, &log, &contract, is_running)
+}
+
+/// Lists what a stage has stopped, or records a decision about it. Blocking.
+pub(crate) fn answer(
+    question: &Question,
+    log: &Arc<dyn Log>,
+    contract: &Contract,
+    is_running: bool,
+) -> anyhow::Result<String> {
+    let Question { stage, group, topic, partition, accept } = question;
     let wanted = |wanted: &Option<String>, name: &str| wanted.as_deref().is_none_or(|wanted| wanted == name);
-    let mut readers = readers(&contract);
-    readers.retain(|(group, topic)| wanted(&args.group, group) && wanted(&args.topic, topic));
+    let mut readers = stage.of(contract, group.as_deref());
+    readers.retain(|(reader, read)| wanted(group, reader) && wanted(topic, read));
+    let stage = stage.name();
     if readers.is_empty() {
         let problem = format!("--group, --topic: no stream or model of the contract has them in the {stage}");
         return Err(ConfigError(vec![problem]).into());
     }
-    ConfigError::check(crate::missing_log("--log", &args.log.log))?;
-    let log = open(&args.log, stage)?;
     let mut stopped = Vec::new();
     for (group, topic) in &readers {
         match pipeline::stopped(log.as_ref(), log.as_ref(), group, topic) {
@@ -211,14 +272,12 @@ fn resume(
             found => stopped.extend(found?),
         }
     }
-    stopped.retain(|(place, _)| args.partition.is_none_or(|partition| partition == place.partition));
+    stopped.retain(|(place, _)| partition.is_none_or(|partition| partition == place.partition));
     if stopped.is_empty() {
         bail!("no such partition of the {stage} is stopped in {}", log.url());
     }
-    let accept = match (args.accept_gap, args.accept_recreated) {
-        (true, _) => Accept::Gap,
-        (_, true) => Accept::Recreated,
-        _ => return Ok(stopped.iter().map(|(place, accept)| listed(place, *accept)).collect()),
+    let Some(accept) = *accept else {
+        return Ok(stopped.iter().map(|(place, accept)| listed(place, *accept)).collect());
     };
     if stopped.iter().all(|(_, stopped)| *stopped != accept) {
         let (list, setting) = (stopped.iter().map(|(place, accept)| listed(place, *accept)), accept.setting());
@@ -230,13 +289,13 @@ fn resume(
     for (place, _) in stopped.iter().filter(|(_, stopped)| *stopped == accept) {
         let (topic_id, accepted_ms) = (log.describe(&place.topic)?.id, service::now_ms());
         let decision = Decision { topic_id, accepted: accept, accepted_ms, to: None };
-        gaps::decide(&log, &gaps.name, place, &decision)?;
+        gaps::decide(log, &gaps.name, place, &decision)?;
         let Place { group, topic, partition, from } = place;
         let _ = writeln!(said, "{topic}/{partition}: group {group} resumes at the first offset left, not at {from}");
     }
-    said += match log.url() {
-        LogUrl::Kafka { .. } => "recorded in topic stages.gaps; the running stage carries it out within seconds\n",
-        LogUrl::Directory(_) => "recorded in topic stages.gaps; start the stage again, which carries it out\n",
+    said += match is_running {
+        true => "recorded in topic stages.gaps; the running stage carries it out within seconds\n",
+        false => "recorded in topic stages.gaps; start the stage again, which carries it out\n",
     };
     Ok(said)
 }

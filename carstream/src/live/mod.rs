@@ -1,8 +1,8 @@
 //! Commands on a log that a running edge box has open. The log serves one process, so the box carries them out.
 //!
 //! ```text
-//!  carstream dead-letter, ─── request: one line of JSON ──► LOG/control ──► the box, on its open log
-//!  audit, forget, groups  ◄── answer: JSON, then the end ─────────────────┘
+//!  carstream dead-letter, audit, ─── request: one line of JSON ──► LOG/control ──► the box, on its open log
+//!  forget, groups, resume        ◄── answer: JSON, then the end ─────────────────┘
 //! ```
 //!
 //! The socket lies in the log's directory: who may write there may ask, and what is answered does not leave the machine
@@ -25,6 +25,7 @@ pub(crate) use server::{Site, serve};
 
 use crate::audit::Scores;
 use crate::dead_letter::Question;
+use crate::resume;
 
 /// The longest request that is read.
 const REQUEST_BYTES: u64 = 1 << 20;
@@ -38,6 +39,8 @@ pub(crate) enum Request {
     Forget { vin: String, wait: Duration },
     /// `carstream groups`: forget these, or list all.
     Groups { forget: Vec<String> },
+    /// `carstream resume preprocessor` and `scorer`.
+    Resume(resume::Question),
     /// `carstream audit`, of the site's own hops.
     Audit {
         stream: String,

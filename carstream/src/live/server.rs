@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Answer, REQUEST_BYTES, Request, socket};
 use crate::audit::{self, Evidence, Flow, Scores, Sources};
 use crate::forget::{self, Forgotten, forget};
-use crate::{dead_letter, groups};
+use crate::{dead_letter, groups, resume};
 
 /// After a connection that cannot be taken: no descriptor is free, say.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -47,7 +47,8 @@ pub(crate) async fn serve(site: Site, stop: CancellationToken) {
             let _ = std::fs::remove_file(&socket);
         }
         Err(error) => tracing::warn!(
-            "cannot listen at {}: carstream dead-letter, audit, forget and groups need this box to be stopped: {error}",
+            "cannot listen at {}: carstream dead-letter, audit, forget, groups and resume need this box to be stopped: \
+             {error}",
             socket.display()
         ),
     }
@@ -120,6 +121,7 @@ async fn carry_out(site: Arc<Site>, request: Request, stop: CancellationToken) -
         Request::DeadLetter(question) => {
             blocking(move || dead_letter::answer(&question, &site.log, &site.contract, &stop)).await
         }
+        Request::Resume(question) => blocking(move || resume::answer(&question, &site.log, &site.contract, true)).await,
         Request::Groups { forget } => blocking(move || groups::answer(&*site.log, &forget)).await,
         Request::Forget { vin, wait } => match blocking(move || forgotten(&site, &vin, wait, &stop)).await {
             Ok(done) => return Answer::of(done.text.clone(), done.verdict()),

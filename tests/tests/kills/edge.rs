@@ -5,8 +5,11 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use event_log::TopicSpec;
+use contract::own;
+use event_log::{Clock, Outcome, Outputs, Position, ProcessorOptions, Record, TopicSpec};
+use pipeline::gaps;
 use telemetry::pseudonym::PseudonymKey;
+use test_support::clock::now_ms;
 use whole_pipeline_tests::audit::Audit;
 use whole_pipeline_tests::process::Process;
 use whole_pipeline_tests::{binary, state};
@@ -232,6 +235,61 @@ fn a_running_box_forgets_a_car() {
         assert_eq!(state::knows(&log, "preprocessor.state", vin), known, "{vin}");
         assert_eq!(state::knows(&log, "scorer.state", &pseudonym(vin)), known, "{vin}");
     }
+}
+
+/// What retention removed unprocessed is an operator's to accept, while the box takes what its cars send.
+#[test]
+fn a_running_box_resumes_a_partition_that_retention_has_passed() {
+    let directory = tempfile::tempdir().unwrap();
+    let site = Site::new(directory.path());
+    let (raw, group) = (topics::builtin("telemetry.raw"), "preprocessor-telemetry");
+    let clock = Clock::default();
+    let log = event_log::open_with_clock(Path::new(&site.log), clock.clone()).unwrap();
+    log.ensure_topic(&raw).unwrap();
+    let appender = log.clone().appender(Box::new(|_| {})).unwrap();
+    let record = Record { key: b"a car of long ago", value: Some(b"{}"), headers: &[], timestamp_ms: now_ms() };
+    (0..5).for_each(|token| appender.append(&raw.name, &record, token).unwrap());
+    assert!(appender.flush(PATIENCE));
+    clock.pass(2 * raw.retention.unwrap());
+    log.maintain().unwrap();
+    let partition = event_log::partition_for_key(record.key, raw.partitions);
+    let position = Position { topic: raw.name.clone(), partition, offset: 2 };
+    let options = ProcessorOptions { group: group.to_owned(), instance: "1".to_owned(), topics: Vec::new() };
+    let mut transactor = log.clone().transactor(&options).unwrap();
+    let committed = transactor.commit(&Outputs::default(), &[position], &Default::default()).unwrap();
+    assert_eq!(committed, Outcome::Committed);
+    drop((transactor, appender, log));
+
+    let edge = site.edge(&no_uplink());
+    let cars = site.cars();
+    let resume = |accept: &[&str]| {
+        let command = [&["resume", "preprocessor", "--log", &site.log], accept].concat();
+        let output = Command::new(binary("carstream")).args(command).env_clear().output().unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8(said).unwrap())
+    };
+    let (listed, said) = resume(&[]);
+    assert!(listed && said.starts_with(&format!("telemetry.raw/{partition}: group {group} is at offset 2")), "{said}");
+    let (decided, said) = resume(&["--accept-gap"]);
+    assert!(decided && said.contains("the running stage carries it out"), "{said}");
+    let began = Instant::now();
+    while resume(&[]).0 {
+        assert!(began.elapsed() < PATIENCE, "the partition does not resume");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    std::thread::sleep(Duration::from_secs(2));
+    cars.terminate();
+    cars.succeed();
+    edge.terminate();
+    edge.succeed();
+    // What was skipped is named, and nothing else.
+    let audit = site.audit_of_the_edge();
+    assert_eq!(audit.said["counts"], serde_json::json!({"removed-unread": 3}), "{}", audit.said);
+    assert_eq!(audit.count("clean") + audit.count("dead_letters"), audit.count("acknowledged"), "{}", audit.said);
+    let log = event_log::open(&site.log.parse().unwrap(), &[]).unwrap();
+    let decisions = gaps::load(&log, own::GAPS, group, &raw.name).unwrap();
+    let decision = decisions.values().next().expect("what was decided is kept");
+    assert_eq!((decisions.len(), decision.skipped(2)), (1, Some(2..5)));
 }
 
 #[test]
