@@ -298,6 +298,12 @@ async fn a_gap_that_was_accepted_is_lost() {
         let said = &report.discrepancies.iter().find(|d| d.kind == Kind::RemovedUnread).unwrap().what;
         assert!(said.contains("before the preprocessor had read them, and an operator accepted that"), "{said}");
     }
+    // Broken ones among them, which go no further than to the dead letters.
+    let rows = (0..CARS).flat_map(|car| (0..80).map(move |seq| (car, seq)));
+    let rows = rows.map(|(car, seq)| (car, seq, if seq < 10 { "broken" } else { "valid" }, "acknowledged"));
+    site.ledger_at(&rows.collect::<Vec<_>>(), true, now_ms() - 30 * 24 * 3_600_000);
+    let report = site.audit_with(edge.clone(), true).await.unwrap();
+    assert_eq!((report.counts[&Kind::RemovedUnread], report.ledger.lost), (old, old), "{report}");
     // By the scorer, and by the replicator.
     let site = removed(true).await;
     let new: Vec<_> = (0..CARS).flat_map(|car| (40..80).map(move |seq| (car, BOOT, seq))).collect();

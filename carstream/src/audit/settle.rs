@@ -74,8 +74,8 @@ struct Judge<'t> {
     tally: &'t Tally,
     discrepancies: Discrepancies,
     sums: Sums,
-    /// By car: acknowledged broken readings that no dead letter names, and the first of them.
-    broken: HashMap<u32, (u64, Identity)>,
+    /// By car: acknowledged broken readings that no dead letter names.
+    broken: HashMap<u32, Broken>,
     /// The part of [`Tally::unidentified`] that explains no reading yet.
     unidentified: HashMap<u32, u64>,
     /// The part of [`Tally::removed`] that explains no reading yet.
@@ -86,6 +86,16 @@ struct Judge<'t> {
     missing_at: [u64; Hop::ALL.len()],
     /// Readings that retention excuses at a hop, and that did not come by there as a later hop shows.
     unchecked_at: [u64; Hop::ALL.len()],
+}
+
+/// Acknowledged broken readings of one car that no dead letter names.
+#[derive(Debug, Default)]
+struct Broken {
+    /// Those that must be in the raw topic, and the first of them.
+    unmatched: u64,
+    first: Option<Identity>,
+    /// Those that retention may have removed from it.
+    excused: u64,
 }
 
 impl Judge<'_> {
@@ -118,9 +128,15 @@ impl Judge<'_> {
             self.sums.unacknowledged += u64::from(!dropped);
         }
         let at_the_edge = self.tally.present.chain.contains(&Hop::Raw);
-        let there = reading.seen(Hop::Raw) > 0 || reading.is(Reading::REFUSED) || reading.is_excused(Hop::Raw);
+        let there = reading.seen(Hop::Raw) > 0 || reading.is(Reading::REFUSED);
         if acknowledged && reading.is(Reading::BROKEN) && at_the_edge && !there {
-            self.broken.entry(identity.car).or_insert((0, identity)).0 += 1;
+            let broken = self.broken.entry(identity.car).or_default();
+            if reading.is_excused(Hop::Raw) {
+                broken.excused += 1;
+            } else {
+                broken.unmatched += 1;
+                broken.first.get_or_insert(identity);
+            }
         }
     }
 
@@ -185,10 +201,14 @@ impl Judge<'_> {
     /// Broken readings that do not say which they are can only be counted, car by car.
     fn broken_ones(&mut self) {
         let mut cars: Vec<_> = self.broken.drain().collect();
-        cars.sort_unstable();
-        for (car, (unmatched, example)) in cars {
-            let missing = unmatched.saturating_sub(self.tally.unidentified.get(&car).copied().unwrap_or(0));
-            if missing > 0 {
+        cars.sort_unstable_by_key(|(car, _)| *car);
+        for (car, Broken { unmatched, first, excused }) in cars {
+            let unidentified = self.tally.unidentified.get(&car).copied().unwrap_or(0);
+            let missing = unmatched.saturating_sub(unidentified);
+            self.untraced += excused.saturating_sub(unidentified.saturating_sub(unmatched));
+            if missing > 0
+                && let Some(example) = first
+            {
                 let what = format!(
                     "is broken, was acknowledged, and is neither in {} nor a dead letter ({missing} of this car)",
                     self.tally.flow.name(Hop::Raw)
