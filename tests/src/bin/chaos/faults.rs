@@ -10,6 +10,7 @@ use event_log::Log;
 use crate::clock;
 use crate::crew::{Crew, Teller};
 use crate::kafka;
+use crate::outlived;
 use crate::plan::{Kind, Role, Step, target};
 use crate::proxy::{Mode, Proxy};
 use crate::run;
@@ -60,9 +61,10 @@ pub(crate) fn make(step: &Step, site: &Site, crew: &mut Crew, teller: Teller) ->
         Kind::Expire(role) => {
             crew.running(role, step.choice)?.freeze()?;
             crew.pass(step.hold)?;
-            kafka::remove_records(site, "telemetry.raw")?;
+            kafka::remove_records(site, "telemetry.raw", None)?;
             crew.thaw(role, step.choice)
         }
+        Kind::Outlive(role) => outlive(role, step.hold, site, crew),
         Kind::Clock(role) => {
             if matches!(role, Role::EdgeBroker | Role::CloudBroker) {
                 // A broker gives up its start if that takes too long by this clock.
@@ -118,6 +120,43 @@ fn add(role: Role, length: Duration, site: &Site, crew: &mut Crew) -> anyhow::Re
     crew.start(role, instance, site.program(role, instance))?;
     crew.pass(length)?;
     crew.terminate(role, instance)
+}
+
+/// Retention outlives a stage that is stopped.
+fn outlive(role: Role, length: Duration, site: &Site, crew: &mut Crew) -> anyhow::Result<()> {
+    let instances = 1..=role.instances();
+    for instance in instances.clone() {
+        crew.running(role, instance)?;
+        crew.terminate(role, instance)?;
+    }
+    let all_ended = |crew: &mut Crew| Ok(instances.clone().all(|instance| crew.is_ended(role, instance)));
+    crew.wait(&format!("the {} to stop", role.name()), LEAVE_PATIENCE, all_ended)?;
+    crew.pass(length)?;
+    let log = answering(Role::EdgeBroker, site, crew)?;
+    kafka::beside(crew, || {
+        let before = site.copies.lock().take(&log)?;
+        kafka::remove_records(site, outlived::TOPIC, Some(&before))
+    })?;
+    for instance in instances {
+        crew.start(role, instance, site.program(role, instance))?;
+    }
+    let began = Instant::now();
+    while !accept_gap(role, site)? {
+        ensure!(began.elapsed() < RESUME_PATIENCE, "partitions of the {} do not resume", role.name());
+        crew.pass(RESUME_AGAIN)?;
+    }
+    Ok(())
+}
+
+/// `carstream resume STAGE --accept-gap`. Whether nothing is stopped any more.
+fn accept_gap(role: Role, site: &Site) -> anyhow::Result<bool> {
+    let mut command = Command::new(site.binary("carstream"));
+    command.args(["resume", role.name(), "--log", &site.edge_log(), "--accept-gap"]);
+    let output = command.stdin(Stdio::null()).output().context("cannot run carstream")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    let nothing = said.contains("is stopped in");
+    ensure!(output.status.success() || nothing, "carstream resume {} --accept-gap: {said}", role.name());
+    Ok(nothing)
 }
 
 /// Adds a partition to a topic of both logs. The replicator stops the topic, now or when it starts again, and does what

@@ -34,12 +34,13 @@ pub(crate) fn tool(scripts: &Path, name: &str, url: &str, arguments: &[&str]) ->
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// Removes all that a topic of the edge holds, as retention does: the topic begins where it ends now.
-pub(crate) fn remove_records(site: &Site, topic: &str) -> anyhow::Result<()> {
+/// Removes what a topic of the edge holds before these offsets, or all, as retention does: the topic begins there.
+pub(crate) fn remove_records(site: &Site, topic: &str, before: Option<&[u64]>) -> anyhow::Result<()> {
     let partitions = contract::Contract::builtin().topic(topic).context("no such topic")?.partitions;
     // -1 stands for the end.
-    let all = |partition| json!({"topic": topic, "partition": partition, "offset": -1});
-    let offsets = json!({"version": 1, "partitions": (0..partitions).map(all).collect::<Vec<_>>()});
+    let offset = |partition: u32| before.map_or(json!(-1), |offsets| json!(offsets[partition as usize]));
+    let records = |partition| json!({"topic": topic, "partition": partition, "offset": offset(partition)});
+    let offsets = json!({"version": 1, "partitions": (0..partitions).map(records).collect::<Vec<_>>()});
     let file = site.directory.join("removed.json");
     std::fs::write(&file, offsets.to_string())?;
     let arguments = ["--offset-json-file", &file.display().to_string()];

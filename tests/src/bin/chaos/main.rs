@@ -5,6 +5,7 @@
 //! plan     what goes wrong, and when, from the seed        site   ports, proxies, how each process is called
 //! crew     processes under a supervisor (process)          proxy  a TCP proxy that breaks connections
 //! run      from the first process to the audit: faults, drain, audit ─► report
+//! outlived what retention removed unread, counted beside the audit
 //! ```
 //!
 //! `scripts/chaos` builds everything and runs this; see there, or --help. It needs Java for the brokers, like
@@ -18,6 +19,7 @@ mod drain;
 mod faults;
 mod hanging;
 mod kafka;
+mod outlived;
 mod plan;
 mod process;
 mod proxy;
@@ -76,6 +78,10 @@ struct Args {
     /// Run with something that breaks its promise, and only the faults that reveal it: the audit must notice.
     #[arg(long, value_enum, conflicts_with_all = ["duration", "plan"])]
     sabotage: Option<Sabotage>,
+    /// Stop the preprocessor for longer than its topic keeps records, and resume it: the audit must name exactly what
+    /// retention has removed unread, and nothing else may be lost or doubled.
+    #[arg(long, conflicts_with_all = ["duration", "plan", "sabotage"])]
+    outlived: bool,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
@@ -99,7 +105,7 @@ fn main() -> ExitCode {
         }
     };
     let kinds = Kind::all(!args.directory_lake, site::can_mount_store_disk().unwrap_or_default());
-    if args.sabotage.is_none() && args.duration < plan::SHORTEST {
+    if args.sabotage.is_none() && !args.outlived && args.duration < plan::SHORTEST {
         let (kinds, s) = (kinds.len(), plan::SHORTEST.as_secs());
         eprintln!("error: --duration is too short for {kinds} kinds of faults: at least {s} s");
         return ExitCode::from(EXIT_CONFIG);
@@ -135,6 +141,14 @@ fn chaos(args: &Args, plan: Plan) -> anyhow::Result<Report> {
     let mut report = chaos_in(args, plan, directory.clone(), teller)
         .with_context(|| format!("the run in {} did not get to its end", directory.display()))?;
     report.passed = match args.sabotage {
+        None if let Some(removed) = report.removed_unread => {
+            let kinds = ["removed-unread at raw", "missing at clean"];
+            let named = |discrepancy: &String| kinds.iter().any(|kind| discrepancy.starts_with(kind));
+            removed > 0
+                && (report.lost, report.doubled) == (removed, 0)
+                && report.discrepancies.iter().all(named)
+                && report.problems.is_empty()
+        }
         None => report.lost + report.doubled == 0 && report.discrepancies.is_empty() && report.problems.is_empty(),
         Some(_) => report.lost + report.doubled > 0 && !report.discrepancies.is_empty(),
     };
@@ -172,6 +186,10 @@ fn chaos_in(args: &Args, plan: Plan, directory: PathBuf, teller: Teller) -> anyh
     });
     let mut site = Site::new(settings, directory, runtime.handle())?;
     let scenario = match args.sabotage {
+        None if args.outlived => {
+            site.one_broker = true;
+            run::outlived()
+        }
         None => {
             if !args.directory_lake {
                 site.start_object_store()?;

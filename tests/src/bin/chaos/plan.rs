@@ -120,6 +120,9 @@ pub(crate) enum Kind {
     /// SIGSTOP; retention removes all that the topic of the readings holds, read or not; SIGCONT. Not part of a whole
     /// run: readings are lost.
     Expire(Role),
+    /// All instances are stopped, by SIGTERM; retention removes what they have not read; they are started again, and an
+    /// operator resumes them. Not part of a whole run either.
+    Outlive(Role),
     /// The wall clock of a stage's or a broker's host jumps ahead, then back behind, and is right again.
     Clock(Role),
     /// A topic gets another codec: its broker packs all that it is given anew. It keeps that codec until the next one.
@@ -153,6 +156,7 @@ impl fmt::Display for Kind {
             Self::Replace(role) => write!(f, "replace {}", role.name()),
             Self::Add(role) => write!(f, "add {}", role.name()),
             Self::Expire(role) => write!(f, "expire {}", role.name()),
+            Self::Outlive(role) => write!(f, "outlive {}", role.name()),
             Self::Clock(role) => write!(f, "clock {}", role.name()),
             Self::Codec(topic) => write!(f, "codec {topic}"),
             Self::Narrow(topic) => write!(f, "narrow {topic}"),
@@ -194,7 +198,7 @@ impl Kind {
     fn hold_s(self) -> (f64, f64) {
         match self {
             Self::Kill(_) | Self::Codec(_) | Self::Grow(_) | Self::CarsReset => (0.0, 0.0),
-            Self::Strand(_) | Self::Expire(_) => (1.0, 4.0),
+            Self::Strand(_) | Self::Expire(_) | Self::Outlive(_) => (1.0, 4.0),
             Self::Freeze(_) => (1.0, 30.0),
             Self::Replace(_) | Self::Clock(_) => (3.0, 20.0),
             Self::Add(_) | Self::LinkSlow => (5.0, 25.0),

@@ -24,6 +24,9 @@ pub(crate) struct Report {
     /// What cars sent, repeats not counted.
     pub(crate) readings: u64,
     pub(crate) lost: u64,
+    /// Those that must be lost, because retention removed them unread: counted without the audit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) removed_unread: Option<u64>,
     pub(crate) doubled: u64,
     /// Readings hop by hop, as the audit says.
     pub(crate) ledger: serde_json::Map<String, Value>,
@@ -87,6 +90,12 @@ impl fmt::Display for Report {
             writeln!(f, "  problem: {problem}")?;
         }
         match (&self.sabotage, self.passed) {
+            (None, true) if self.removed_unread.is_some() => {
+                writeln!(f, "  lost is what retention removed unread, to the reading, and named; nothing doubled")?;
+            }
+            (None, false) if let Some(removed) = self.removed_unread => {
+                writeln!(f, "  FAILED: {removed} readings were removed unread; not the same are reported, or more")?;
+            }
             (None, true) => writeln!(f, "  seed {}: nothing lost, nothing doubled", self.seed)?,
             (None, false) => writeln!(f, "  seed {}: FAILED", self.seed)?,
             (Some(lie), true) => writeln!(f, "  {lie} was noticed, as it must be")?,

@@ -73,6 +73,16 @@ impl Scenario {
     }
 }
 
+/// A preprocessor that is stopped for longer than its topic keeps records, twice, with repeats and a kill in between.
+pub(crate) fn outlived() -> Scenario {
+    use Role::{Bridge, EdgeBroker, Preprocessor};
+    let crew = [EdgeBroker, Bridge, Preprocessor].map(|role| (role, role.instances())).into();
+    let outlive = Step::fixed(5_000, Kind::Outlive(Preprocessor), 1, 2_000);
+    let kills = [(Bridge, 1), (Preprocessor, 2)].map(|(role, choice)| Step::fixed(3_000, Kind::Kill(role), choice, 0));
+    let plan = Plan([&[outlive][..], &kills, &[outlive]].concat());
+    Scenario { crew, model: false, plan, drained: vec![Preprocessor], audited: Scope::default() }
+}
+
 /// Runs a scenario. What goes wrong in a way that still allows an audit is among the report's problems.
 pub(crate) fn run(
     scenario: &Scenario,
@@ -125,6 +135,11 @@ pub(crate) fn run(
         crew.pass(Duration::ZERO)?;
         problems.push(format!("{error:#}"));
     }
+    let has_outlived = |step: &Step| matches!(step.kind, Kind::Outlive(_));
+    let removed_unread = match scenario.plan.0.iter().any(has_outlived) {
+        true => Some(site.copies.lock().lost(&edge)?),
+        false => None,
+    };
     teller.say("everything stops");
     let stages = [Role::Bridge, Role::Preprocessor, Role::Replicator, Role::Scorer, Role::Sink];
     crew.stop(&stages, Duration::from_secs(60))?;
@@ -132,7 +147,8 @@ pub(crate) fn run(
     let audit = audit::run(site, scenario.audited)?;
     problems.extend(crew.unexplained.iter().map(|end| format!("ended unasked: {end}")));
     problems.extend(crew.bad_ends.iter().map(|end| format!("stopped badly: {end}")));
-    Ok(Report { hanging_transactions: ended_by_hand, ..report(scenario, site, audit, problems, crew, teller)? })
+    let report = report(scenario, site, audit, problems, crew, teller)?;
+    Ok(Report { hanging_transactions: ended_by_hand, removed_unread, ..report })
 }
 
 /// Starts what ends by itself, and waits for that.

@@ -18,11 +18,13 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use event_log::KafkaOption;
+use parking_lot::Mutex;
 use test_support::disk::Disk;
 use test_support::process::Watcher;
 use tokio::runtime::Handle;
 
 use crate::clock::{self, Clocks};
+use crate::outlived::Copies;
 use crate::plan::Role;
 use crate::process::Program;
 use crate::proxy::Proxy;
@@ -95,6 +97,8 @@ pub(crate) struct Site {
     pub(crate) drive: Duration,
     /// Programs that take a stage's place, and what comes before the stage's arguments.
     pub(crate) stand_ins: BTreeMap<Role, (PathBuf, String)>,
+    /// What retention has removed.
+    pub(crate) copies: Mutex<Copies>,
 }
 
 impl Site {
@@ -127,6 +131,7 @@ impl Site {
             one_broker: false,
             drive: Duration::ZERO,
             stand_ins: BTreeMap::new(),
+            copies: Mutex::default(),
         })
     }
 
