@@ -548,6 +548,19 @@ fn a_broker_that_is_away_is_named_and_may_be_waited_for() {
 }
 
 #[test]
+fn a_server_that_is_no_broker_is_suspected_to_be_none() {
+    let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url: LogUrl = format!("kafka://{}", server.local_addr().unwrap()).parse().unwrap();
+    // As a server of MQTT does: it closes the connection.
+    std::thread::spawn(move || server.incoming().for_each(drop));
+    let log = event_log::open(&url, &[]).unwrap();
+    let error = log.describe("telemetry").unwrap_err();
+    assert!(error.is_retriable(), "{error:?}");
+    let cause = error.source().unwrap().to_string();
+    assert!(cause.contains("does a Kafka broker listen there"), "{error}: {cause}");
+}
+
+#[test]
 fn a_broker_may_be_killed_and_started_again() {
     if kafka().is_none() {
         return;

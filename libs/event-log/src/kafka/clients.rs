@@ -166,7 +166,7 @@ pub(super) struct Diagnostics {
 
 impl Diagnostics {
     /// The cause of `error`: the connection that does not come about, if there is a fresh report of one and the error
-    /// could be its consequence.
+    /// could be its consequence. Without a report, what may be the cause: something else listens there, say.
     pub(super) fn explain(&self, error: &KafkaError) -> BoxError {
         if could_be_the_connection(error) {
             let last = self.last.lock();
@@ -175,6 +175,8 @@ impl Diagnostics {
             {
                 return report.clone().into();
             }
+            return format!("{}: does a Kafka broker listen there, with this security.protocol?", Plain::of(error))
+                .into();
         }
         Plain::of(error).into()
     }
