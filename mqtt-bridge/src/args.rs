@@ -207,6 +207,9 @@ pub struct Limits {
     /// Each needs an open file (ulimit -n).
     #[arg(long, env = "CARSTREAM_MQTT_MAX_CONNECTIONS", value_name = "CONNECTIONS", default_value_t = 20_000)]
     pub max_connections: usize,
+    /// Serve at most this many connections with the certificate of one car; answer "quota exceeded" to more.
+    #[arg(long, env = "CARSTREAM_MQTT_MAX_CONNECTIONS_PER_CAR", value_name = "CONNECTIONS", default_value_t = 4)]
+    pub max_connections_per_car: usize,
     /// Disconnect a client that sends a larger MQTT packet (MQTT 5: reason 0x95).
     #[arg(long, env = "CARSTREAM_MQTT_MAX_PACKET_BYTES", value_name = "SIZE", default_value = "256KiB",
         value_parser = values::size::<u32>)]
@@ -215,6 +218,9 @@ pub struct Limits {
     #[arg(long, env = "CARSTREAM_MQTT_MAX_IN_FLIGHT", value_name = "PUBLISHES", default_value_t = 64)]
     pub max_in_flight: u16,
     /// Stop reading all connections at this size of unacknowledged publishes and incomplete packets.
+    ///
+    /// Incomplete packets may have half of it: past that, their connections are not read until others have ended, and
+    /// closed after 5 s.
     ///
     /// Each TLS connection may hold an incomplete record besides, of at most 18 KB (64 KB during its handshake).
     #[arg(long, env = "CARSTREAM_MQTT_MAX_UNACKNOWLEDGED_BYTES", value_name = "SIZE",
@@ -227,6 +233,10 @@ pub struct Limits {
     #[arg(long, env = "CARSTREAM_MQTT_CONNECT_TIMEOUT", value_name = "DURATION", default_value = "10s",
         value_parser = values::positive_duration)]
     pub connect_timeout: Duration,
+    /// Close a connection that has not sent a packet whole this long after its first byte.
+    #[arg(long, env = "CARSTREAM_MQTT_PACKET_TIMEOUT", value_name = "DURATION", default_value = "30s",
+        value_parser = values::positive_duration)]
+    pub packet_timeout: Duration,
     /// Shorten a longer keep-alive, or none, to this; close a connection that is silent for 1.5 times its keep-alive.
     #[arg(long, env = "CARSTREAM_MQTT_MAX_KEEP_ALIVE", value_name = "DURATION", default_value = "1h",
         value_parser = values::duration)]
@@ -287,6 +297,7 @@ impl Limits {
                 self.max_unacknowledged_bytes
             ),
         );
+        need(self.max_connections_per_car > 0, "--max-connections-per-car must be at least 1".to_owned());
         need(self.max_in_flight > 0, "--max-in-flight must be at least 1".to_owned());
         need(
             (1..=u64::from(u16::MAX)).contains(&self.max_keep_alive.as_secs())

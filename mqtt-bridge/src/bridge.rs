@@ -135,7 +135,10 @@ impl Bridge {
             slots,
             directory,
             budget: Semaphore::new(args.limits.max_unacknowledged_bytes as usize),
+            unfinished: AtomicUsize::new(0),
+            max_unfinished: args.limits.max_unacknowledged_bytes as usize / 2,
             room,
+            cars: Arc::default(),
             metrics,
             key,
             abandon: CancellationToken::new(),
@@ -274,7 +277,7 @@ impl Door {
         let _ = stream.set_nodelay(true);
         let slot = shared.slots.take();
         let refusal = (open >= max).then_some(Refusal::Busy);
-        let arrival = Arrival { opened: Instant::now(), refusal, car: None };
+        let arrival = Arrival { opened: Instant::now(), refusal, car: None, place: None };
         match &self.tls {
             None => tasks.spawn(connection::serve(shared.clone(), slot, stream, arrival)),
             Some(tls) => tasks.spawn(tls::serve(shared.clone(), slot, stream, tls.clone(), arrival)),

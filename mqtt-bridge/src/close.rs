@@ -20,6 +20,8 @@ pub(crate) enum Close {
     ProtocolError,
     /// A packet above `--max-packet-bytes`.
     PacketTooLarge,
+    /// A packet that was begun and not sent whole in time.
+    PacketTimeout,
     /// Nothing heard for one and a half times the keep-alive.
     KeepAlive,
     /// Not read for longer than `--max-pause`: the log, or the client, did not take what it was sent.
@@ -60,6 +62,7 @@ impl Close {
             Close::Malformed => "malformed",
             Close::ProtocolError => "protocol-error",
             Close::PacketTooLarge => "packet-too-large",
+            Close::PacketTimeout => "packet-timeout",
             Close::KeepAlive => "keep-alive",
             Close::PausedTooLong => "paused-too-long",
             Close::TakenOver => "taken-over",
@@ -84,6 +87,7 @@ impl Close {
             Close::Malformed
                 | Close::ProtocolError
                 | Close::PacketTooLarge
+                | Close::PacketTimeout
                 | Close::TooLargeForLog
                 | Close::TopicInvalid
                 | Close::NotAuthorized
@@ -102,6 +106,7 @@ impl Close {
             Close::Malformed => Reason::MalformedPacket,
             Close::ProtocolError => Reason::ProtocolError,
             Close::PacketTooLarge => Reason::PacketTooLarge,
+            Close::PacketTimeout => Reason::ImplementationSpecificError,
             Close::KeepAlive => Reason::KeepAliveTimeout,
             Close::PausedTooLong => Reason::ServerBusy,
             Close::TakenOver => Reason::SessionTakenOver,
@@ -128,6 +133,7 @@ impl Close {
             Close::QosNotSupported => "this bridge supports QoS 0 and 1",
             Close::RetainNotSupported => "this bridge does not support retained messages",
             Close::PacketTooLarge => "larger than the Maximum Packet Size of CONNACK",
+            Close::PacketTimeout => "a packet was begun, and did not come whole in time",
             Close::PausedTooLong => "the log is not keeping up",
             Close::NotDurable => "the log did not confirm: send again",
             Close::LogRefused => "the log refused the message",
@@ -170,6 +176,8 @@ pub(crate) enum Refusal {
     WillTooLarge,
     /// As many connections as are allowed are open.
     Busy,
+    /// As many connections as one car may have are open.
+    TooManyOfCar,
     /// The client's certificate names no car.
     NoVin,
 }
@@ -188,6 +196,7 @@ impl Refusal {
             Refusal::WillRetain => "will-retain",
             Refusal::WillTooLarge => "will-too-large",
             Refusal::Busy => "busy",
+            Refusal::TooManyOfCar => "too-many-of-car",
             Refusal::NoVin => "no-vin",
         }
     }
@@ -199,7 +208,7 @@ impl Refusal {
             Refusal::Version => Some(V3Reason::UnacceptableProtocolVersion),
             Refusal::Malformed => None,
             Refusal::ClientId => Some(V3Reason::IdentifierRejected),
-            Refusal::Busy => Some(V3Reason::ServiceUnavailable),
+            Refusal::Busy | Refusal::TooManyOfCar => Some(V3Reason::ServiceUnavailable),
             Refusal::Authentication
             | Refusal::NoVin
             | Refusal::WillTopic
@@ -223,6 +232,7 @@ impl Refusal {
             Refusal::WillRetain => V5Reason::RetainNotSupported,
             Refusal::WillTooLarge => V5Reason::PacketTooLarge,
             Refusal::Busy => V5Reason::ServerBusy,
+            Refusal::TooManyOfCar => V5Reason::QuotaExceeded,
             Refusal::NoVin => V5Reason::NotAuthorized,
         }
     }

@@ -29,7 +29,7 @@ use crate::clients::{Mail, Mailbox, Slot};
 use crate::close::{Close, Refusal};
 use crate::input::READ_BYTES;
 use crate::session::{ConnAck, MAX_OUT_BYTES, Message, Session};
-use crate::shared::Shared;
+use crate::shared::{Place, Shared};
 use crate::stamp::Stamp;
 use crate::transport::Transport;
 use crate::window::Fate;
@@ -37,8 +37,13 @@ use crate::wire;
 use budget::Budget;
 pub(crate) use ending::farewell;
 
-/// How soon a connection that waits for room in the append queue looks again, should it not be told.
-const ROOM_CHECK_MS: u64 = 50;
+/// How soon a connection that waits for room looks again, should it not be told: in the append queue, or among the
+/// incomplete packets.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// How long a packet may take while incomplete packets hold their part of the budget. A gateway at the end of a slow
+/// link sends a reading within it.
+const CROWDED_PACKET_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What is known of a client before it says CONNECT.
 #[derive(Debug)]
@@ -49,6 +54,8 @@ pub(crate) struct Arrival {
     pub(crate) refusal: Option<Refusal>,
     /// The car that it has proved to be, by a certificate. Then it speaks for this car and no other.
     pub(crate) car: Option<Box<str>>,
+    /// Its place among the connections of that car.
+    pub(crate) place: Option<Place>,
 }
 
 /// Serves one client until it has gone and everything it sent is decided.
@@ -65,10 +72,19 @@ enum Gate {
     Open,
     /// Wait for the byte budget.
     Budget,
+    /// Wait until incomplete packets, of which it has one, hold less of the budget.
+    Crowded,
     /// Wait for room in the append queue.
     Room,
     /// Wait for mail or for the client to take what it was sent.
     Shut,
+}
+
+/// A packet of which the end has not come.
+#[derive(Debug)]
+struct Unfinished {
+    since: Instant,
+    bytes: usize,
 }
 
 struct Connection {
@@ -81,6 +97,8 @@ struct Connection {
     input: BytesMut,
     /// Whether `input` may hold a whole packet, since the gate shut before it.
     backlog: bool,
+    /// The incomplete packet in `input`.
+    unfinished: Option<Unfinished>,
     out: BytesMut,
     mail: Mail,
     /// A message that the append queue had no room for, and its size on the wire.
@@ -106,6 +124,7 @@ impl Connection {
             claiming: None,
             input: BytesMut::new(),
             backlog: false,
+            unfinished: None,
             out: BytesMut::new(),
             mail: Mail::default(),
             held: None,
@@ -279,6 +298,8 @@ impl Connection {
             Gate::Room
         } else if self.is_shut() {
             Gate::Shut
+        } else if self.is_crowded() {
+            Gate::Crowded
         } else if self.budget.is_starved() {
             Gate::Budget
         } else {
@@ -288,10 +309,13 @@ impl Connection {
 
     fn note_pause(&mut self, gate: Gate) {
         match (gate, self.paused_since) {
-            (Gate::Open, Some(_)) => {
+            (Gate::Open | Gate::Crowded, Some(_)) => {
                 self.paused_since = None;
                 self.shared.metrics.paused.dec();
                 self.last_read = Instant::now(); // the client has not been silent: it was not heard
+                if let Some(packet) = &mut self.unfinished {
+                    packet.since = self.last_read;
+                }
             }
             (Gate::Budget | Gate::Room | Gate::Shut, None) => {
                 self.paused_since = Some(Instant::now());
@@ -301,36 +325,45 @@ impl Connection {
         }
     }
 
+    /// When to look again.
     fn deadline(&self, gate: Gate) -> Instant {
-        let limits = &self.shared.rules.limits;
-        let mut deadline = match (&self.session, self.paused_since) {
-            (None, _) => self.arrival.opened + limits.connect_timeout,
-            (Some(_), _) if self.claiming.is_some() => self.arrival.opened + limits.connect_timeout,
-            (Some(_), Some(since)) => since + limits.max_pause,
-            (Some(session), None) => self.last_read + Duration::from_secs(session.keep_alive_s().into()) * 3 / 2,
-        };
-        if gate == Gate::Room {
-            deadline = deadline.min(Instant::now() + Duration::from_millis(ROOM_CHECK_MS));
+        let deadline = self.due(gate).0;
+        match gate {
+            Gate::Room | Gate::Crowded => deadline.min(Instant::now() + LOOK_AGAIN),
+            _ => deadline,
         }
-        self.drain_by.map_or(deadline, |by| deadline.min(by))
+    }
+
+    /// When this connection is to be closed, should nothing happen, and why.
+    fn due(&self, gate: Gate) -> (Instant, Close) {
+        let limits = &self.shared.rules.limits;
+        let Some(session) = self.session.as_ref().filter(|_| self.claiming.is_none()) else {
+            return self.or_drained(self.arrival.opened + limits.connect_timeout, Close::ConnectTimeout);
+        };
+        if let Some(since) = self.paused_since {
+            return self.or_drained(since + limits.max_pause, Close::PausedTooLong);
+        }
+        let silent = self.last_read + Duration::from_secs(session.keep_alive_s().into()) * 3 / 2;
+        let packet = self.unfinished.as_ref().map(|packet| match gate {
+            Gate::Crowded => packet.since + limits.packet_timeout.min(CROWDED_PACKET_TIMEOUT),
+            _ => packet.since + limits.packet_timeout,
+        });
+        match packet.filter(|packet| *packet < silent) {
+            Some(packet) => self.or_drained(packet, Close::PacketTimeout),
+            None => self.or_drained(silent, Close::KeepAlive),
+        }
+    }
+
+    fn or_drained(&self, due: Instant, close: Close) -> (Instant, Close) {
+        (self.drain_by.map_or(due, |by| due.min(by)), close)
     }
 
     fn expired(&self, gate: Gate) -> Option<Close> {
         if self.drain_by.is_some() {
             return None; // `advance` ends the connection
         }
-        let looks_again = gate == Gate::Room;
-        let deadline = if looks_again { self.deadline(Gate::Shut) } else { self.deadline(gate) };
-        (deadline <= Instant::now()).then(|| match &self.session {
-            Some(_) if self.claiming.is_none() => {
-                if self.paused_since.is_some() {
-                    Close::PausedTooLong
-                } else {
-                    Close::KeepAlive
-                }
-            }
-            _ => Close::ConnectTimeout,
-        })
+        let (due, close) = self.due(gate);
+        (due <= Instant::now()).then_some(close)
     }
 
     fn accept(&mut self) -> Result<(), Close> {

@@ -1,5 +1,6 @@
 //! What the listeners and all connections share.
 
+use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -27,7 +28,11 @@ pub(crate) struct Shared {
     pub(crate) directory: Arc<Directory>,
     /// `--max-unacknowledged-bytes`, as permits.
     pub(crate) budget: Semaphore,
+    /// What incomplete packets have of it, and what they may have.
+    pub(crate) unfinished: AtomicUsize,
+    pub(crate) max_unfinished: usize,
     pub(crate) room: Arc<Room>,
+    pub(crate) cars: Arc<Cars>,
     pub(crate) metrics: Metrics,
     pub(crate) key: Option<PseudonymKey>,
     /// Cancelled when the drain is over: nothing waits for the log any more.
@@ -62,6 +67,42 @@ impl Shared {
     /// Logs that the log refuses records, but not for each of them.
     pub(crate) fn note_log_trouble(&self, error: &Error) {
         self.log_trouble.lock().note(error);
+    }
+}
+
+/// How many connections each car has that has proved who it is.
+#[derive(Debug, Default)]
+pub(crate) struct Cars(Mutex<HashMap<Box<str>, usize>>);
+
+/// One of a car's connections; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Place {
+    cars: Arc<Cars>,
+    vin: Box<str>,
+}
+
+impl Cars {
+    /// A place, unless the car has as many as it may.
+    pub(crate) fn enter(self: &Arc<Self>, vin: &str, max: usize) -> Option<Place> {
+        let mut cars = self.0.lock();
+        let taken = cars.entry(vin.into()).or_default();
+        if *taken >= max {
+            return None;
+        }
+        *taken += 1;
+        Some(Place { cars: self.clone(), vin: vin.into() })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut cars = self.cars.0.lock();
+        if let Some(taken) = cars.get_mut(&self.vin) {
+            *taken -= 1;
+            if *taken == 0 {
+                cars.remove(&self.vin);
+            }
+        }
     }
 }
 

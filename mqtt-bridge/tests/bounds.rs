@@ -77,6 +77,133 @@ fn the_byte_budget_of_the_process_stops_reading_and_nothing_is_lost() {
     bridge.wait_for("paused", 0);
 }
 
+/// All of a packet but its last byte.
+fn half_sent(level: u8, bytes: usize) -> Vec<u8> {
+    let mut packet = publish_packet(level, TELEMETRY, 1, &vec![b'x'; bytes]);
+    packet.pop();
+    packet
+}
+
+#[test]
+fn who_sends_packets_by_halves_stops_nobody_else() {
+    let bridge = TestBridge::start(|args| {
+        args.limits.max_packet_bytes = 64 * 1_024;
+        args.limits.max_unacknowledged_bytes = 1_024 * 1_024;
+    });
+    let mut quiet = Client::connect(bridge.address, V3, CAR);
+    let half = half_sent(V3, 60 * 1_024);
+    // One and a half times the budget.
+    let halves: Vec<_> = (0..26)
+        .map(|i| {
+            let client = Client::connect(bridge.address, V3, &format!("half{i}"));
+            let (mut stream, half) = (client.stream.try_clone().unwrap(), half.clone());
+            // It blocks, once the bridge does not read.
+            let sender = std::thread::spawn(move || std::io::Write::write_all(&mut stream, &half));
+            (client, sender)
+        })
+        .collect();
+    for id in 1..=20 {
+        quiet.publish(TELEMETRY, id, b"x");
+        quiet.expect_pubacks([id]);
+        Client::connect(bridge.address, V5, "another").disconnect();
+        std::thread::sleep(A_MOMENT / 20);
+    }
+    let closed = || bridge.metric("closes_total{reason=\"packet-timeout\"}");
+    wait_until("those that hold the most are closed", || closed() >= 9);
+    for (client, sender) in halves {
+        drop(client);
+        let _ = sender.join().unwrap();
+    }
+    bridge.wait_for("connections", 1);
+    // The budget is whole again: two thirds of it at once.
+    bridge.gate.hold();
+    for id in 21..=32 {
+        quiet.publish(TELEMETRY, id, &vec![b'x'; 60 * 1_024]);
+    }
+    wait_until("the log has all", || bridge.gate.held() == 12);
+    bridge.gate.open();
+    quiet.expect_pubacks(21..=32);
+}
+
+#[test]
+fn a_packet_has_a_deadline_from_its_first_byte_on() {
+    for level in [V3, V5] {
+        let bridge = TestBridge::start(|args| args.limits.packet_timeout = Duration::from_secs(2));
+        let mut slow = Client::connect(bridge.address, level, "slow");
+        let packet = publish_packet(level, TELEMETRY, 7, b"in pieces");
+        for piece in packet.chunks(packet.len() / 3) {
+            slow.send(piece);
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        slow.expect_pubacks([7]);
+        let since = Instant::now();
+        // Each byte is news to the keep-alive, and not to the deadline.
+        for byte in &packet[..5] {
+            slow.send(&[*byte]);
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        slow.expect_end(0x83);
+        assert!(since.elapsed() >= Duration::from_millis(1_900), "not before its time");
+        bridge.wait_for("closes_total{reason=\"packet-timeout\"}", 1);
+    }
+}
+
+#[test]
+fn the_deadline_of_a_packet_rests_while_the_socket_is_not_read() {
+    let bridge = TestBridge::start(|args| {
+        args.limits.max_in_flight = 1;
+        args.limits.packet_timeout = Duration::from_secs(1);
+    });
+    let mut car = Client::connect(bridge.address, V3, CAR);
+    bridge.gate.hold();
+    let packets = [publish_packet(V3, TELEMETRY, 1, b"x"), publish_packet(V3, TELEMETRY, 2, b"y")].concat();
+    let (begun, rest) = packets.split_at(packets.len() - 1);
+    car.send(begun);
+    bridge.wait_for("paused", 1);
+    std::thread::sleep(Duration::from_millis(1_500));
+    bridge.gate.open();
+    car.expect_pubacks([1]);
+    car.send(rest);
+    car.expect_pubacks([2]);
+}
+
+#[test]
+fn the_deadline_of_a_packet_rests_while_there_is_no_budget_to_read_it() {
+    let bridge = TestBridge::start(|args| {
+        args.limits.max_packet_bytes = 16 * 1_024;
+        args.limits.max_unacknowledged_bytes = 64 * 1_024;
+        args.limits.packet_timeout = Duration::from_secs(1);
+    });
+    let mut car = Client::connect(bridge.address, V3, CAR);
+    let mut greedy = Client::connect(bridge.address, V3, "greedy");
+    let packet = publish_packet(V3, TELEMETRY, 7, b"in pieces");
+    car.send(&packet[..5]);
+    bridge.gate.hold();
+    for id in 1..=6 {
+        greedy.publish(TELEMETRY, id, &[b'x'; 8 * 1_024]);
+    }
+    wait_until("the log has them", || bridge.gate.held() == 6);
+    car.send(&packet[5..10]);
+    bridge.wait_for("paused", 1);
+    std::thread::sleep(Duration::from_millis(1_500));
+    bridge.gate.open();
+    greedy.expect_pubacks(1..=6);
+    std::thread::sleep(A_MOMENT);
+    car.send(&packet[10..]);
+    car.expect_pubacks([7]);
+}
+
+#[test]
+fn a_connect_packet_is_short() {
+    let bridge = TestBridge::start(|_| {});
+    for level in [V3, V5] {
+        let mut client = Client::silent(bridge.address, level);
+        client.send(&[0x10, 0x80, 0x80, 0x02]); // 32 KiB are to follow
+        assert!(client.packet().is_empty());
+    }
+    bridge.wait_for("closes_total{reason=\"packet-too-large\"}", 2);
+}
+
 #[test]
 fn a_full_append_queue_holds_the_message_back() {
     for level in [V3, V5] {

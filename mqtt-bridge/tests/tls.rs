@@ -154,6 +154,31 @@ fn nobody_s_connection_is_ended_by_who_takes_its_name() {
 }
 
 #[test]
+fn a_certificate_has_so_many_connections_and_no_more() {
+    let site = Site::new();
+    let bridge = TestBridge::start(|args| {
+        site.configure_only(args);
+        args.limits.max_connections_per_car = 2;
+    });
+    let address = bridge.tls_address.unwrap();
+    let (car, other) = (site.client(Some(&site.car(CAR))), site.client(Some(&site.car("OTHER"))));
+    let first = connect(address, V5, &car, "first");
+    let _second = connect(address, V5, &car, "second");
+    for (level, code) in [(V3, 3), (V5, 0x97)] {
+        let mut third = silent(address, level, &car);
+        third.send(&connect_packet(&Connect { level, client_id: "third", keep_alive_s: 60, will: None }));
+        let answer = third.packet();
+        assert_eq!((answer[0], answer[3]), (0x20, code), "{answer:02x?}");
+        assert!(third.packet().is_empty());
+    }
+    assert_eq!(bridge.metric("connect_refusals_total{reason=\"too-many-of-car\"}"), 2);
+    connect(address, V5, &other, "third").disconnect();
+    first.disconnect();
+    bridge.wait_for("connections", 1);
+    connect(address, V5, &car, "third").disconnect();
+}
+
+#[test]
 fn stalled_handshakes_block_nobody_and_end() {
     let site = Site::new();
     let bridge = TestBridge::start(|args| {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use tokio::io::AsyncWriteExt;
 
-use super::{Connection, ROOM_CHECK_MS};
+use super::{Connection, LOOK_AGAIN};
 use crate::close::Close;
 use crate::session::Message;
 use crate::stamp::Stamp;
@@ -29,6 +29,8 @@ impl Connection {
             shared.complaints.note(close.label(), "disconnected", close.explanation());
         }
         self.unsubscribed();
+        self.arrival.place = None;
+        self.end_unfinished();
         self.input = BytesMut::new();
         self.held = None;
         self.budget.return_all(&shared);
@@ -48,7 +50,7 @@ impl Connection {
         while will.is_some() && !shared.abandon.is_cancelled() {
             tokio::select! {
                 () = shared.room.wait() => {}
-                () = tokio::time::sleep(Duration::from_millis(ROOM_CHECK_MS)) => {}
+                () = tokio::time::sleep(LOOK_AGAIN) => {}
             }
             will = self.append_will(will);
         }

@@ -1,12 +1,14 @@
 //! From the stream to the session: reads, paid from the byte budget, whole packets, and what each of them leads to.
 
 use std::pin::pin;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 
 use bytes::BytesMut;
 use tokio::io::AsyncReadExt;
+use tokio::time::Instant;
 
-use super::Connection;
+use super::{Connection, Unfinished};
 use crate::close::{Close, Refusal};
 use crate::input::{READ_BYTES, with_scratch};
 use crate::session::{self, Session, Step};
@@ -35,6 +37,7 @@ impl Connection {
                 if !scratch.is_empty() {
                     self.input = BytesMut::from(&scratch[..]);
                 }
+                self.note_unfinished();
                 result
             })
         } else {
@@ -81,7 +84,31 @@ impl Connection {
             left if left < before => BytesMut::from(&input[..]),
             _ => input,
         };
+        self.note_unfinished();
         parsed
+    }
+
+    /// Notes what `input` holds of a packet whose end has not come.
+    fn note_unfinished(&mut self) {
+        let bytes = if self.backlog { 0 } else { self.input.len() };
+        if bytes == 0 {
+            return self.end_unfinished();
+        }
+        let packet = self.unfinished.get_or_insert_with(|| Unfinished { since: Instant::now(), bytes: 0 });
+        self.shared.unfinished.fetch_add(bytes - packet.bytes, Ordering::Relaxed);
+        packet.bytes = bytes;
+    }
+
+    /// The packet is whole, or the connection ends.
+    pub(super) fn end_unfinished(&mut self) {
+        if let Some(packet) = self.unfinished.take() {
+            self.shared.unfinished.fetch_sub(packet.bytes, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether this connection has to wait for others whose packets are incomplete, too.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.unfinished.is_some() && self.shared.unfinished.load(Ordering::Relaxed) > self.shared.max_unfinished
     }
 
     /// Takes whole packets from the front of `bytes`, until the gate shuts.
@@ -93,9 +120,12 @@ impl Connection {
                 result = Err(Close::Malformed); // whatever this is, it isn't MQTT
                 break;
             }
-            match wire::frame_length(bytes, self.shared.rules.limits.max_packet_bytes) {
+            let max_packet_bytes = self.shared.rules.limits.max_packet_bytes;
+            let max_bytes = if self.session.is_none() { max_packet_bytes.min(READ_BYTES) } else { max_packet_bytes };
+            match wire::frame_length(bytes, max_bytes) {
                 Ok(Some(length)) if length <= bytes.len() => {
                     let frame = bytes.split_to(length);
+                    self.end_unfinished();
                     self.budget.release(length as u32);
                     match self.take_frame(frame, stamp) {
                         Ok(kept) => done += length as u32 - kept,

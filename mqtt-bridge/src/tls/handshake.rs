@@ -27,7 +27,13 @@ pub(crate) async fn serve(shared: Arc<Shared>, slot: Slot, socket: TcpStream, tl
         return;
     };
     match car(&stream) {
-        Ok(vin) => arrival.car = Some(vin),
+        Ok(vin) => {
+            arrival.place = shared.cars.enter(&vin, shared.rules.limits.max_connections_per_car);
+            if arrival.place.is_none() {
+                arrival.refusal.get_or_insert(Refusal::TooManyOfCar);
+            }
+            arrival.car = Some(vin);
+        }
         Err(failure) => {
             // Told in CONNACK, which every MQTT client shows.
             note(&tls, &failure);
