@@ -1,4 +1,5 @@
-//! `carstream compact`: the many small objects of closed days become few large ones.
+//! `carstream compact`: the many small objects of closed days become few large ones, without the rows of cars that
+//! asked to be forgotten.
 //!
 //! How, and why a crash or a second compaction is harmless: [`lake::Lake::compact`].
 
@@ -12,11 +13,15 @@ use prometheus_client::registry::Registry;
 use service::{ConfigError, ContractArgs, Readiness, Registrar, ServiceArgs, Waiting, values};
 use tokio_util::sync::CancellationToken;
 
-/// Merges the small objects of closed days in the lake into large ones, each row exactly once.
+/// Merges the small objects of closed days in the lake into large ones, each row exactly once, and erases from closed
+/// days the rows of cars that asked to be forgotten.
 ///
 /// A large object is created, read back and compared; then the small ones are removed. Sinks and readers may run
 /// meanwhile, and so may a second compaction; it may be killed at any moment. The trainer and the audit count each row
 /// once at any time. Other programs may see rows twice between the creation and the removal, never a row less.
+///
+/// A request to forget a car (`carstream forget`) is noted in the lake by the sink. An object that holds rows of the
+/// car is replaced by one of the same range without them; others stay as they are.
 ///
 /// Needs the permission to delete objects.
 #[derive(Debug, Clone, clap::Args)]
@@ -39,13 +44,15 @@ pub struct Args {
     #[arg(long, env = "CARSTREAM_COMPACT_EVERY", value_name = "DURATION", value_parser = values::positive_duration)]
     pub every: Option<Duration>,
     /// Leave a day alone until this long after its end, by UTC, so that sinks that are late have written it.
-    #[arg(long, env = "CARSTREAM_COMPACT_AFTER", value_name = "DURATION", default_value = "6h",
+    #[arg(long, env = "CARSTREAM_COMPACT_AFTER", value_name = "DURATION", default_value = DEFAULT_AFTER,
         value_parser = values::duration)]
     pub after: Duration,
     /// What every process has.
     #[command(flatten)]
     pub service: ServiceArgs,
 }
+
+const DEFAULT_AFTER: &str = "6h";
 
 /// Bytes of small objects that become a large one: about two million readings. Bounds the memory.
 const TARGET_BYTES: u64 = 128 << 20;
@@ -58,6 +65,7 @@ const RETRY_PAUSE: Duration = Duration::from_secs(10);
 struct Metrics {
     created: Counter,
     removed: Counter,
+    erased: Counter,
     readiness: Readiness,
 }
 
@@ -66,7 +74,8 @@ impl Metrics {
         let mut m = Registrar::new(registry, "compact");
         Self {
             created: m.metric("objects_created", "Large objects created"),
-            removed: m.metric("objects_removed", "Small objects removed, whose rows are in a large one"),
+            removed: m.metric("objects_removed", "Objects removed, since another one has taken their place"),
+            erased: m.metric("rows_erased", "Rows erased, since their cars asked to be forgotten"),
             readiness: Readiness::default(),
         }
     }
@@ -124,6 +133,13 @@ async fn repeat(args: &Args, lake: &Lake, topics: &[String], metrics: &Metrics) 
     }
 }
 
+/// When the day of a time is closed, unless `--after` says otherwise.
+pub(crate) fn closes_ms(time_ms: i64) -> i64 {
+    const DAY_MS: i64 = 24 * 3600 * 1000;
+    let after = values::duration(DEFAULT_AFTER).map_or(0, |after| after.as_millis() as i64);
+    (time_ms - time_ms.rem_euclid(DAY_MS)).saturating_add(DAY_MS + after)
+}
+
 /// The days that ended that long ago or longer.
 fn closed_days(after: Duration) -> Days {
     let closed_ms = service::now_ms().saturating_sub(i64::try_from(after.as_millis()).unwrap_or(i64::MAX));
@@ -133,16 +149,17 @@ fn closed_days(after: Duration) -> Days {
 
 async fn once(lake: &Lake, topics: &[String], days: &Days, metrics: &Metrics) -> Result<(), lake::Error> {
     for topic in topics {
-        let done = lake.compact(topic, days, TARGET_BYTES).await?;
+        let done = lake.compact(topic, contract::CAR, days, TARGET_BYTES).await?;
         metrics.created.inc_by(done.created);
         metrics.removed.inc_by(done.removed);
+        metrics.erased.inc_by(done.erased);
         for left in &done.left {
             tracing::warn!("left as it is in {}: {left}", lake.url());
         }
         if done.created + done.removed > 0 {
             println!(
-                "{topic}: {} objects with {} rows created, {} small ones removed",
-                done.created, done.rows, done.removed
+                "{topic}: {} objects with {} rows created, {} objects removed, {} rows erased",
+                done.created, done.rows, done.removed, done.erased
             );
         }
     }

@@ -43,8 +43,19 @@ async fn files(lake: &Lake) -> Vec<String> {
     lake.list("telemetry").await.unwrap()
 }
 
-/// Readers find each row once.
+/// The row at an offset is of one of seven cars; this one asks to be forgotten in the tests that say so.
+const CAR: u64 = 4;
+
+async fn ask(lake: &Lake) {
+    for partition in 0..PARTITIONS {
+        lake.request_erasure("telemetry", partition, END, &format!("car-{CAR}")).await.unwrap();
+    }
+}
+
+/// Readers find each row once; those of the car that asked, if one did, may be there or not.
 async fn assert_complete(lake: &Lake) {
+    let asked = lake.erasure_requests("telemetry").await.unwrap().count() > 0;
+    let counts = |offset: &u64| !asked || offset % 7 != CAR;
     let covered = lake.coverage("telemetry").await.unwrap();
     let ends: Vec<_> = covered.ranges.iter().map(|range| (range.partition, range.start, range.end)).collect();
     assert_eq!(ends, (0..PARTITIONS).map(|partition| (partition, 0, END)).collect::<Vec<_>>());
@@ -54,7 +65,9 @@ async fn assert_complete(lake: &Lake) {
         while let Some(rows) = reader.next().await.unwrap() {
             offsets.extend(rows.offsets.values().iter().map(|offset| *offset as u64));
         }
-        assert_eq!(offsets, (0..END).collect::<Vec<_>>());
+        assert!(offsets.is_sorted_by(|a, b| a < b), "each once");
+        offsets.retain(counts);
+        assert_eq!(offsets, (0..END).filter(counts).collect::<Vec<_>>());
     }
 }
 
@@ -64,6 +77,18 @@ async fn assert_compacted(lake: &Lake) {
     let names: BTreeSet<_> = files.iter().map(|file| ObjectName::parse(file).unwrap().end.unwrap()).collect();
     assert_eq!(files.len() as u64, DAYS * u64::from(PARTITIONS), "{files:?}");
     assert_eq!(names, (1..=DAYS).map(|day| day * OBJECTS * ROWS).collect());
+}
+
+/// Nothing is left of the car that asked, in any file.
+async fn assert_erased(lake: &Lake) {
+    for file in files(lake).await {
+        let name = ObjectName::parse(&file).unwrap();
+        let footer = lake.footer(&name).await.unwrap();
+        let of_car = (footer.start..footer.end).filter(|offset| offset % 7 == CAR).count() as u64;
+        assert_eq!((footer.rows, footer.erased), (footer.end - footer.start - of_car, of_car), "{file}");
+        let bytes = lake.get(&file).await.unwrap();
+        assert!(!bytes.windows(5).any(|window| window == b"car-4"), "{file}");
+    }
 }
 
 fn spawn(arguments: &[String]) -> OwnedChild {
@@ -122,6 +147,46 @@ async fn on_a_server_two_at_once_killed_again_and_again_leave_each_row_once() {
     assert!(one + two >= 3, "killed {one} and {two} times only");
     assert_complete(&lake).await;
     assert_compacted(&lake).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_again_and_again_it_erases_a_car() {
+    let folder = tempfile::tempdir().unwrap();
+    let lake = Lake::open(&LakeUrl::Directory(folder.path().join("lake"))).unwrap();
+    fill(&lake).await;
+    let arguments = ["--lake".to_owned(), folder.path().join("lake").display().to_string()];
+    // First from large objects, and then from small ones.
+    assert!(spawn(&arguments).wait().unwrap().success());
+    for _ in 0..2 {
+        ask(&lake).await;
+        let killed = kill_again_and_again(&lake, &arguments).await;
+        assert!(killed >= 3, "killed {killed} times only");
+        assert_complete(&lake).await;
+        assert_compacted(&lake).await;
+        assert_erased(&lake).await;
+        std::fs::remove_dir_all(folder.path().join("lake")).unwrap();
+        fill(&lake).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_a_server_two_at_once_killed_again_and_again_erase_a_car() {
+    let Some(s3) = S3::start() else { return };
+    let lake = s3.lake("erasure").open().unwrap();
+    fill(&lake).await;
+    let arguments = s3.arguments("erasure");
+    assert!(spawn(&arguments).wait().unwrap().success());
+    ask(&lake).await;
+    let (one, two) = tokio::join!(kill_again_and_again(&lake, &arguments), async {
+        let (lake, arguments) = (lake.clone(), arguments.clone());
+        tokio::spawn(async move { kill_again_and_again(&lake, &arguments).await }).await.unwrap()
+    });
+    assert!(one + two >= 3, "killed {one} and {two} times only");
+    assert_complete(&lake).await;
+    assert_compacted(&lake).await;
+    // One that had not seen the requests in time is followed by one that has.
+    assert!(spawn(&arguments).wait().unwrap().success());
+    assert_erased(&lake).await;
 }
 
 #[test]

@@ -68,7 +68,8 @@ async fn what_is_asked_and_what_stays_is_said() {
         "  telemetry.raw                under the VIN, until 20",
         "  telemetry.dead-letter        under the VIN, until 20",
         "  telemetry                    under the pseudonym, until 20",
-        "  the rows of faults, scores, telemetry in the lake, under the pseudonym: no age removes them",
+        "  the rows of faults, scores, telemetry in the lake, under the pseudonym: carstream compact erases those of",
+        "  what the sink has set aside under _undecodable/ in the lake: until it is deleted by hand",
     ] {
         assert!(said.lines().any(|said| said.starts_with(line)), "{line:?} is not in\n{said}");
     }

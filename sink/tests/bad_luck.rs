@@ -156,7 +156,7 @@ async fn what_retention_removed_unwritten_is_skipped_once_an_operator_says_so() 
     let expected: Vec<_> = before.ranges.iter().cloned().zip(ends).flat_map(<[_; 2]>::from).collect();
     for compacted in [false, true] {
         if compacted {
-            lake.compact("telemetry", &(NaiveDate::MIN..=NaiveDate::MAX), u64::MAX).await.unwrap();
+            lake.compact("telemetry", "car", &(NaiveDate::MIN..=NaiveDate::MAX), u64::MAX).await.unwrap();
         }
         let covered = lake.coverage("telemetry").await.unwrap();
         assert_eq!((&covered.ranges, &covered.skipped, covered.gaps.len()), (&expected, &behind, 0));
@@ -303,7 +303,7 @@ async fn a_sink_that_wakes_up_after_a_compaction_doubles_nothing() {
     args.max_rows = 70;
     start(args).stop().await.unwrap();
     let all_days: lake::Days = "1970-01-01".parse().unwrap()..="9999-12-31".parse().unwrap();
-    let compacted = lake.compact("telemetry", &all_days, u64::MAX).await.unwrap();
+    let compacted = lake.compact("telemetry", "car", &all_days, u64::MAX).await.unwrap();
     assert!(compacted.created > 0 && compacted.left.is_empty(), "{compacted:?}");
     store.set(Plan::All(Fault::None));
     let metrics = suspended.metrics.clone();
@@ -311,7 +311,7 @@ async fn a_sink_that_wakes_up_after_a_compaction_doubles_nothing() {
     suspended.stop().await.unwrap();
     assert!(metrics.conflicts.get() >= 4);
     assert_complete(&log, &lake, "telemetry", V2).await;
-    lake.compact("telemetry", &all_days, u64::MAX).await.unwrap();
+    lake.compact("telemetry", "car", &all_days, u64::MAX).await.unwrap();
     assert_complete(&log, &lake, "telemetry", V2).await;
     let mut rows = 0;
     for name in lake.list("telemetry").await.unwrap() {

@@ -8,6 +8,7 @@ use contract::{Contract, Topic};
 use event_log::Error;
 
 use super::Site;
+use crate::compact;
 
 /// The compacted topics that hold a row for each car, under its VIN: those that cars publish to.
 pub(super) fn tables(contract: &Contract) -> impl Iterator<Item = &Topic> {
@@ -36,19 +37,27 @@ pub(super) fn described(site: &Site<'_>, asked_ms: i64) -> Result<String, Error>
         line(&mut text, topic, topic.retention, asked_ms);
     }
     let lake: Vec<_> = site.contract.lake_topics().map(|topic| &*topic.name).collect();
-    let _ = writeln!(text, "  the rows of {} in the lake, under the pseudonym: no age removes them", lake.join(", "));
+    let _ = writeln!(
+        text,
+        "  the rows of {} in the lake, under the pseudonym: carstream compact erases those of a day once it is closed, \
+         by default those of today from {} on\n  what the sink has set aside under _undecodable/ in the lake: until it \
+         is deleted by hand",
+        lake.join(", "),
+        shown(compact::closes_ms(asked_ms))
+    );
     Ok(text)
 }
 
 fn line(text: &mut String, topic: &Topic, retention: Option<Duration>, asked_ms: i64) {
     let key = if topic.personal { "VIN" } else { "pseudonym" };
     let until = match retention {
-        Some(retention) => {
-            let until_ms = asked_ms.saturating_add(i64::try_from(retention.as_millis()).unwrap_or(i64::MAX));
-            let until = DateTime::from_timestamp_millis(until_ms);
-            until.map_or("long".to_owned(), |time| time.to_rfc3339_opts(SecondsFormat::Secs, true))
-        }
+        Some(retention) => shown(asked_ms.saturating_add(i64::try_from(retention.as_millis()).unwrap_or(i64::MAX))),
         None => "it is deleted by hand".to_owned(),
     };
     let _ = writeln!(text, "  {:<28} under the {key}, until {until}", topic.name);
+}
+
+fn shown(time_ms: i64) -> String {
+    let time = DateTime::from_timestamp_millis(time_ms);
+    time.map_or("long".to_owned(), |time| time.to_rfc3339_opts(SecondsFormat::Secs, true))
 }

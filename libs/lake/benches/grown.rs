@@ -148,7 +148,7 @@ fn main() {
         for (partition, offset) in (0..PARTITIONS).flat_map(|p| (0..DAYS * PER_DAY).map(move |offset| (p, offset))) {
             let day = offset / PER_DAY;
             let date = date(day).to_string();
-            let name = ObjectName { topic: "telemetry".into(), date, partition, start: offset, end: None };
+            let name = ObjectName { topic: "telemetry".into(), date, partition, start: offset, end: None, erasures: 0 };
             let whole = || rows::object(partition, offset, offset + 1, &[offset]).bytes;
             let bytes = if day + WHOLE_DAYS >= DAYS { whole() } else { Bytes::new() };
             store.put(&name.path(), bytes.into()).await.unwrap();

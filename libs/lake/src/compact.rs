@@ -11,16 +11,39 @@
 //! once make the same objects under the same names, of which one is created; if they do not (one of them knew more
 //! objects), the objects overlap, readers take each offset once, and the next compaction merges them.
 //!
+//! A compaction also carries out the requests to erase rows (erasure.rs). It leaves them out of what it merges, and
+//! replaces an object that is not merged by one of the same range, under the next name. The footer says how many rows
+//! are gone. A compaction that did not know a request may bring rows back; the next one finds them, because it searches
+//! each object that was not searched for these requests before.
+//!
 //! Nothing here knows when a day is closed: an object that a sink adds later is compacted later.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::sync::Arc;
+
+use arrow::array::{AsArray, Int64Array};
+use arrow::compute::{filter, filter_record_batch};
+use arrow::datatypes::Int64Type;
+use arrow::error::ArrowError;
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use object_store::path::Path;
 
+use crate::erasure::{Eraser, PartitionRequests, Searched};
 use crate::listing::{Days, Folder, Part, Resolved, resolve};
 use crate::object::ObjectReader;
-use crate::rows::{CONCURRENT_READS, check_footer, unusable};
-use crate::{Error, Footer, Lake, ObjectName, ObjectWriter, RowHash};
+use crate::rows::{CONCURRENT_READS, blocking, check_footer, unusable};
+use crate::{Error, Footer, Lake, ObjectName, ObjectWriter, RowHash, Rows};
+
+/// What a compaction is to do.
+#[derive(Debug, Clone, Copy)]
+struct Task<'a> {
+    target_bytes: u64,
+    /// The column that names the car of a row.
+    car: &'a str,
+    requests: &'a Arc<PartitionRequests>,
+}
 
 /// What a compaction did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -31,24 +54,46 @@ pub struct Compacted {
     pub removed: u64,
     /// Rows in the large objects.
     pub rows: u64,
+    /// Rows that were left out of them because their cars asked to be forgotten.
+    pub erased: u64,
     /// What could not be compacted, and why; it stays as it is.
     pub left: Vec<String>,
 }
 
 impl Lake {
-    /// Compacts the objects of a topic under these days into objects of about `target_bytes`.
+    /// Compacts the objects of a topic under these days into objects of about `target_bytes`, and erases from them the
+    /// rows of cars that asked for it; the column `car` says whose a row is.
     ///
-    /// Needs the permission to delete. Memory: the inputs of one large object, one at a time, and twice its size.
-    /// Dropping the future ends it at any point, without harm.
-    pub async fn compact(&self, topic: &str, days: &Days, target_bytes: u64) -> Result<Compacted, Error> {
+    /// Needs the permission to delete. Memory: the inputs of one large object, one at a time, and twice its size; and
+    /// the names of the objects that hold nothing to erase. Dropping the future ends it at any point, without harm.
+    pub async fn compact(&self, topic: &str, car: &str, days: &Days, target_bytes: u64) -> Result<Compacted, Error> {
         let mut done = Compacted::default();
+        let all = self.erasure_requests(topic).await?;
+        let mut by_partition = BTreeMap::new();
         for folder in self.folders(topic, &self.days(topic, Some(days)).await?).await? {
-            self.compact_folder(&folder, target_bytes, &mut done).await?;
+            let (requests, searched) = match by_partition.entry(folder.partition) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(new) => {
+                    let requests = all.of(folder.partition);
+                    let searched = self.searched(topic, folder.partition, &requests).await?;
+                    new.insert((requests, searched))
+                }
+            };
+            self.compact_folder(&folder, Task { target_bytes, car, requests }, searched, &mut done).await?;
+        }
+        for (partition, (requests, searched)) in &by_partition {
+            self.note_searched(topic, *partition, requests, searched).await?;
         }
         Ok(done)
     }
 
-    async fn compact_folder(&self, folder: &Folder, target: u64, done: &mut Compacted) -> Result<(), Error> {
+    async fn compact_folder(
+        &self,
+        folder: &Folder,
+        task: Task<'_>,
+        searched: &mut Searched,
+        done: &mut Compacted,
+    ) -> Result<(), Error> {
         let listed = self.list_all([(folder.path(), None)]).await?;
         if let Some(foreign) = listed.foreign.first() {
             done.left.push(format!("{foreign} was not written by carstream"));
@@ -65,16 +110,34 @@ impl Lake {
         let mut rest = &inputs[..];
         while let Some(first) = rest.first() {
             let mut bytes = first.bytes;
-            let joined = rest.windows(2).take_while(|pair| pair[1].joins(&pair[0], &mut bytes, target)).count() + 1;
+            let joined =
+                rest.windows(2).take_while(|pair| pair[1].joins(&pair[0], &mut bytes, task.target_bytes)).count() + 1;
             let (run, others) = rest.split_at(joined);
             rest = others;
-            if run.len() > 1
-                && let Err(error) = self.compact_run(folder, run, done).await
-            {
+            let compacted = async {
+                if run.len() > 1 || self.holds(first, task, searched).await? {
+                    self.compact_run(folder, run, task, done).await?;
+                }
+                Ok(())
+            };
+            if let Err(error) = compacted.await {
                 left_or_gone(error, done)?;
             }
         }
         Ok(())
+    }
+
+    /// Whether an object holds rows that are to be erased.
+    async fn holds(&self, input: &Input, task: Task<'_>, searched: &mut Searched) -> Result<bool, Error> {
+        let name = &input.part.name;
+        if input.footer.rows == 0 || !task.requests.reach(name.start) || searched.knows(name) {
+            return Ok(false);
+        }
+        let holds = self.holds_rows_to_erase(name, Eraser::new(task.requests.clone(), task.car)).await?;
+        if !holds {
+            searched.add(name);
+        }
+        Ok(holds)
     }
 
     async fn inputs(&self, parts: Vec<Part>) -> Result<Vec<Input>, Error> {
@@ -86,17 +149,32 @@ impl Lake {
     }
 
     /// Makes one object of those of a run, and removes them.
-    async fn compact_run(&self, folder: &Folder, run: &[Input], done: &mut Compacted) -> Result<(), Error> {
+    async fn compact_run(
+        &self,
+        folder: &Folder,
+        run: &[Input],
+        task: Task<'_>,
+        done: &mut Compacted,
+    ) -> Result<(), Error> {
         let Folder { topic, date, partition } = folder.clone();
-        let [first, .., last] = run else { return Ok(()) };
-        let (start, end) = (first.part.from, last.footer.end);
-        let name = ObjectName { topic, date, partition, start, end: Some(end) };
-        let mut writer = None;
+        let [first, ..] = run else { return Ok(()) };
+        let end = run[run.len() - 1].footer.end;
+        let (start, erasures) = match (run, first.part.name.end) {
+            // The same range, under a name of its own.
+            ([_], Some(_)) => (first.part.name.start, first.part.name.erasures + 1),
+            _ => (first.part.from, 0),
+        };
+        let name = ObjectName { topic, date, partition, start, end: Some(end), erasures };
+        let (mut writer, mut before) = (None, 0);
         for input in run {
             let bytes = self.get(&input.part.name.to_string()).await?;
+            before += input.footer.erased;
             let failed = |what| unusable(self, &input.part.name, what);
-            let (name, from, expected) = (name.clone(), input.part.from, input.footer.clone());
-            writer = Some(blocking(move || append(writer, name, bytes, from, &expected)).await.map_err(failed)?);
+            let from = if run.len() == 1 { start } else { input.part.from };
+            let (name, expected) = (name.clone(), input.footer.clone());
+            let eraser = Eraser::new(task.requests.clone(), task.car);
+            let appended = blocking(move || append(writer, name, bytes, from, &expected, eraser));
+            writer = Some(appended.await.map_err(failed)?);
         }
         let Some(writer) = writer else { return Ok(()) };
         let object = blocking(move || writer.finish(end)).await?;
@@ -104,6 +182,7 @@ impl Lake {
             Ok(()) => {
                 done.created += 1;
                 done.rows += object.footer.rows;
+                done.erased += object.footer.erased - before;
             }
             // Another compaction has got as far.
             Err(Error::Exists { .. }) => {}
@@ -111,7 +190,7 @@ impl Lake {
         }
         drop(object.bytes);
         let stored = self.verify(&object.name).await?;
-        if stored != object.footer {
+        if !is_merged(&stored, &object.footer) {
             return Err(unusable(self, &object.name, "it is not what its objects were merged to".to_owned()));
         }
         self.remove(run.iter().map(|input| input.part.name.clone()).collect(), done).await
@@ -207,11 +286,11 @@ fn left_or_gone(error: Error, done: &mut Compacted) -> Result<(), Error> {
     }
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
-        Err(failed) => std::panic::resume_unwind(failed.into_panic()),
-    }
+/// Whether an object is what was to be stored under its name, or what another compaction has stored there that knew
+/// other requests.
+fn is_merged(stored: &Footer, expected: &Footer) -> bool {
+    let of = |footer: &Footer| (footer.end, footer.schema_id, footer.rows + footer.erased);
+    stored == expected || stored.erased != expected.erased && of(stored) == of(expected)
 }
 
 /// Adds the rows of an object from offset `from` on. The error says what is wrong with the object.
@@ -221,6 +300,7 @@ fn append(
     bytes: Bytes,
     from: u64,
     expected: &Footer,
+    mut eraser: Eraser,
 ) -> Result<ObjectWriter, String> {
     let (schema, encodings, mut reader) = ObjectReader::as_written(bytes)?;
     let mut writer = match writer {
@@ -230,19 +310,34 @@ fn append(
     if !writer.takes(&schema) {
         return Err("it has other columns than the object before it, under the same schema id".to_owned());
     }
+    writer.add_erased(expected.erased);
     let mut hash = RowHash::new(&schema).map_err(|error| error.to_string())?;
     while let Some(rows) = reader.next(0, u64::MAX)? {
         hash.update(&rows.batch);
-        let skipped = rows.offsets.values().partition_point(|offset| (*offset as u64) < from);
-        let offsets: Vec<_> = rows.offsets.values()[skipped..].iter().map(|offset| *offset as u64).collect();
-        let taken = rows.batch.slice(skipped, offsets.len());
-        let written = writer.write(&taken, &offsets, &rows.timestamps_ms.values()[skipped..]);
+        let taken = rows.from(from);
+        let staying = without_erased(&taken, &mut eraser)?;
+        writer.add_erased((taken.batch.num_rows() - staying.batch.num_rows()) as u64);
+        let offsets: Vec<_> = staying.offsets.values().iter().map(|offset| *offset as u64).collect();
+        let written = writer.write(&staying.batch, &offsets, staying.timestamps_ms.values());
         written.map_err(|error| error.to_string())?;
     }
     if reader.footer != *expected || hash.finish() != expected.row_hash {
         return Err(NOT_AS_WRITTEN.to_owned());
     }
     Ok(writer)
+}
+
+fn without_erased(rows: &Rows, eraser: &mut Eraser) -> Result<Rows, String> {
+    let Some(staying) = eraser.staying(rows)? else { return Ok(rows.clone()) };
+    let numbers = |all: &Int64Array| Ok::<_, ArrowError>(filter(all, &staying)?.as_primitive::<Int64Type>().clone());
+    let filtered = || {
+        Ok(Rows {
+            batch: filter_record_batch(&rows.batch, &staying)?,
+            offsets: numbers(&rows.offsets)?,
+            timestamps_ms: numbers(&rows.timestamps_ms)?,
+        })
+    };
+    filtered().map_err(|error: ArrowError| error.to_string())
 }
 
 /// Reads a whole object, and compares its rows with its footer.

@@ -7,6 +7,8 @@
 //!
 //! telemetry/date=2026-11-21/partition=3/compacted-00000000000000012345-00000000000000099999.parquet
 //!                                       start and end offset; sorts after the objects that it takes the place of
+//! telemetry/…/compacted-00000000000000012345-00000000000000099999_erased-000001.parquet
+//!                                       takes the place of the one above: rows of it were erased, for the first time
 //! ```
 //!
 //! The end offset of what a sink writes is in the footer and not in the name: two sinks that start at the same offset
@@ -24,6 +26,9 @@ use crate::Error;
 /// What the name of a compacted object begins with. Sorts after digits.
 pub(crate) const COMPACTED: &str = "compacted-";
 
+/// What follows the range in the name of a compacted object from which rows were erased. Sorts after `.parquet`.
+const ERASED: &str = "_erased-";
+
 /// The name of an object that holds rows.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ObjectName {
@@ -37,12 +42,14 @@ pub struct ObjectName {
     pub start: u64,
     /// Of a compacted object: the offset after the last.
     pub end: Option<u64>,
+    /// Of a compacted object: how often it was replaced by one of the same range with fewer rows.
+    pub erasures: u32,
 }
 
 impl ObjectName {
     /// The name of the object that starts at `start` with a record that the log has stamped `first_ms`.
     pub fn new(topic: &str, partition: u32, start: u64, first_ms: i64) -> Self {
-        Self { topic: topic.to_owned(), date: day(first_ms), partition, start, end: None }
+        Self { topic: topic.to_owned(), date: day(first_ms), partition, start, end: None, erasures: 0 }
     }
 
     /// Whether its day is over at that time.
@@ -63,21 +70,29 @@ impl ObjectName {
         let partition = parts.next()?.strip_prefix("partition=")?.parse().ok()?;
         let offsets = parts.next()?.strip_suffix(".parquet")?;
         let whole = parts.next().is_none() && !topic.is_empty() && !date.is_empty();
-        let (start, end) = match offsets.strip_prefix(COMPACTED) {
-            Some(range) => range.split_once('-').map(|(start, end)| Some((offset(start)?, Some(offset(end)?))))??,
-            None => (offset(offsets)?, None),
+        let (start, end, erasures) = match offsets.strip_prefix(COMPACTED) {
+            Some(range) => {
+                let (range, erasures) = match range.split_once(ERASED) {
+                    Some((range, digits)) => (range, erasures(digits)?),
+                    None => (range, 0),
+                };
+                let (start, end) = range.split_once('-')?;
+                (offset(start)?, Some(offset(end)?), erasures)
+            }
+            None => (offset(offsets)?, None, 0),
         };
-        (whole && end.is_none_or(|end| start < end)).then_some(Self { topic, date, partition, start, end })
+        (whole && end.is_none_or(|end| start < end)).then_some(Self { topic, date, partition, start, end, erasures })
     }
 }
 
 impl fmt::Display for ObjectName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { topic, date, partition, start, end } = self;
+        let Self { topic, date, partition, start, end, erasures } = self;
         write!(f, "{topic}/date={date}/partition={partition}/")?;
         match end {
             None => write!(f, "{start:020}.parquet"),
-            Some(end) => write!(f, "{COMPACTED}{start:020}-{end:020}.parquet"),
+            Some(end) if *erasures == 0 => write!(f, "{COMPACTED}{start:020}-{end:020}.parquet"),
+            Some(end) => write!(f, "{COMPACTED}{start:020}-{end:020}{ERASED}{erasures:06}.parquet"),
         }
     }
 }
@@ -89,8 +104,12 @@ fn day(time_ms: i64) -> String {
     time.format("%Y-%m-%d").to_string()
 }
 
-fn offset(digits: &str) -> Option<u64> {
+pub(crate) fn offset(digits: &str) -> Option<u64> {
     (digits.len() == 20).then(|| digits.parse().ok())?
+}
+
+fn erasures(digits: &str) -> Option<u32> {
+    (digits.len() == 6).then(|| digits.parse().ok())?.filter(|erasures| *erasures > 0)
 }
 
 /// A part of a partition: offsets from `start` up to, and without, `end`.
@@ -111,6 +130,11 @@ impl fmt::Display for OffsetRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{} offsets {} to {}", self.topic, self.partition, self.start, self.end)
     }
+}
+
+/// The folder of the requests to erase rows of a topic.
+pub(crate) fn requests_folder(topic: &str) -> String {
+    format!("_forget/{topic}")
 }
 
 /// The name of an object that keeps records which could not be decoded, from offset `first` to offset `last`.
@@ -144,6 +168,10 @@ mod tests {
         let compacted = ObjectName { start: 7, end: Some(9), ..end.clone() };
         assert_eq!(ObjectName::parse(&compacted.to_string()), Some(compacted.clone()));
         assert!(compacted.to_string() > end.to_string(), "sorts after all that it may take the place of");
+        let erased = ObjectName { erasures: 1, ..compacted.clone() };
+        assert_eq!(ObjectName::parse(&erased.to_string()), Some(erased.clone()));
+        let again = ObjectName { erasures: 10, ..compacted.clone() };
+        assert!(compacted.to_string() < erased.to_string() && erased.to_string() < again.to_string());
     }
 
     #[test]
@@ -156,6 +184,8 @@ mod tests {
             "telemetry/date=2026-11-21/partition=3/00000000000000012345.parquet#1",
             "telemetry/date=2026-11-21/partition=3/compacted-00000000000000012345.parquet",
             "telemetry/date=2026-11-21/partition=3/compacted-00000000000000012345-00000000000000012345.parquet",
+            "telemetry/date=2026-11-21/partition=3/compacted-00000000000000012345-00000000000000012346_erased-.parquet",
+            "telemetry/date=2026-11-21/partition=3/00000000000000012345_erased-000001.parquet",
             "telemetry/date=2026-11-21/partition=3/00000000000000012345-00000000000000012346.parquet",
             "models/a/b/manifest.json",
             "",

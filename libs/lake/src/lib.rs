@@ -4,18 +4,20 @@
 //! LAKE/telemetry/date=2026-11-21/partition=3/00000000000000012345.parquet    rows of the log          rows.rs
 //! LAKE/models/telemetry-anomaly/20261121T081500Z-3f2a9c01b4d7/…              models: the crate `model-registry`
 //! LAKE/_undecodable/telemetry/partition=3/…                                  records kept as they came
+//! LAKE/_forget/telemetry/partition=3/…                                       cars whose rows are to go     erasure.rs
 //! LAKE/.incoming/                                                            half-written, never listed local.rs
 //! ```
 //!
 //! Every object is created with a conditional put and never changed; compaction (compact.rs) puts large objects in the
-//! place of small ones. The store is the only source of truth: the
-//! position of a partition is read from its objects. So no bookkeeping can disagree with them, and a writer that was
-//! thought dead cannot overwrite them.
+//! place of small ones, and objects without the rows of a car in the place of those with them. The store is the only
+//! source of truth: the position of a partition is read from its objects. So no bookkeeping can disagree with them, and
+//! a writer that was thought dead cannot overwrite them.
 //!
 //! It does not know the log, the schemas or the models: offsets, Arrow columns and bytes come in and go out.
 
 mod args;
 mod compact;
+mod erasure;
 mod error;
 mod layout;
 mod listing;
@@ -36,6 +38,7 @@ use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode};
 
 pub use args::{LakeArgs, LakeUrl};
 pub use compact::Compacted;
+pub use erasure::ErasureRequests;
 pub use error::{BoxError, Error};
 pub use layout::{ObjectName, OffsetRange, check_name, undecodable_name};
 pub use listing::Days;

@@ -79,11 +79,13 @@ pub(crate) struct Resolved {
     pub(crate) covered: Vec<ObjectName>,
 }
 
-/// Which objects count. A compacted object takes the place of all that begin within its range; of two compacted
-/// objects that overlap, the second counts from the end of the first.
+/// Which objects count. A compacted object takes the place of all that begin within its range; of several with the same
+/// range, the one from which rows were erased most often counts; of two that overlap, the second counts from the end of
+/// the first.
 pub(crate) fn resolve(mut names: Vec<ObjectName>) -> Resolved {
     names.sort_unstable_by(|a, b| {
-        (a.partition, a.start, Reverse(a.end), &a.date).cmp(&(b.partition, b.start, Reverse(b.end), &b.date))
+        let key = |name: &ObjectName| (name.partition, name.start, Reverse((name.end, name.erasures)));
+        key(a).cmp(&key(b)).then_with(|| a.date.cmp(&b.date))
     });
     let mut resolved = Resolved::default();
     let (mut partition, mut compacted_to) = (0, 0);

@@ -14,11 +14,12 @@ use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, TimestampM
 use arrow::compute::{cast, max, min};
 use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef, TimeUnit, TimestampMillisecondType};
 use bytes::Bytes;
-use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use parquet::arrow::{ArrowWriter, ProjectionMask};
 use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::file::metadata::{KeyValue, ParquetMetaData, SortingColumn};
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use parquet::file::reader::ChunkReader;
 use parquet::schema::types::ColumnPath;
 
 use crate::{Error, ObjectName, RowHash};
@@ -28,10 +29,13 @@ pub const LOG_OFFSET: &str = "log_offset";
 /// The column of the record's timestamp in the log.
 pub const LOG_TIMESTAMP_MS: &str = "log_timestamp_ms";
 
-const LOG_COLUMNS: [&str; 2] = [LOG_OFFSET, LOG_TIMESTAMP_MS];
+pub(crate) const LOG_COLUMNS: [&str; 2] = [LOG_OFFSET, LOG_TIMESTAMP_MS];
 
 /// What the footer of an object of skipped offsets has besides.
 const SKIPPED: &str = "skipped";
+
+/// What the footer of an object from which rows were erased has besides: how many.
+const ERASED: &str = "erased_rows";
 
 /// Levels above 1 cost three times the CPU for a few per cent.
 const ZSTD_LEVEL: i32 = 1;
@@ -72,6 +76,9 @@ pub struct Footer {
     /// Whether an operator let the sink skip these offsets, which retention had removed before they were written
     /// ([`Lake::skip`](crate::Lake::skip)). Then there are no rows.
     pub skipped: bool,
+    /// How many rows of this range were erased because their cars asked to be forgotten
+    /// ([`Lake::compact`](crate::Lake::compact)).
+    pub erased: u64,
 }
 
 impl Footer {
@@ -90,6 +97,9 @@ impl Footer {
         }
         if self.skipped {
             pairs.push((SKIPPED, true.to_string()));
+        }
+        if self.erased > 0 {
+            pairs.push((ERASED, self.erased.to_string()));
         }
         pairs.into_iter().map(|(key, value)| KeyValue::new(key.to_owned(), value)).collect()
     }
@@ -116,6 +126,7 @@ impl Footer {
             event_time_ms: time("min_event_time_ms")?.zip(time("max_event_time_ms")?),
             row_hash: text("row_hash")?,
             skipped: text(SKIPPED).is_ok(),
+            erased: text(ERASED).ok().map_or(Ok(0), |text| number(ERASED, text))?,
         })
     }
 }
@@ -161,6 +172,7 @@ impl ObjectWriter {
             event_time_ms: None,
             row_hash: String::new(),
             skipped: false,
+            erased: 0,
         };
         let hash = RowHash::new(schema).map_err(|e| failed(e.into()))?;
         Ok(Self { event_time: event_time_column(schema), schema: with_log, name, writer, hash, footer })
@@ -196,6 +208,11 @@ impl ObjectWriter {
     /// How many rows so far.
     pub fn rows(&self) -> u64 {
         self.footer.rows
+    }
+
+    /// Notes that so many rows of its range were erased.
+    pub(crate) fn add_erased(&mut self, rows: u64) {
+        self.footer.erased += rows;
     }
 
     /// Ends the object before offset `end`, as one of offsets that were skipped.
@@ -285,6 +302,19 @@ pub struct Rows {
     pub timestamps_ms: Int64Array,
 }
 
+impl Rows {
+    /// Those from an offset on.
+    pub(crate) fn from(&self, offset: u64) -> Self {
+        let before = self.offsets.values().partition_point(|other| (*other as u64) < offset);
+        let left = self.offsets.len() - before;
+        Self {
+            batch: self.batch.slice(before, left),
+            offsets: self.offsets.slice(before, left),
+            timestamps_ms: self.timestamps_ms.slice(before, left),
+        }
+    }
+}
+
 /// Reads an object back, in offset order.
 pub(crate) struct ObjectReader {
     reader: ParquetRecordBatchReader,
@@ -294,11 +324,14 @@ pub(crate) struct ObjectReader {
 }
 
 impl ObjectReader {
-    /// Opens the Parquet file `bytes`, to be read as `schema`. The error says what is wrong with the file.
-    pub(crate) fn new(bytes: Bytes, schema: SchemaRef) -> Result<Self, String> {
-        let builder = ParquetRecordBatchReaderBuilder::try_new(bytes).map_err(|e| e.to_string())?;
+    /// Opens a Parquet file, to be read as `schema`. The error says what is wrong with the file.
+    pub(crate) fn new(file: impl ChunkReader + 'static, schema: SchemaRef) -> Result<Self, String> {
+        let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| e.to_string())?;
         let footer = Footer::from_metadata(builder.metadata())?;
-        let reader = builder.with_batch_size(READ_BATCH_ROWS).build().map_err(|e| e.to_string())?;
+        let wanted = schema.fields().iter().map(|field| field.name().as_str()).chain(LOG_COLUMNS);
+        let columns = ProjectionMask::columns(builder.parquet_schema(), wanted);
+        let builder = builder.with_projection(columns).with_batch_size(READ_BATCH_ROWS);
+        let reader = builder.build().map_err(|e| e.to_string())?;
         Ok(Self { reader, schema, footer })
     }
 

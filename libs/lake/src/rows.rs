@@ -7,7 +7,7 @@ use arrow::datatypes::SchemaRef;
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
 use parquet::errors::ParquetError;
-use parquet::file::metadata::ParquetMetaDataReader;
+use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
 
 use crate::layout::{COMPACTED, check_name};
 use crate::listing::{Folder, Listed, Part, resolve};
@@ -40,19 +40,25 @@ impl Lake {
     }
 
     pub(crate) async fn footer_and_size(&self, name: &ObjectName) -> Result<(Footer, u64), Error> {
+        let Tail { metadata, size, .. } = self.tail(name).await?;
+        let footer = Footer::from_metadata(&metadata).and_then(|footer| check_footer(name, &footer).map(|()| footer));
+        Ok((footer.map_err(|what| unusable(self, name, what))?, size))
+    }
+
+    /// The end of an object, with its metadata.
+    pub(crate) async fn tail(&self, name: &ObjectName) -> Result<Tail, Error> {
         let path = name.to_string();
-        let unusable = |what: String| Error::Unusable { lake: self.url.to_string(), object: path.clone(), what };
         let (mut tail, size) = self.get_tail(&path, FOOTER_BYTES).await?;
         let mut reader = ParquetMetaDataReader::new();
         if let Err(error) = reader.try_parse_sized(&tail, size) {
-            let ParquetError::NeedMoreData(needed) = error else { return Err(unusable(error.to_string())) };
+            let ParquetError::NeedMoreData(needed) = error else {
+                return Err(unusable(self, name, error.to_string()));
+            };
             (tail, _) = self.get_tail(&path, needed as u64).await?;
-            reader.try_parse_sized(&tail, size).map_err(|e| unusable(e.to_string()))?;
+            reader.try_parse_sized(&tail, size).map_err(|e| unusable(self, name, e.to_string()))?;
         }
-        let metadata = reader.finish().map_err(|e| unusable(e.to_string()))?;
-        let footer = Footer::from_metadata(&metadata).map_err(unusable)?;
-        check_footer(name, &footer).map_err(unusable)?;
-        Ok((footer, size))
+        let metadata = reader.finish().map_err(|e| unusable(self, name, e.to_string()))?;
+        Ok(Tail { bytes: tail, size, metadata })
     }
 
     /// Where each partition of a topic resumes: the end of its last object.
@@ -273,6 +279,15 @@ impl Lake {
     }
 }
 
+/// The end of an object.
+pub(crate) struct Tail {
+    /// Its last bytes: at least the metadata.
+    pub(crate) bytes: Bytes,
+    /// How long the object is.
+    pub(crate) size: u64,
+    pub(crate) metadata: ParquetMetaData,
+}
+
 /// Asks again if an object is gone meanwhile: compaction has put another one in its place.
 async fn again_if_gone<T, F>(mut ask: impl FnMut() -> F) -> Result<T, Error>
 where
@@ -421,4 +436,11 @@ impl RangeReader {
 
 pub(crate) fn unusable(lake: &Lake, name: &ObjectName, what: String) -> Error {
     Error::Unusable { lake: lake.url.to_string(), object: name.to_string(), what }
+}
+
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(failed) => std::panic::resume_unwind(failed.into_panic()),
+    }
 }

@@ -38,7 +38,7 @@ impl Lake {
             return Err(unusable(self, &last, what));
         }
         // In the folder of the object before it: whoever skips the same offsets at another time meets the same name.
-        let name = ObjectName { start: *start, end: None, ..last };
+        let name = ObjectName { start: *start, end: None, erasures: 0, ..last };
         let writer = ObjectWriter::new(name, &schema, reader.footer.schema_id, encodings)?;
         self.put_object(&writer.finish_skipped(*end)?).await
     }

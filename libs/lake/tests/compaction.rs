@@ -1,6 +1,8 @@
 //! Compaction: wherever it dies, whoever else is at it, each row is read once; and in the end it is there once.
 #![allow(clippy::unwrap_used)]
 
+#[path = "support/days.rs"]
+mod days;
 #[path = "support/mortal.rs"]
 mod mortal;
 #[path = "support/rows.rs"]
@@ -11,39 +13,13 @@ use std::sync::Arc;
 
 use arrow::compute::concat_batches;
 use chrono::NaiveDate;
-use futures_util::TryStreamExt;
-use lake::{Compacted, Days, Encodings, Error, Lake, LakeUrl, ObjectName, ObjectWriter, OffsetRange, RowHash};
+use days::{LARGE, all_days, lake_of, offsets, put, range, seen_by_a_glob};
+use lake::{Compacted, Encodings, Error, Lake, ObjectName, ObjectWriter, OffsetRange, RowHash};
 use mortal::Mortal;
+use object_store::ObjectStoreExt;
 use object_store::memory::InMemory;
-use object_store::{ObjectStore, ObjectStoreExt};
 use proptest::prelude::*;
 use rows::{TIME_MS, object, rows, schema};
-
-/// More than all small objects of a test have together.
-const LARGE: u64 = 1 << 30;
-
-fn all_days() -> Days {
-    NaiveDate::MIN..=NaiveDate::MAX
-}
-
-fn lake_of(store: Arc<dyn ObjectStore>) -> Lake {
-    Lake::with_store(store, LakeUrl::Directory("in memory".into()))
-}
-
-/// Objects `start..end`, each of the partition's offsets but every tenth, which has no row.
-async fn put(lake: &Lake, partition: u32, bounds: &[u64]) {
-    for pair in bounds.windows(2) {
-        lake.put_object(&object(partition, pair[0], pair[1], &offsets(pair[0], pair[1]))).await.unwrap();
-    }
-}
-
-fn offsets(start: u64, end: u64) -> Vec<u64> {
-    (start..end).filter(|offset| offset % 10 != 3).collect()
-}
-
-fn range(partition: u32, start: u64, end: u64) -> OffsetRange {
-    OffsetRange { topic: "telemetry".into(), partition, start, end }
-}
 
 /// Asserts that our readers find exactly these ranges, each row once.
 async fn assert_reads(lake: &Lake, ranges: &[OffsetRange]) {
@@ -63,29 +39,14 @@ async fn assert_reads(lake: &Lake, ranges: &[OffsetRange]) {
     assert_eq!(next, ends);
 }
 
-/// How often each row of a partition is found by who reads every file, as programs that know nothing of carstream do.
-async fn seen_by_a_glob(store: &Arc<InMemory>) -> BTreeMap<(u32, u64), u64> {
-    let (mut seen, lake) = (BTreeMap::new(), lake_of(store.clone()));
-    for file in store.list(None).try_collect::<Vec<_>>().await.unwrap() {
-        let name = ObjectName::parse(file.location.as_ref()).unwrap();
-        let footer = lake.footer(&name).await.unwrap();
-        let partition = name.partition;
-        let mut reader = lake.read_object(name, &footer, schema());
-        while let Some(rows) = reader.next().await.unwrap() {
-            rows.offsets.values().iter().for_each(|offset| *seen.entry((partition, *offset as u64)).or_default() += 1);
-        }
-    }
-    seen
-}
-
 #[tokio::test]
 async fn a_day_becomes_few_objects_and_rows_stay_what_they_are() {
     let store = Arc::new(InMemory::new());
     let lake = lake_of(store.clone());
     put(&lake, 0, &[0, 5, 17, 18, 40, 90]).await;
     put(&lake, 1, &[7, 9, 30]).await;
-    let done = lake.compact("telemetry", &all_days(), LARGE).await.unwrap();
-    assert_eq!(done, Compacted { created: 2, removed: 7, rows: 81 + 21, left: vec![] });
+    let done = lake.compact("telemetry", "car", &all_days(), LARGE).await.unwrap();
+    assert_eq!(done, Compacted { created: 2, removed: 7, rows: 81 + 21, ..Compacted::default() });
     assert_reads(&lake, &[range(0, 0, 90), range(1, 7, 30)]).await;
     let names = lake.objects("telemetry").await.unwrap();
     assert_eq!(names.iter().map(|name| (name.start, name.end)).collect::<Vec<_>>(), [(0, Some(90)), (7, Some(30))]);
@@ -94,10 +55,14 @@ async fn a_day_becomes_few_objects_and_rows_stay_what_they_are() {
     hash.update(&rows(&offsets(0, 90)));
     assert_eq!((footer.rows, footer.schema_id, footer.row_hash), (81, 2, hash.finish()));
     assert_eq!(footer.event_time_ms, Some((TIME_MS, TIME_MS + 89_000)));
-    assert_eq!(lake.compact("telemetry", &all_days(), LARGE).await.unwrap(), Compacted::default(), "nothing is left");
+    assert_eq!(
+        lake.compact("telemetry", "car", &all_days(), LARGE).await.unwrap(),
+        Compacted::default(),
+        "nothing is left"
+    );
     // What is written later is compacted later, and not what is compacted already.
     put(&lake, 0, &[90, 95, 101]).await;
-    let done = lake.compact("telemetry", &all_days(), LARGE).await.unwrap();
+    let done = lake.compact("telemetry", "car", &all_days(), LARGE).await.unwrap();
     assert_eq!((done.created, done.removed, done.rows), (1, 2, 10));
     assert_reads(&lake, &[range(0, 0, 101), range(1, 7, 30)]).await;
     assert!(seen_by_a_glob(&store).await.values().all(|count| *count == 1));
@@ -109,7 +74,7 @@ async fn objects_are_no_larger_than_wanted_and_never_span_what_is_missing() {
     let size = object(0, 0, 20, &offsets(0, 20)).bytes.len() as u64;
     put(&lake, 0, &[0, 20, 40, 60, 80, 100]).await;
     put(&lake, 0, &[120, 140, 160]).await;
-    lake.compact("telemetry", &all_days(), 2 * size + size / 2).await.unwrap();
+    lake.compact("telemetry", "car", &all_days(), 2 * size + size / 2).await.unwrap();
     let objects = lake.objects("telemetry").await.unwrap();
     let bounds: Vec<_> = objects.iter().map(|name| (name.start, name.end)).collect();
     assert_eq!(bounds, [(0, Some(40)), (40, Some(80)), (80, None), (120, Some(160))]);
@@ -123,7 +88,7 @@ async fn only_closed_days_are_touched_and_what_is_damaged_stays() {
     let lake = lake_of(store.clone());
     put(&lake, 0, &[0, 5, 17, 40]).await;
     let before: NaiveDate = lake.objects("telemetry").await.unwrap()[0].date.parse().unwrap();
-    let done = lake.compact("telemetry", &(NaiveDate::MIN..=before.pred_opt().unwrap()), LARGE).await.unwrap();
+    let done = lake.compact("telemetry", "car", &(NaiveDate::MIN..=before.pred_opt().unwrap()), LARGE).await.unwrap();
     assert_eq!(done, Compacted::default());
     // The footer of one object, the rows of another: the hash tells.
     let [good, other] = [offsets(5, 17), offsets(6, 17)].map(|offsets| object(0, 5, 17, &offsets));
@@ -131,7 +96,7 @@ async fn only_closed_days_are_touched_and_what_is_damaged_stays() {
     let at = bytes.windows(64).position(|part| part == good.footer.row_hash.as_bytes()).unwrap();
     bytes[at..at + 64].copy_from_slice(other.footer.row_hash.as_bytes());
     store.put(&good.name.path(), bytes.into()).await.unwrap();
-    let done = lake.compact("telemetry", &all_days(), LARGE).await.unwrap();
+    let done = lake.compact("telemetry", "car", &all_days(), LARGE).await.unwrap();
     assert_eq!((done.created, done.removed, done.left.len()), (0, 0, 1), "{done:?}");
     assert!(done.left[0].contains(&good.name.to_string()), "{done:?}");
 }
@@ -151,7 +116,7 @@ async fn schemas_and_encodings_stay_apart() {
         writer.write(&rows(&offsets), &offsets, &[0; 5]).unwrap();
         lake.put_object(&writer.finish(start + 5).unwrap()).await.unwrap();
     }
-    lake.compact("telemetry", &all_days(), LARGE).await.unwrap();
+    lake.compact("telemetry", "car", &all_days(), LARGE).await.unwrap();
     let objects = lake.objects("telemetry").await.unwrap();
     assert_eq!(objects.iter().map(|name| (name.start, name.end)).collect::<Vec<_>>(), [(0, Some(10)), (10, Some(20))]);
     for (name, compact) in objects.iter().zip([true, false]) {
@@ -177,14 +142,14 @@ async fn it_may_die_at_any_point() {
             put(&lake, 1, &[0, 9, 30, 31]).await;
             let ranges = [range(0, 0, 40), range(1, 0, 31)];
             let mortal = Mortal::shared(store.clone(), at, after_its_effect);
-            finished = lake_of(Arc::new(mortal)).compact("telemetry", &all_days(), LARGE).await.is_ok();
+            finished = lake_of(Arc::new(mortal)).compact("telemetry", "car", &all_days(), LARGE).await.is_ok();
             assert_reads(&lake, &ranges).await;
             let seen = seen_by_a_glob(&store).await;
             assert_eq!(seen.len(), 36 + 28, "a glob lacks no row, wherever it dies: {at}");
             doubled += seen.values().filter(|count| **count > 1).count();
             // A sink that writes on.
             put(&lake, 0, &[40, 50]).await;
-            let done = lake.compact("telemetry", &all_days(), LARGE).await.unwrap();
+            let done = lake.compact("telemetry", "car", &all_days(), LARGE).await.unwrap();
             assert_eq!(done.left, Vec::<String>::new());
             assert_reads(&lake, &[range(0, 0, 50), range(1, 0, 31)]).await;
             assert!(seen_by_a_glob(&store).await.values().all(|count| *count == 1), "died at {at}");
@@ -203,14 +168,14 @@ async fn an_object_that_comes_late_does_not_count_and_is_removed() {
     put(&lake, 0, &[0, 5, 17, 40]).await;
     let late = object(0, 5, 17, &offsets(5, 17));
     let too_long = object(0, 17, 44, &offsets(17, 44));
-    lake.compact("telemetry", &all_days(), LARGE).await.unwrap();
+    lake.compact("telemetry", "car", &all_days(), LARGE).await.unwrap();
     assert!(lake.is_compacted(&late.name).await.unwrap());
     assert!(!lake.is_compacted(&object(0, 40, 44, &[]).name).await.unwrap());
     lake.put_object(&late).await.unwrap();
     lake.put_object(&too_long).await.unwrap();
     assert_reads(&lake, &[range(0, 0, 40)]).await;
     assert_eq!(lake.next_offset_after(&late.name).await.unwrap(), Some(40));
-    let done = lake.compact("telemetry", &all_days(), LARGE).await.unwrap();
+    let done = lake.compact("telemetry", "car", &all_days(), LARGE).await.unwrap();
     assert_eq!((done.created, done.removed, done.left.len()), (0, 1, 1), "{done:?}");
     assert!(done.left[0].contains(&too_long.name.to_string()), "{done:?}");
     assert_reads(&lake, &[range(0, 0, 40)]).await;
@@ -229,7 +194,7 @@ async fn compacted_objects_that_overlap_are_read_once_and_merged() {
     }
     assert_reads(&lake, &[range(0, 0, 60)]).await;
     for _ in 0..2 {
-        lake.compact("telemetry", &all_days(), 1).await.unwrap();
+        lake.compact("telemetry", "car", &all_days(), 1).await.unwrap();
         assert_reads(&lake, &[range(0, 0, 60)]).await;
     }
     assert!(seen_by_a_glob(&store).await.values().all(|count| *count == 1));
@@ -258,7 +223,7 @@ proptest! {
             let compact = |i: usize| {
                 let mortal = Mortal::shared(store.clone(), dies[i], i == 1).yielding(seed.wrapping_add(i as u64));
                 let (lake, target) = (lake_of(Arc::new(mortal)), targets[i]);
-                async move { lake.compact("telemetry", &all_days(), target).await }
+                async move { lake.compact("telemetry", "car", &all_days(), target).await }
             };
             let read = async {
                 let reading = lake_of(Arc::new(Mortal::shared(store.clone(), u64::MAX, false).yielding(!seed)));
@@ -282,7 +247,7 @@ proptest! {
             let whole = [range(0, 0, bounds[bounds.len() - 1])];
             assert_reads(&lake, &whole).await;
             for _ in 0..3 {
-                lake.compact("telemetry", &all_days(), LARGE).await.unwrap();
+                lake.compact("telemetry", "car", &all_days(), LARGE).await.unwrap();
                 assert_reads(&lake, &whole).await;
             }
             prop_assert!(seen_by_a_glob(&store).await.values().all(|count| *count == 1));

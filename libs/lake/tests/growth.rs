@@ -28,7 +28,7 @@ fn day(day: u64) -> NaiveDate {
 }
 
 fn name(day: NaiveDate, partition: u32, start: u64) -> ObjectName {
-    ObjectName { topic: "telemetry".into(), date: day.to_string(), partition, start, end: None }
+    ObjectName { topic: "telemetry".into(), date: day.to_string(), partition, start, end: None, erasures: 0 }
 }
 
 struct Grown {

@@ -1,5 +1,5 @@
 //! A store that counts the names that it lists and the objects that are read.
-#![allow(unreachable_pub)]
+#![allow(dead_code, unreachable_pub)]
 
 use std::fmt;
 use std::sync::Arc;

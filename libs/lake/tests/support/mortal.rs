@@ -1,5 +1,5 @@
 //! A store whose user dies at some request: from then on none has an effect.
-#![allow(clippy::unwrap_used, unreachable_pub)]
+#![allow(clippy::unwrap_used, dead_code, unreachable_pub)]
 
 use std::fmt;
 use std::sync::Arc;
@@ -28,17 +28,29 @@ struct Life {
     requests_left: u64,
     /// Draws how long the others run before each request.
     random: Option<u64>,
+    /// Somebody else stores this just before its first put.
+    faster: Option<(Path, PutPayload)>,
 }
 
 impl Mortal {
     /// Dies at the request after this many, before or after that has its effect.
     pub fn shared(inner: Arc<InMemory>, requests: u64, after_its_effect: bool) -> Self {
-        Self { inner, life: Arc::new(Mutex::new(Life { requests_left: requests, random: None })), after_its_effect }
+        Self {
+            inner,
+            life: Arc::new(Mutex::new(Life { requests_left: requests, random: None, faster: None })),
+            after_its_effect,
+        }
     }
 
     /// Lets others run before its requests.
     pub fn yielding(self, seed: u64) -> Self {
         self.life.lock().unwrap().random = Some(seed);
+        self
+    }
+
+    /// Somebody else stores an object just before its first put.
+    pub fn with_faster(self, name: Path, bytes: impl Into<PutPayload>) -> Self {
+        self.life.lock().unwrap().faster = Some((name, bytes.into()));
         self
     }
 
@@ -74,6 +86,10 @@ fn unless<T>(dies: bool, result: Result<T>) -> Result<T> {
 impl ObjectStore for Mortal {
     async fn put_opts(&self, at: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
         let dies = self.request().await?;
+        let faster = self.life.lock().unwrap().faster.take();
+        if let Some((name, bytes)) = faster {
+            self.inner.put(&name, bytes).await?;
+        }
         unless(dies, self.inner.put_opts(at, payload, options).await)
     }
 
