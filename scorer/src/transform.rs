@@ -60,6 +60,8 @@ struct Advanced {
     alert_open: Vec<bool>,
     /// Cars that were forgotten, each with the number of readings before that.
     forgotten: Vec<(usize, String)>,
+    /// Records that ask for a car to be forgotten, likewise.
+    requests: Vec<(usize, u32)>,
 }
 
 /// The columns that say which reading a row is. A score takes them over.
@@ -122,9 +124,9 @@ impl Scoring {
         mut rejected: impl FnMut(&RecordRef<'_>, &Reject),
     ) -> anyhow::Result<Advanced> {
         let (mut times_ms, mut requests) = (Vec::with_capacity(batch.len()), Vec::new());
-        for record in batch.iter() {
+        for (i, record) in (0..).zip(batch.iter()) {
             if contract::is_forget(record.value, record.headers.get(contract::FORGET)) {
-                requests.push((times_ms.len(), String::from_utf8_lossy(record.key).into_owned()));
+                requests.push((times_ms.len(), i));
                 continue;
             }
             // A tombstone has no header either, and is rejected as such.
@@ -137,9 +139,12 @@ impl Scoring {
         let readings = Readings::new(&rows)?;
         let cars = self.partitions.entry(batch.partition()).or_default();
         let (mut verdicts, mut alert_open) = (Vec::with_capacity(rows.num_rows()), Vec::new());
-        let (mut forgotten, mut requests) = (Vec::new(), requests.into_iter().peekable());
+        let car_of = |(readings_before, request): &(usize, u32)| {
+            (*readings_before, String::from_utf8_lossy(batch.get(*request as usize).key).into_owned())
+        };
+        let (mut forgotten, mut asked) = (Vec::new(), requests.iter().map(car_of).peekable());
         for (i, time_ms) in times_ms.into_iter().enumerate() {
-            while let Some(request) = requests.next_if(|(readings_before, _)| *readings_before <= i) {
+            while let Some(request) = asked.next_if(|(readings_before, _)| *readings_before <= i) {
                 forgotten.extend(Some(request).filter(|(_, car)| cars.forget(car)));
             }
             forgotten.extend(cars.pass_time(time_ms, self.forget_after).into_iter().map(|car| (i, car)));
@@ -147,24 +152,36 @@ impl Scoring {
             verdicts.push(verdict);
             alert_open.push(open);
         }
-        forgotten.extend(requests.filter(|(_, car)| cars.forget(car)));
-        Ok(Advanced { readings: Identities::of(&rows)?, verdicts, alert_open, forgotten })
+        forgotten.extend(asked.filter(|(_, car)| cars.forget(car)));
+        Ok(Advanced { readings: Identities::of(&rows)?, verdicts, alert_open, forgotten, requests })
     }
 
-    fn emit_scores(&mut self, advanced: &Advanced, emit: &mut Emit) -> anyhow::Result<()> {
+    /// Writes the scores, and each request to forget a car behind those of its readings.
+    fn emit_scores(&mut self, batch: &Batch, advanced: &Advanced, emit: &mut Emit) -> anyhow::Result<()> {
         let rows = score_rows(&self.score_schema, advanced, &self.model.manifest().version)?;
         let encoded = self.encoder.encode(&rows)?;
         let timestamp_ms = service::now_ms();
-        for (car, value) in advanced.readings.cars.iter().flatten().zip(encoded.iter()) {
+        let pass_on = |request: u32, emit: &mut Emit| {
+            let request = batch.get(request as usize);
+            let when = request.headers.get(contract::FORGET).unwrap_or_default();
+            let headers: [(&str, &[u8]); 1] = [(contract::FORGET, when)];
+            emit.send(&self.scores, &Record { key: request.key, value: None, headers: &headers, timestamp_ms });
+        };
+        let mut requests = advanced.requests.iter().peekable();
+        for (i, (car, value)) in advanced.readings.cars.iter().flatten().zip(encoded.iter()).enumerate() {
+            while let Some((_, request)) = requests.next_if(|(readings_before, _)| *readings_before <= i) {
+                pass_on(*request, emit);
+            }
             let record = Record { key: car.as_bytes(), value: Some(value), headers: &[], timestamp_ms };
             emit.send(&self.scores, &record);
         }
+        requests.for_each(|(_, request)| pass_on(*request, emit));
         Ok(())
     }
 
     /// Writes an alert wherever what should be open differs from what the outside knows.
     fn emit_alerts(&mut self, partition: u32, advanced: &Advanced, emit: &mut Emit) -> anyhow::Result<()> {
-        let Advanced { readings, verdicts, alert_open, forgotten } = advanced;
+        let Advanced { readings, verdicts, alert_open, forgotten, .. } = advanced;
         let mut forgotten = forgotten.iter().peekable();
         for (i, (verdict, should_be_open)) in verdicts.iter().zip(alert_open).enumerate() {
             while let Some((_, car)) = forgotten.next_if(|(readings_before, _)| *readings_before <= i) {
@@ -311,7 +328,7 @@ impl Transform for Scoring {
 
     fn apply(&mut self, batch: &Batch, emit: &mut Emit) -> anyhow::Result<()> {
         let advanced = self.advance(batch, |record, reject| emit.dead_letter(record, reject.reason, &reject.detail))?;
-        self.emit_scores(&advanced, emit)?;
+        self.emit_scores(batch, &advanced, emit)?;
         self.emit_alerts(batch.partition(), &advanced, emit)?;
         self.count(&advanced, emit);
         Ok(())
@@ -336,7 +353,8 @@ pub(crate) fn check_schemas(readings: &SchemaRef, scores: &SchemaRef) -> Result<
     let rows = RecordBatch::new_empty(readings.clone());
     Readings::new(&rows).map_err(|error| Misfit::Readings(error.into()))?;
     let readings = Identities::of(&rows).map_err(Misfit::Readings)?;
-    let none = Advanced { readings, verdicts: Vec::new(), alert_open: Vec::new(), forgotten: Vec::new() };
+    let (verdicts, alert_open, forgotten, requests) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let none = Advanced { readings, verdicts, alert_open, forgotten, requests };
     score_rows(scores, &none, "").map(drop).map_err(Misfit::Scores)
 }
 

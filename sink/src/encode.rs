@@ -18,6 +18,8 @@ pub(crate) struct Encoded {
     pub(crate) object: Option<Object>,
     /// Records that were set aside.
     pub(crate) undecodable: Vec<Undecodable>,
+    /// Requests to forget a car: the offset of each, and the pseudonym of the car.
+    pub(crate) requests: Vec<(u64, String)>,
     /// The record that the topic stops at. The object ends before it.
     pub(crate) stopped_at: Option<Undecodable>,
 }
@@ -57,10 +59,13 @@ pub(crate) fn encode(
     skip: bool,
 ) -> anyhow::Result<Encoded> {
     let mut rows = Rows::new(stream, decoder, topic, partition, segment);
-    let mut encoded = Encoded { object: None, undecodable: Vec::new(), stopped_at: None };
+    let mut encoded = Encoded { object: None, undecodable: Vec::new(), requests: Vec::new(), stopped_at: None };
     let mut end = segment.end;
-    let is_row = |record: &RecordRef<'_>| !contract::is_forget(record.value, record.headers.get(contract::FORGET));
-    for record in segment.iter().filter(is_row) {
+    for record in segment.iter() {
+        if contract::is_forget(record.value, record.headers.get(contract::FORGET)) {
+            encoded.requests.push((record.offset, String::from_utf8_lossy(record.key).into_owned()));
+            continue;
+        }
         let Err(reject) = rows.push(&record) else {
             rows.write_chunk(CHUNK_ROWS)?;
             continue;

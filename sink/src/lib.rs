@@ -12,6 +12,9 @@
 //! name. So a partition has one chain of objects, however many sinks write it and however often each is killed: the
 //! second one finds the name taken, and continues at the end of the chain. There is no other state.
 //!
+//! A record that asks for a car to be forgotten is no row. The sink notes it in the lake before the object that passes
+//! it over ([`Lake::request_erasure`]), and `carstream compact` erases the rows.
+//!
 //! It does not share partitions out between sinks: a second one is spare, not twice as fast.
 
 mod args;

@@ -67,13 +67,16 @@ impl Uploader {
     async fn store(self, stream: Stream, at: &TopicPartition, segment: Segment) -> anyhow::Result<Uploaded> {
         let start = segment.start;
         let oldest_ms = segment.iter().map(|record| record.timestamp_ms).min();
-        let Encoded { object, undecodable, stopped_at } = self.encode(stream, at, segment).await?;
+        let Encoded { object, undecodable, requests, stopped_at } = self.encode(stream, at, segment).await?;
         // First what is beside, then what says that it was dealt with.
         if let (Some(first), Some(last)) = (undecodable.first(), undecodable.last()) {
             let name = lake::undecodable_name(&at.topic, at.partition, first.offset, last.offset);
             let lines = bytes::Bytes::from(undecodable_lines(&at.topic, at.partition, &undecodable));
             // The name determines the records in it, so an existing object is the same.
             self.retry(|| exists_is_fine(self.lake.create(&name, lines.clone()))).await?;
+        }
+        for (offset, car) in &requests {
+            self.retry(|| self.lake.request_erasure(&at.topic, at.partition, *offset, car)).await?;
         }
         let mut end = start;
         if let Some(object) = object {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use event_log::{Record, append_and_wait};
+use event_log::{Range, Record, append_and_wait, batches, partition_for_key};
 use lake::Lake;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -72,6 +72,49 @@ async fn a_request_to_forget_a_car_is_passed_over() {
     let next = lake.next_offsets("telemetry").await.unwrap().offsets;
     let ends: Vec<_> = log.describe("telemetry").unwrap().partitions.iter().map(|bounds| bounds.next).collect();
     assert_eq!(next.into_values().collect::<Vec<_>>(), ends);
+    // Each is in the lake, under its own offset.
+    let requests = lake.erasure_requests("telemetry").await.unwrap();
+    assert_eq!(requests.count(), 40);
+    for i in 0..20 {
+        let key = format!("car {i}");
+        let partition = partition_for_key(key.as_bytes(), 4);
+        let before = requests.before(partition, &key).unwrap();
+        let range = Range { topic: "telemetry".into(), partition, start: before, end: Some(before + 1) };
+        let batch = batches(&log, vec![range], 1).unwrap().next().unwrap().unwrap();
+        assert_eq!((batch.get(0).key, batch.get(0).value), (key.as_bytes(), None), "the later one of the two");
+        assert!(before >= ends[partition as usize] - 20, "{before}");
+    }
+}
+
+/// Wherever it dies.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_is_in_the_lake_before_the_sink_is_past_it() {
+    let headers: [(&str, &[u8]); 1] = [(contract::FORGET, b"1795219200000")];
+    let record = Record { key: b"a car", value: None, headers: &headers, timestamp_ms: yesterday_ms() };
+    let partition = partition_for_key(record.key, 4);
+    for round in 0..20 {
+        let place = Place::new();
+        let (log, lake) = (place.log(), place.lake());
+        append(&log, "telemetry", 0, &readings(0, 50, 2));
+        assert!(append_and_wait(&log, &"telemetry".into(), &record, support::PATIENCE).unwrap());
+        let end = log.describe("telemetry").unwrap().partitions[partition as usize].next;
+        let mut args = place.args(&["telemetry"]);
+        (args.drain.timeout, args.store_timeout, args.max_age) =
+            (Duration::ZERO, Duration::from_millis(100), Duration::from_millis(10));
+        for run in 0.. {
+            let next = lake.next_offsets("telemetry").await.unwrap().offsets;
+            let requests = lake.erasure_requests("telemetry").await.unwrap();
+            if next.get(&partition) == Some(&end) {
+                assert_eq!(requests.before(partition, "a car"), Some(end - 1), "it passed over the request unseen");
+                break;
+            }
+            let plan = if run < 20 { Plan::random(100 * round + run, 0.5) } else { Plan::All(Fault::None) };
+            let store = FaultyStore::new(lake.store().clone(), plan);
+            let sink = start_on(args.clone(), log.clone(), Lake::with_store(store.clone(), place.lake_url()));
+            wait_until("a put", async || store.puts.load(Ordering::Relaxed) > 0).await;
+            sink.stop().await.unwrap();
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -28,7 +28,8 @@ pub const CAR: &str = "car";
 pub const RECEIVED_MS: &str = "received_ms";
 
 /// The header of a record without a value that asks for a car to be forgotten: in a raw topic the car of its VIN, in a
-/// clean topic that of its pseudonym. Its value is when that was asked for, in milliseconds since the epoch.
+/// clean topic and among scores that of its pseudonym. Its value is when that was asked for, in milliseconds since the
+/// epoch.
 pub const FORGET: &str = "carstream.forget";
 
 /// Whether a record with this value, and with this header [`FORGET`], asks for its car to be forgotten. It is no

@@ -134,6 +134,11 @@ async fn a_car_is_forgotten_on_request_and_its_alert_is_closed() {
         }
     };
     check(&site.scores(), &model, 40, 80);
+    // The request is behind the scores of the readings before it.
+    let scores = site.read("scores").into_iter().filter(|record| record.key == car(1)).collect::<Vec<_>>();
+    let requests: Vec<_> = (0..).zip(&scores).filter(|(_, score)| score.value.is_empty()).collect();
+    assert_eq!(requests.iter().map(|(i, _)| *i).collect::<Vec<_>>(), [40]);
+    assert_eq!((&*requests[0].1.headers[contract::FORGET], scores.len()), ("1795219200000", 81));
     site.append_readings(&between(80, 90));
     run_to_end(site.args_with(&other)).await;
     check(&site.scores(), &other, 80, 90);

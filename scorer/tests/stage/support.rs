@@ -154,7 +154,7 @@ impl Site {
     pub(crate) fn scores(&self) -> HashMap<(String, i64), Score> {
         let mut decoder = AvroDecoder::new(contract::Contract::builtin().schemas(), "score.avsc").unwrap();
         let mut scores = HashMap::new();
-        for stored in self.read("scores") {
+        for stored in self.read("scores").into_iter().filter(|stored| !stored.headers.contains_key(contract::FORGET)) {
             decoder.decode(&stored.value).unwrap();
             let row = decoder.finish();
             let float = |name: &str| row[name].as_primitive::<Float32Type>().value(0);
