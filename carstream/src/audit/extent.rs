@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use contract::own;
 use event_log::{Error, Log, LogUrl, PartitionDescription, Range, batches, progress};
-use lake::{Footer, Lake, ObjectName};
+use lake::{ErasureRequests, Footer, Lake, ObjectName};
 use pipeline::gaps;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -84,6 +84,8 @@ pub(crate) struct LakeExtent {
     pub(crate) kept_since_ms: Option<i64>,
     /// Objects that cannot be used, and why.
     pub(crate) unusable: Vec<(String, String)>,
+    /// What cars have asked to be erased.
+    pub(crate) requests: ErasureRequests,
 }
 
 impl LakeExtent {
@@ -110,9 +112,14 @@ impl LakeExtent {
                 Err(error) => return Err(error.into()),
             }
         }
-        let first =
-            |object: &&LakeObject| extent.covered.get(&object.name.partition).map(|c| c.0) == Some(object.name.start);
-        for object in extent.objects.iter().filter(first).filter(|object| object.name.start > 0) {
+        // They are older than the objects that carry them out.
+        extent.requests = runtime.block_on(lake.erasure_requests(flow.clean()))?;
+        let from_zero = |object: &&LakeObject| extent.covered.get(&object.name.partition).is_some_and(|c| c.0 == 0);
+        let mut first = BTreeMap::new();
+        for object in extent.objects.iter().filter(|object| object.footer.rows > 0 && !from_zero(object)) {
+            first.entry(object.name.partition).or_insert(object);
+        }
+        for object in first.into_values() {
             let mut reader = lake.read_object(object.name.clone(), &object.footer, flow.identity_schema());
             let oldest = match runtime.block_on(reader.next()) {
                 Ok(rows) => rows.and_then(|rows| rows.timestamps_ms.values().first().copied()),

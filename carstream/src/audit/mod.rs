@@ -18,10 +18,12 @@
 mod args;
 mod cars;
 mod discrepancies;
+mod erased;
 mod extent;
 mod flow;
 pub(crate) mod ledger;
 mod locate;
+mod numbers;
 pub(crate) mod read;
 mod readings;
 mod refusals;
@@ -254,6 +256,7 @@ pub fn audit_on(
         unknown: sums.unknown,
         gaps: sums.gaps,
         excused: sums.excused,
+        erased: tally.erased.rows,
         dropped: sums.dropped + tally.ledgers.as_ref().map_or(0, |ledgers| ledgers.never_sent),
         unacknowledged: sums.unacknowledged,
         objects: extents.lake.as_ref().map_or(0, |lake| lake.objects.len() as u64),
@@ -314,6 +317,22 @@ fn notes(report: &Report, tally: &Tally) -> Vec<String> {
             _ => "it is not expected there",
         };
         notes.push(format!("{place} starts at an offset above 0 ({begins}); what was before was removed: {proof}"));
+    }
+    let erased = &tally.erased;
+    if report.erased > 0 {
+        notes.push(format!(
+            "{} rows were erased from the lake, as the footers of its objects say, because cars asked to be forgotten: \
+             {} requests under _forget/ in the lake",
+            thousands(report.erased),
+            thousands(erased.requests()),
+        ));
+    }
+    if erased.to_go > 0 {
+        notes.push(format!(
+            "{} rows of cars that asked to be forgotten are still in the lake: carstream compact erases those of a day \
+             once it is closed",
+            thousands(erased.to_go)
+        ));
     }
     for unread in tally.unread.iter().filter(|unread| unread.may_be_markers) {
         let Unread { hop, partition, offsets, reader, .. } = unread;

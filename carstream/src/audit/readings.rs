@@ -6,7 +6,7 @@
 //!  sequence number / 64 ──┘
 //!
 //!  bits  0 known  1 acknowledged  2 broken  3 sent  4 dropped  5 refused
-//!        6–15 how often seen, two bits a hop: 0, 1, more    16–20 due at a hop    21–25 excused at a hop
+//!        6–15 how often seen, two bits a hop: 0, 1, more    16–20 due at a hop    21–25 excused at a hop    26 stays
 //! ```
 //!
 //! A car numbers the readings of one boot from 0, so pages are nearly full, and a reading costs little more than its
@@ -47,6 +47,8 @@ impl Reading {
     pub(crate) const DROPPED: u32 = 1 << 4;
     /// A raw record of it is a dead letter, or will be.
     pub(crate) const REFUSED: u32 = 1 << 5;
+    /// Its car asked to be forgotten, but before it sent this.
+    pub(crate) const STAYS: u32 = 1 << 26;
     const SEEN: u32 = 6;
     const DUE: u32 = 16;
     const EXCUSED: u32 = 21;

@@ -74,6 +74,9 @@ pub struct Report {
     /// Readings that could not be checked at every hop: retention removed them there, after the next stage had read
     /// them.
     pub excused: u64,
+    /// Rows that were erased from the lake because their cars asked to be forgotten: objects name them, and requests in
+    /// the lake cover them.
+    pub erased: u64,
     /// Readings that cars dropped because their buffer was full.
     pub dropped: u64,
     /// Readings that cars still had, unacknowledged, when they stopped.
@@ -154,6 +157,9 @@ impl Report {
                 self.excused,
                 "removed by retention from a hop, after the next stage: see above".into(),
             )?;
+        }
+        if self.erased > 0 {
+            row("erased on request", self.erased, "rows of cars that asked to be forgotten: see above".into())?;
         }
         if self.gaps > 0 {
             row("gaps", self.gaps, "numbers that cars left out, or that were lost before the first hop".into())?;

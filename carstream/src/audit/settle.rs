@@ -16,6 +16,7 @@ use std::collections::HashMap;
 use super::Hop;
 use super::discrepancies::{Discrepancies, Discrepancy, Kind};
 use super::extent::Unread;
+use super::numbers::Numbers;
 use super::readings::{Identity, Reading};
 use super::report::Ledger;
 use super::tally::{HopsPresent, Tally};
@@ -42,6 +43,7 @@ pub(crate) fn settle(tally: &mut Tally) -> Sums {
         broken: HashMap::new(),
         unidentified: tally.unidentified.clone(),
         removed: tally.removed,
+        erased: tally.erased.rows,
         untraced: 0,
         missing_at: Default::default(),
         unchecked_at: Default::default(),
@@ -80,6 +82,8 @@ struct Judge<'t> {
     unidentified: HashMap<u32, u64>,
     /// The part of [`Tally::removed`] that explains no reading yet.
     removed: [u64; Hop::ALL.len()],
+    /// The part of the rows that were erased that explains no reading yet.
+    erased: u64,
     /// Readings that the ledgers have as acknowledged and that are at no hop any more.
     untraced: u64,
     /// Readings that are missing at a hop.
@@ -102,14 +106,18 @@ impl Judge<'_> {
     fn boot(&mut self, car: u32, boot_id: i64, readings: &mut dyn Iterator<Item = (i64, Reading)>) {
         let Some(first) = self.tally.present.chain.first().copied() else { return };
         let from_zero = !self.tally.kept_since.iter().any(|(hop, _)| *hop == first);
-        let mut numbers = Numbers { next: from_zero.then_some(0), refused: 0 };
+        let mut numbers = Numbers::new(from_zero.then_some(0));
+        let has_asked = self.tally.erased.has_asked(self.tally.cars.name(car));
         for (seq, reading) in readings {
             let identity = Identity { car, boot_id, seq };
             self.ledger(identity, reading);
-            self.hops(identity, reading);
+            self.hops(identity, reading, has_asked);
             if self.tally.ledgers.is_none()
-                && let Some((from, missing)) = numbers.follow(seq, reading)
+                && let Some((from, mut missing)) = numbers.follow(seq, reading)
             {
+                if has_asked && first == Hop::Lake {
+                    missing -= self.erased(missing);
+                }
                 self.gap(Identity { seq: from, ..identity }, seq, missing, first);
             }
         }
@@ -140,8 +148,21 @@ impl Judge<'_> {
         }
     }
 
-    fn hops(&mut self, identity: Identity, reading: Reading) {
-        let (mut missing, excused) = missing(reading, &self.tally.present);
+    /// How many of these were erased from the lake.
+    fn erased(&mut self, readings: u64) -> u64 {
+        let erased = readings.min(self.erased);
+        self.erased -= erased;
+        erased
+    }
+
+    fn hops(&mut self, identity: Identity, mut reading: Reading, has_asked: bool) {
+        let Tally { present, .. } = self.tally;
+        let is_erased = has_asked && !reading.is(Reading::STAYS) && missing(reading, present).0 == Some(Hop::Lake);
+        if is_erased && self.erased(1) == 1 {
+            // It was there.
+            reading.see(Hop::Lake);
+        }
+        let (mut missing, excused) = missing(reading, present);
         // One that is missing at a later hop is told of there.
         let counted = if missing.is_none() { excused } else { 0 };
         for hop in Hop::ALL.into_iter().filter(|hop| counted & 1 << *hop as u32 != 0) {
@@ -323,29 +344,6 @@ fn doubled(reading: Reading, present: &HopsPresent) -> Option<Hop> {
     hops.chain(present.scores.then_some(Hop::Scores)).find(|hop| reading.seen(*hop) > 1)
 }
 
-/// Follows the numbers of one boot.
-struct Numbers {
-    next: Option<i64>,
-    /// Refused ones since `next`, which are no gap.
-    refused: u64,
-}
-
-impl Numbers {
-    /// Returns where a gap before this reading began, and how many numbers it left out.
-    fn follow(&mut self, seq: i64, reading: Reading) -> Option<(i64, u64)> {
-        let seen = Hop::ALL.into_iter().any(|hop| reading.seen(hop) > 0);
-        if !seen {
-            // Its number is what a broken payload says: no ground to claim that others before it are missing.
-            self.refused += u64::from(reading.is(Reading::REFUSED));
-            return None;
-        }
-        let refused = std::mem::take(&mut self.refused);
-        let from = self.next.replace(seq + 1)?;
-        let missing = u64::try_from(seq - from).ok()?.saturating_sub(refused);
-        (missing > 0).then_some((from, missing))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -434,20 +432,5 @@ mod tests {
             assert_eq!(doubled(reading, &all), (hop != Hop::Raw).then_some(hop));
             assert_eq!(doubled(reading, &present(&[Hop::Raw], false)), None);
         }
-    }
-
-    #[test]
-    fn gaps_are_found_from_the_numbers() {
-        let (seen, mut refused) = (everywhere_but(&[], 0), Reading::default());
-        refused.set(Reading::REFUSED);
-        let gaps = |next, readings: &[(i64, Reading)]| -> Vec<_> {
-            let mut numbers = Numbers { next, refused: 0 };
-            readings.iter().filter_map(|(seq, reading)| numbers.follow(*seq, *reading)).collect()
-        };
-        assert_eq!(gaps(Some(0), &[(0, seen), (1, seen), (2, seen)]), []);
-        assert_eq!(gaps(Some(0), &[(2, seen), (3, seen), (7, seen)]), [(0, 2), (4, 3)]);
-        assert_eq!(gaps(None, &[(2, seen), (4, seen)]), [(3, 1)]);
-        assert_eq!(gaps(Some(0), &[(0, seen), (1, refused), (3, seen)]), [(1, 1)]);
-        assert_eq!(gaps(Some(0), &[(0, seen), (1, refused), (2, seen), (1 << 50, refused)]), []);
     }
 }

@@ -18,7 +18,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::cars::Cars;
 use super::discrepancies::{Discrepancies, Discrepancy, Kind};
-use super::extent::{Extents, LakeExtent, TopicExtent, Unread};
+use super::erased::Erased;
+use super::extent::{Extents, LakeExtent, LakeObject, TopicExtent, Unread};
 use super::flow::Flow;
 use super::ledger::{self, Outcome};
 use super::read::{self, DeadLetter, HopRecord, RecordKind};
@@ -88,6 +89,8 @@ pub(crate) struct Tally {
     pub(crate) unread: Vec<Unread>,
     dead_letters_kept_since: Option<i64>,
     refusals: Refusals,
+    /// What was erased from the lake.
+    pub(crate) erased: Erased,
 }
 
 impl Tally {
@@ -110,6 +113,7 @@ impl Tally {
             unread: Vec::new(),
             dead_letters_kept_since: None,
             refusals: Refusals::default(),
+            erased: Erased::default(),
         };
         if files.is_empty() {
             return Ok(tally);
@@ -183,6 +187,7 @@ impl Tally {
         let before_lake = |extent: &LakeExtent| extent.covered.values().map(|covered| covered.0).sum();
         self.removed[Hop::Lake as usize] = extents.lake.as_ref().map_or(0, before_lake);
         self.unread = extents.unread.clone();
+        self.erased = extents.lake.as_ref().map(Erased::of).unwrap_or_default();
         if self.kept_since.is_empty() {
             return Ok(());
         }
@@ -367,9 +372,11 @@ impl Tally {
             self.discrepancies.add(Kind::Unreadable, 1, || Discrepancy::at(Kind::Unreadable, hop.key(), what, place));
             return;
         };
-        let car = self.cars.of_pseudonym(car);
+        let pseudonym = car;
+        let car = self.cars.of_pseudonym(pseudonym);
         let reading = self.readings.entry(Identity { car, boot_id, seq });
         reading.see(hop);
+        self.erased.see(hop, place, (car, pseudonym), reading);
         // A score has the time when it was made, which is later than the reading's and would excuse too little.
         if hop != Hop::Scores {
             Self::excuse(reading, &self.kept_since, record.timestamp_ms);
@@ -414,6 +421,14 @@ impl Tally {
         for (object, why) in unusable {
             let what = format!("an object cannot be read: {why}");
             self.discrepancies.add(Kind::Unreadable, 1, || discrepancy(Kind::Unreadable, what, object));
+        }
+        for LakeObject { name, footer } in &extent.objects {
+            if footer.erased > 0 && !extent.requests.reach(name.partition, name.start) {
+                let rows = footer.erased;
+                let what =
+                    format!("{name} says that {rows} of its rows were erased, but no request in the lake asks for it");
+                self.discrepancies.add(Kind::Objects, 1, || discrepancy(Kind::Objects, what, name.to_string()));
+            }
         }
         for pair in extent.objects.windows(2) {
             let (before, after) = (&pair[0], &pair[1]);
