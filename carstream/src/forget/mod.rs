@@ -5,6 +5,9 @@
 //!       │                       └─► preprocessor drops what it knows ─► forget record ─► clean topic, under the
 //!       │                                                                pseudonym └─► scorer drops what it knows
 //!       └─► tombstone ─► compacted topics that cars publish to (drivers)
+//!
+//!  forget record of the clean topic, and the one that the scorer puts behind its scores ─► replicator ─► sink notes it
+//!      in the lake ─► compaction erases the rows
 //! ```
 //!
 //! The request goes the way of the car's readings, so that each stage meets it after all of them, in the transaction of
@@ -28,7 +31,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::live::{self, Request};
 
-/// Forget a car: remove it from the state of preprocessor and scorer and from reference tables, while they run.
+/// Forget a car: remove it from the state of preprocessor and scorer and from reference tables, while they run, and
+/// have its rows erased from the lake.
 ///
 /// For a car that sends no more: one that still sends is known again with its next reading, and what it repeats then is
 /// taken for new. The request goes through the log, behind the readings of the car, and each stage carries it out when
@@ -54,6 +58,9 @@ pub struct Args {
     /// Read the site's secret key for pseudonyms from this file; a running edge box uses its own.
     #[arg(long, env = "CARSTREAM_PSEUDONYM_KEY_FILE", value_name = "FILE")]
     pub pseudonym_key_file: Option<PathBuf>,
+    /// Erase the car's rows under the pseudonym of this former key from the lake, too; may be repeated.
+    #[arg(long = "former-key-file", value_name = "FILE")]
+    pub former_key_files: Vec<PathBuf>,
     /// Forget the car with this vehicle identification number.
     #[arg(long, value_name = "VIN", value_parser = vin)]
     pub vin: String,
@@ -85,8 +92,12 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
 }
 
 fn run_blocking(args: &Args, stop: &CancellationToken) -> anyhow::Result<()> {
-    ConfigError::check(args.log.problems())?;
-    let request = Request::Forget { vin: args.vin.clone(), wait: args.wait };
+    let mut problems = args.log.problems();
+    let former = args.former_key_files.iter().map(|path| Ok(crate::read_key(path)?.pseudonym(&args.vin)));
+    let former: Result<Vec<_>, String> = former.collect();
+    let former = former.map_err(|problem| problems.push(problem)).unwrap_or_default();
+    ConfigError::check(problems)?;
+    let request = Request::Forget { vin: args.vin.clone(), former: former.clone(), wait: args.wait };
     if let Some(answer) = live::ask(&args.log.log, &request, stop)? {
         return answer.print();
     }
@@ -105,7 +116,7 @@ fn run_blocking(args: &Args, stop: &CancellationToken) -> anyhow::Result<()> {
     // A log in a directory is ours alone: no stage runs that could get there.
     let wait = if matches!(args.log.log, LogUrl::Directory(_)) { Duration::ZERO } else { args.wait };
     let site = Site { log: &args.log.open()?, contract: &contract, key: &key, scorer_group: &args.scorer_group };
-    let done = forget(&site, &args.vin, wait, stop)?;
+    let done = forget(&site, &args.vin, &former, wait, stop)?;
     print!("{}", done.text);
     done.verdict()
 }
@@ -146,8 +157,15 @@ impl Forgotten {
     }
 }
 
-/// Asks the stages of a site to forget a car, and waits for them, at most this long. Blocking.
-pub fn forget(site: &Site<'_>, vin: &str, wait: Duration, stop: &CancellationToken) -> anyhow::Result<Forgotten> {
+/// Asks the stages of a site to forget a car, and waits for them, at most this long; the lake is also to forget it
+/// under its former pseudonyms. Blocking.
+pub fn forget(
+    site: &Site<'_>,
+    vin: &str,
+    former: &[String],
+    wait: Duration,
+    stop: &CancellationToken,
+) -> anyhow::Result<Forgotten> {
     let (pseudonym, asked_ms) = (site.key.pseudonym(vin), service::now_ms());
     let asked = asked_ms.to_string();
     let mut text = format!("pseudonym of the car: {pseudonym}\n");
@@ -158,6 +176,15 @@ pub fn forget(site: &Site<'_>, vin: &str, wait: Duration, stop: &CancellationTok
         if end_of(site.log, &stream.input.topic, vin)?.is_some() {
             append(site.log, &stream.input.topic, vin, &[(contract::FORGET, asked.as_bytes())], asked_ms)?;
             requests.push((stream, clean));
+        }
+    }
+    for former in former {
+        // No preprocessor makes these any more: behind the last readings of a former key is the end of the topic.
+        let _ = writeln!(text, "former pseudonym of the car: {former}");
+        for stream in site.contract.streams() {
+            if end_of(site.log, &stream.output_topic, former)?.is_some() {
+                append(site.log, &stream.output_topic, former, &[(contract::FORGET, asked.as_bytes())], asked_ms)?;
+            }
         }
     }
     for topic in remains::tables(site.contract) {

@@ -36,7 +36,7 @@ pub(crate) enum Request {
     /// `carstream dead-letter`.
     DeadLetter(Question),
     /// `carstream forget`.
-    Forget { vin: String, wait: Duration },
+    Forget { vin: String, former: Vec<String>, wait: Duration },
     /// `carstream groups`: forget these, or list all.
     Groups { forget: Vec<String> },
     /// `carstream resume preprocessor` and `scorer`.

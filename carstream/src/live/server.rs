@@ -123,10 +123,12 @@ async fn carry_out(site: Arc<Site>, request: Request, stop: CancellationToken) -
         }
         Request::Resume(question) => blocking(move || resume::answer(&question, &site.log, &site.contract, true)).await,
         Request::Groups { forget } => blocking(move || groups::answer(&*site.log, &forget)).await,
-        Request::Forget { vin, wait } => match blocking(move || forgotten(&site, &vin, wait, &stop)).await {
-            Ok(done) => return Answer::of(done.text.clone(), done.verdict()),
-            Err(error) => Err(error),
-        },
+        Request::Forget { vin, former, wait } => {
+            match blocking(move || forgotten(&site, &vin, &former, wait, &stop)).await {
+                Ok(done) => return Answer::of(done.text.clone(), done.verdict()),
+                Err(error) => Err(error),
+            }
+        }
         Request::Audit { stream, ledgers, wait, scores, json } => {
             match audited(&site, &stream, ledgers, wait, scores, stop).await {
                 Ok(report) => return Answer::of(report.shown(json), report.verdict()),
@@ -144,10 +146,17 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> anyhow::Result<T> + 
     tokio::task::spawn_blocking(work).await.context("the command did not finish")?
 }
 
-fn forgotten(site: &Site, vin: &str, wait: Duration, stop: &CancellationToken) -> anyhow::Result<Forgotten> {
+fn forgotten(
+    site: &Site,
+    vin: &str,
+    former: &[String],
+    wait: Duration,
+    stop: &CancellationToken,
+) -> anyhow::Result<Forgotten> {
     let key = site.key()?;
     let scorer_group = scorer::DEFAULT_GROUP;
-    forget(&forget::Site { log: &site.log, contract: &site.contract, key: &key, scorer_group }, vin, wait, stop)
+    let site = forget::Site { log: &site.log, contract: &site.contract, key: &key, scorer_group };
+    forget(&site, vin, former, wait, stop)
 }
 
 async fn audited(
