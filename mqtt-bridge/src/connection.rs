@@ -12,6 +12,7 @@
 
 mod budget;
 mod ending;
+mod gate;
 mod reading;
 
 use std::future::poll_fn;
@@ -28,7 +29,7 @@ use crate::alerts::parse_pseudonym;
 use crate::clients::{Mail, Mailbox, Slot};
 use crate::close::{Close, Refusal};
 use crate::input::READ_BYTES;
-use crate::session::{ConnAck, MAX_OUT_BYTES, Message, Session};
+use crate::session::{ConnAck, Message, Session};
 use crate::shared::{Place, Shared};
 use crate::stamp::Stamp;
 use crate::transport::Transport;
@@ -36,14 +37,11 @@ use crate::window::Fate;
 use crate::wire;
 use budget::Budget;
 pub(crate) use ending::farewell;
+use gate::Gate;
 
 /// How soon a connection that waits for room looks again, should it not be told: in the append queue, or among the
 /// incomplete packets.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
-
-/// How long a packet may take while incomplete packets hold their part of the budget. A gateway at the end of a slow
-/// link sends a reading within it.
-const CROWDED_PACKET_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What is known of a client before it says CONNECT.
 #[derive(Debug)]
@@ -63,21 +61,6 @@ pub(crate) async fn serve<T: Transport>(shared: Arc<Shared>, slot: Slot, mut str
     let mut connection = Connection::new(shared, slot, arrival);
     let close = connection.talk(&mut stream).await;
     connection.end(stream, close).await;
-}
-
-/// Why nothing is read, or not.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Gate {
-    /// Read.
-    Open,
-    /// Wait for the byte budget.
-    Budget,
-    /// Wait until incomplete packets, of which it has one, hold less of the budget.
-    Crowded,
-    /// Wait for room in the append queue.
-    Room,
-    /// Wait for mail or for the client to take what it was sent.
-    Shut,
 }
 
 /// A packet of which the end has not come.
@@ -282,88 +265,6 @@ impl Connection {
         }
         self.out = BytesMut::new(); // an idle connection holds no buffers
         Poll::Ready(Ok(()))
-    }
-
-    /// Whether a bound of this connection is reached.
-    fn is_shut(&self) -> bool {
-        self.claiming.is_some()
-            || self.drain_by.is_some()
-            || self.held.is_some()
-            || self.out.len() >= MAX_OUT_BYTES
-            || self.session.as_ref().is_some_and(|session| session.is_full(&self.shared.rules.limits))
-    }
-
-    fn gate(&self) -> Gate {
-        if self.held.is_some() && self.drain_by.is_none() {
-            Gate::Room
-        } else if self.is_shut() {
-            Gate::Shut
-        } else if self.is_crowded() {
-            Gate::Crowded
-        } else if self.budget.is_starved() {
-            Gate::Budget
-        } else {
-            Gate::Open
-        }
-    }
-
-    fn note_pause(&mut self, gate: Gate) {
-        match (gate, self.paused_since) {
-            (Gate::Open | Gate::Crowded, Some(_)) => {
-                self.paused_since = None;
-                self.shared.metrics.paused.dec();
-                self.last_read = Instant::now(); // the client has not been silent: it was not heard
-                if let Some(packet) = &mut self.unfinished {
-                    packet.since = self.last_read;
-                }
-            }
-            (Gate::Budget | Gate::Room | Gate::Shut, None) => {
-                self.paused_since = Some(Instant::now());
-                self.shared.metrics.paused.inc();
-            }
-            _ => {}
-        }
-    }
-
-    /// When to look again.
-    fn deadline(&self, gate: Gate) -> Instant {
-        let deadline = self.due(gate).0;
-        match gate {
-            Gate::Room | Gate::Crowded => deadline.min(Instant::now() + LOOK_AGAIN),
-            _ => deadline,
-        }
-    }
-
-    /// When this connection is to be closed, should nothing happen, and why.
-    fn due(&self, gate: Gate) -> (Instant, Close) {
-        let limits = &self.shared.rules.limits;
-        let Some(session) = self.session.as_ref().filter(|_| self.claiming.is_none()) else {
-            return self.or_drained(self.arrival.opened + limits.connect_timeout, Close::ConnectTimeout);
-        };
-        if let Some(since) = self.paused_since {
-            return self.or_drained(since + limits.max_pause, Close::PausedTooLong);
-        }
-        let silent = self.last_read + Duration::from_secs(session.keep_alive_s().into()) * 3 / 2;
-        let packet = self.unfinished.as_ref().map(|packet| match gate {
-            Gate::Crowded => packet.since + limits.packet_timeout.min(CROWDED_PACKET_TIMEOUT),
-            _ => packet.since + limits.packet_timeout,
-        });
-        match packet.filter(|packet| *packet < silent) {
-            Some(packet) => self.or_drained(packet, Close::PacketTimeout),
-            None => self.or_drained(silent, Close::KeepAlive),
-        }
-    }
-
-    fn or_drained(&self, due: Instant, close: Close) -> (Instant, Close) {
-        (self.drain_by.map_or(due, |by| due.min(by)), close)
-    }
-
-    fn expired(&self, gate: Gate) -> Option<Close> {
-        if self.drain_by.is_some() {
-            return None; // `advance` ends the connection
-        }
-        let (due, close) = self.due(gate);
-        (due <= Instant::now()).then_some(close)
     }
 
     fn accept(&mut self) -> Result<(), Close> {
