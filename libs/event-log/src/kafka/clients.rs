@@ -175,8 +175,10 @@ impl Diagnostics {
             {
                 return report.clone().into();
             }
-            return format!("{}: does a Kafka broker listen there, with this security.protocol?", Plain::of(error))
-                .into();
+            if error.rdkafka_error_code() == Some(RDKafkaErrorCode::BrokerTransportFailure) {
+                let question = "does a Kafka broker listen there, with this security.protocol?";
+                return format!("{}: {question}", Plain::of(error)).into();
+            }
         }
         Plain::of(error).into()
     }
