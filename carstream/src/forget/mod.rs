@@ -273,7 +273,7 @@ fn find(
 ) -> anyhow::Result<Option<u64>> {
     let stopped = || stop.is_cancelled();
     loop {
-        let next = log.describe(topic)?.partitions[partition as usize].next;
+        let next = log.bounds(topic, partition)?.next;
         if from < next {
             let range = Range { topic: topic.clone(), partition, start: from, end: Some(next) };
             for batch in batches(log, vec![range], READ_RECORDS)?.until(&stopped) {

@@ -104,6 +104,21 @@ pub trait Log: Send + Sync + Debug {
     /// The topic as it is now. [`Error::UnknownTopic`] if there is none.
     fn describe(&self, topic: &str) -> Result<TopicDescription, Error>;
 
+    /// What a partition holds now. [`Error::Unavailable`] if the topic does not have it: it may have been added, and
+    /// this cluster not have heard of it yet, or not be the one that it was added to first.
+    fn bounds(&self, topic: &str, partition: u32) -> Result<PartitionDescription, Error> {
+        let partitions = self.describe(topic)?.partitions;
+        partitions.get(partition as usize).copied().ok_or_else(|| Error::Unavailable {
+            operation: "find a partition",
+            log: self.url().to_string(),
+            source: format!(
+                "{topic} has {} partitions there, and partition {partition} is asked for",
+                partitions.len()
+            )
+            .into(),
+        })
+    }
+
     /// Whether records can be appended to the topic now, as far as that can be known without appending one: the log
     /// answers, and no earlier write has ended it. An error that is not retriable stays until the log is opened again.
     fn check_writable(&self, topic: &str) -> Result<(), Error> {

@@ -104,7 +104,7 @@ impl Processor {
         for (partition, committed) in partitions.iter().zip(committed) {
             let offset = match committed {
                 Some(offset) => offset,
-                None => self.source.describe(&partition.topic)?.partitions[partition.partition as usize].first,
+                None => self.source.bounds(&partition.topic, partition.partition)?.first,
             };
             self.held.insert(partition.clone());
             positions.push(Position { topic: partition.topic.clone(), partition: partition.partition, offset });

@@ -194,7 +194,7 @@ fn is_behind(position: u64, bounds: PartitionDescription) -> bool {
 /// What a partition holds. Until `deadline` the position is believed that is past its end.
 fn bounds_at(log: &dyn Log, position: &Position, deadline: Instant) -> Result<PartitionDescription, Error> {
     loop {
-        let bounds = log.describe(&position.topic)?.partitions[position.partition as usize];
+        let bounds = log.bounds(&position.topic, position.partition)?;
         if position.offset <= bounds.next || Instant::now() > deadline {
             return Ok(bounds);
         }
@@ -241,7 +241,7 @@ impl Stage<'_> {
         let mut positions = Vec::new();
         for position in self.state.positions() {
             let Position { topic, partition, offset: start } = position;
-            let bounds = source.describe(&topic)?.partitions[partition as usize];
+            let bounds = source.bounds(&topic, partition)?;
             let rest = Range { topic: topic.clone(), partition, start, end: Some(bounds.next) };
             if (bounds.first..bounds.next).contains(&start) && progress::is_drained(source, &[rest])? {
                 positions.push(Position { topic, partition, offset: bounds.next });
@@ -293,7 +293,7 @@ impl Stage<'_> {
                 return Ok(());
             }
             let at = TopicPartition { topic: place.topic.clone(), partition: place.partition };
-            let to = self.options.source.describe(&at.topic)?.partitions[at.partition as usize].first;
+            let to = self.options.source.bounds(&at.topic, at.partition)?.first;
             let position = Position { topic: at.topic.clone(), partition: at.partition, offset: to };
             let mut outputs = Outputs::default();
             gaps::put(&mut outputs, behind.gaps(), &place, &Decision { to: Some(to), ..decision.clone() });

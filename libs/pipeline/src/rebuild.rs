@@ -238,20 +238,20 @@ impl Rebuild {
         transform: &mut dyn Transform,
         metrics: &Metrics,
     ) -> anyhow::Result<Replay> {
-        let source = self.source.describe(&until.topic)?;
-        let first = source.partitions[until.partition as usize].first.min(until.offset);
+        let first = self.source.bounds(&until.topic, until.partition)?.first.min(until.offset);
+        let source_id = self.source.describe(&until.topic)?.id;
         let restored = restore(&until, &mut found, transform);
         let at = restored.unwrap_or(0).max(first);
         // Another model, say: it begins with what is held, by design.
         let is_new = restored.is_none() && found.unusable == Some(Unusable::OtherVersion);
-        let missing = if is_new { None } else { self.missing(&until, &source.id, restored.unwrap_or(0)..first)? };
+        let missing = if is_new { None } else { self.missing(&until, &source_id, restored.unwrap_or(0)..first)? };
         report(&until, restored, &found, until.offset - at, missing.as_ref());
         metrics.restored.inc_by(u64::from(restored.is_some()));
         metrics.state_gaps.inc_by(u64::from(missing.is_some()));
         Ok(Replay {
             reader: None,
             until,
-            source_id: source.id,
+            source_id,
             at,
             saved: restored,
             first,

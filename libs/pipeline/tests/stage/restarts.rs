@@ -1,5 +1,9 @@
 //! Restarts, tables, dead letters, errors.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use event_log::{Error, Log, TopicDescription};
 use pipeline::DeadLetterHeader;
 
 use crate::support::{append, check_numbers, contents, is_done, open, run_until};
@@ -66,4 +70,37 @@ fn an_error_of_the_transform_stops_the_stage_and_names_the_place() {
     let text = format!("{error:#}");
     assert!(text.contains("in/") && text.contains("cannot go on"), "{text}");
     assert!(contents(&log, "out").is_empty(), "what was not committed must not be visible");
+}
+
+/// A log that hears late of a partition that was added to `in`: after it was given to the stage.
+#[derive(Debug)]
+struct HearsLate {
+    log: Arc<dyn Log>,
+    asked: AtomicUsize,
+}
+
+/// So often it does not know of it.
+const LATE: usize = 20;
+
+impl Log for HearsLate {
+    test_support::passes_on!(log: url ensure_topic committed appender reader consumer transactor);
+
+    fn describe(&self, topic: &str) -> Result<TopicDescription, Error> {
+        let mut described = self.log.describe(topic)?;
+        if topic == "in" && self.asked.fetch_add(1, Ordering::Relaxed) < LATE {
+            described.partitions.pop();
+        }
+        Ok(described)
+    }
+}
+
+#[test]
+fn a_partition_that_the_log_has_not_heard_of_yet_is_waited_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = open(directory.path());
+    append(&log, "in", (0..30).map(|i| (format!("key{}", i % 7), i.to_string())));
+    let late: Arc<dyn Log> = Arc::new(HearsLate { log: log.clone(), asked: AtomicUsize::new(0) });
+    let metrics = run_until(&late, 64, |_| is_done(&log)).unwrap();
+    assert!(metrics.restarts.get() > 0, "it was never late");
+    assert_eq!(check_numbers(&log), 30);
 }
