@@ -41,7 +41,7 @@ pub struct Processor {
     source: Arc<dyn Log>,
     /// Assigned, and not revoked since.
     held: BTreeSet<TopicPartition>,
-    /// The last commit was rolled back, and the caller has not heard yet from where it resumes.
+    /// A commit was rolled back, and the caller has not heard yet from where it resumes.
     rolled_back: bool,
 }
 
@@ -83,7 +83,8 @@ impl Processor {
     /// all held partitions resume.
     pub fn commit(&mut self, outputs: &Outputs, positions: &[Position]) -> Result<Outcome, Error> {
         let outcome = self.transactor.commit(outputs, positions, &self.consumer.membership())?;
-        self.rolled_back = outcome == Outcome::RolledBack;
+        // Another commit may follow before the caller has heard of it.
+        self.rolled_back |= outcome == Outcome::RolledBack;
         Ok(outcome)
     }
 
