@@ -5,6 +5,7 @@ use std::time::Instant;
 use event_log::{Batch, Outcome, Outputs, Position, TopicPartition};
 
 use crate::snapshot::PIECE_BYTES;
+use crate::state::Piece;
 use crate::{Metrics, Pending, Stage, Transform};
 
 impl Stage<'_> {
@@ -73,15 +74,35 @@ impl Stage<'_> {
         while at_stop || bytes < PIECE_BYTES {
             let Some(piece) = self.state.next_piece(at_stop, &*transform) else { break };
             bytes += piece.outputs.batches().map(Batch::bytes).sum::<usize>();
-            match self.commit_to_log(&piece.outputs, std::slice::from_ref(&piece.position), metrics)? {
-                Outcome::Committed => self.state.wrote(&piece, metrics),
-                Outcome::RolledBack => {
-                    self.state.failed();
-                    break;
-                }
+            if self.commit_piece(&piece, metrics)? == Outcome::RolledBack {
+                break;
             }
         }
         Ok(())
+    }
+
+    /// Commits the snapshot that is under way, all of it. Nothing may be pending.
+    pub(crate) fn commit_snapshot(
+        &mut self,
+        transform: &mut dyn Transform,
+        metrics: &Metrics,
+    ) -> anyhow::Result<Outcome> {
+        while self.state.is_writing() {
+            let Some(piece) = self.state.next_piece(false, &*transform) else { break };
+            if self.commit_piece(&piece, metrics)? == Outcome::RolledBack {
+                return Ok(Outcome::RolledBack);
+            }
+        }
+        Ok(Outcome::Committed)
+    }
+
+    fn commit_piece(&mut self, piece: &Piece, metrics: &Metrics) -> anyhow::Result<Outcome> {
+        let outcome = self.commit_to_log(&piece.outputs, std::slice::from_ref(&piece.position), metrics)?;
+        match outcome {
+            Outcome::Committed => self.state.wrote(piece, metrics),
+            Outcome::RolledBack => self.state.failed(),
+        }
+        Ok(outcome)
     }
 
     /// After [`Outcome::RolledBack`] all partitions are assigned again.

@@ -9,6 +9,7 @@
 //!  now and then, and at a stop:  Transform::snapshot ─► state topic
 //!  behind retention:             that partition stops; decided: position and record of the gap, in one transaction
 //!  assigned, or rolled back:     reset ─► restore ─► replay up to the committed position, emitting nothing
+//!  state is outdated:            its successor is prepared beside it, and takes its place between two batches
 //! ```
 //!
 //! The preprocessor, the replicator and the scorer share this one loop. It owns reading, transactions, commits and
@@ -23,6 +24,7 @@ mod emit;
 pub mod gaps;
 mod lag;
 mod metrics;
+mod prepare;
 mod rebuild;
 mod snapshot;
 mod stall;
@@ -117,8 +119,8 @@ pub trait Transform: Send {
         Ok(())
     }
 
-    /// What a snapshot depends on besides the records: its format, and whatever else the same records would make other
-    /// state with (a model). A snapshot of another version is not restored.
+    /// What a snapshot depends on besides the records and its own contents: its format, and the rules by which records
+    /// become state. A snapshot of another version is not restored.
     fn state_version(&self) -> String {
         String::new()
     }
@@ -131,6 +133,18 @@ pub trait Transform: Send {
     /// Takes over a snapshot of this version; the partition was reset before, and is again after an error.
     fn restore(&mut self, _topic: &Arc<str>, _partition: u32, _snapshot: &[u8]) -> anyhow::Result<()> {
         Ok(())
+    }
+
+    /// Whether the state of this partition is to be replaced, by one that the same records make under other rules: by
+    /// another model, say. Asked again and again, so it must be quick.
+    fn is_outdated(&self, _topic: &Arc<str>, _partition: u32) -> bool {
+        false
+    }
+
+    /// A transform of the same state version that builds what replaces an outdated state. The loop replays all records
+    /// of that partition to it that are held, while this transform continues; then this one restores its snapshot.
+    fn successor(&self, topic: &Arc<str>, partition: u32) -> anyhow::Result<Box<dyn Transform>> {
+        anyhow::bail!("nothing replaces the state of {topic}/{partition}")
     }
 
     /// Takes rows of a reference table, up to the table's end as of the transaction that follows.
@@ -310,8 +324,8 @@ impl<'o> Stage<'o> {
                 self.commit(transform, metrics)?;
                 continue;
             }
-            let is_rebuilding = self.step_rebuild(transform, metrics)?;
-            let timeout = match (is_rebuilding, idle) {
+            let is_busy = self.step_rebuild(transform, metrics)? || self.step_prepare(transform, metrics)?;
+            let timeout = match (is_busy, idle) {
                 (true, _) => Duration::ZERO, // to hear of the group, and keep the place in it
                 (_, true) => Duration::from_millis(POLL_MS),
                 _ => left,
@@ -342,7 +356,7 @@ impl<'o> Stage<'o> {
                     }
                 }
                 // Asked for as long as the oldest record may wait: that wait is over.
-                Event::Idle if !idle && !is_rebuilding => self.commit(transform, metrics)?,
+                Event::Idle if !idle && !is_busy => self.commit(transform, metrics)?,
                 Event::Idle if !idle => {}
                 Event::Idle => {
                     self.commit(transform, metrics)?;

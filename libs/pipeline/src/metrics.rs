@@ -33,10 +33,14 @@ pub struct Metrics {
     pub restarts: Counter,
     /// Partitions whose state was taken from a snapshot.
     pub restored: Counter,
-    /// Records replayed to rebuild state.
+    /// Records replayed to rebuild or to prepare state.
     pub replayed: Counter,
     /// Partitions whose state is not exact, since records that it should come from are gone.
     pub state_gaps: Counter,
+    /// Records that are left of the partition whose successor is prepared.
+    pub preparing_records: Gauge,
+    /// Partitions whose state was replaced by one that was prepared beside it.
+    pub states_replaced: Counter,
     /// Snapshots of state written.
     pub snapshots: Counter,
     /// Bytes of these.
@@ -93,11 +97,17 @@ impl Metrics {
             rollbacks: m.metric("rollbacks", "Transactions rolled back"),
             restarts: m.metric("restarts", "Restarts from the last commit because the log did not answer"),
             restored: m.metric("restored", "Partitions whose state was taken from a snapshot"),
-            replayed: m.metric("replayed", "Records replayed to rebuild state"),
+            replayed: m.metric("replayed", "Records replayed to rebuild or to prepare state"),
             state_gaps: m.metric(
                 "state_gaps",
                 "Partitions whose state is not exact: retention had removed records before they were replayed",
             ),
+            preparing_records: m.metric(
+                "preparing_records",
+                "Records left of the partition for which another state is prepared; 0 while none is",
+            ),
+            states_replaced: m
+                .metric("states_replaced", "Partitions whose state was replaced by one that was prepared beside it"),
             snapshots: m.metric("snapshots", "Snapshots of state written"),
             snapshot_bytes: m.metric("snapshot_bytes", "Bytes of snapshots written"),
             transform_seconds: m.existing("transform_seconds", "Time to transform a batch", seconds()),

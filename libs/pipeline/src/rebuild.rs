@@ -242,7 +242,7 @@ impl Rebuild {
         let source_id = self.source.describe(&until.topic)?.id;
         let restored = restore(&until, &mut found, transform);
         let at = restored.unwrap_or(0).max(first);
-        // Another model, say: it begins with what is held, by design.
+        // Other rules: it begins with what is held, by design.
         let is_new = restored.is_none() && found.unusable == Some(Unusable::OtherVersion);
         let missing = if is_new { None } else { self.missing(&until, &source_id, restored.unwrap_or(0)..first)? };
         report(&until, restored, &found, until.offset - at, missing.as_ref());

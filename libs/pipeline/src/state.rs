@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use event_log::{Error, Outputs, Position, TopicPartition};
 
+use crate::prepare::Prepare;
 use crate::rebuild::{Rebuild, Rebuilt};
 use crate::snapshot::{self, Slots, SnapshotId, Writing};
 use crate::{Metrics, Options, Transform};
@@ -39,6 +40,7 @@ pub(crate) struct State {
     snapshot_records: u64,
     held: BTreeMap<TopicPartition, Held>,
     rebuild: Rebuild,
+    pub(crate) prepare: Prepare,
     writing: Option<(TopicPartition, Writing)>,
     /// How long the snapshot has taken so far, without the time between its pieces.
     spent: Duration,
@@ -94,6 +96,7 @@ impl State {
         Ok(Self {
             group: options.group.clone(),
             rebuild: Rebuild::new(options, topic.clone()),
+            prepare: Prepare::default(),
             topic,
             chunk_bytes,
             snapshot_records: options.snapshot_records,
@@ -135,6 +138,7 @@ impl State {
     pub(crate) fn reset(&mut self, of: &TopicPartition, transform: &mut dyn Transform) {
         self.held.remove(of);
         self.rebuild.forget(of);
+        self.prepare.forget(of);
         self.writing.take_if(|(writing, _)| writing == of);
         transform.reset(&of.topic, of.partition);
     }
@@ -182,16 +186,37 @@ impl State {
         Ok(Some(until))
     }
 
+    /// Whether the last attempt to write a snapshot has not just failed.
+    pub(crate) fn may_write(&self) -> bool {
+        self.retry.is_none_or(|(not_before, _)| Instant::now() >= not_before)
+    }
+
     /// The partition whose next snapshot should follow now: at most every [`Options::snapshot_records`], or, at a stop,
     /// if anything of it is not in one.
     fn due(&self, at_stop: bool) -> Option<TopicPartition> {
         let now = Instant::now();
-        if !at_stop && self.retry.is_some_and(|(not_before, _)| now < not_before) {
+        if !at_stop && !self.may_write() {
             return None;
         }
         let is_due = |held: &Held| !held.is_ahead && held.is_due(at_stop, self.snapshot_records, now);
         let due = self.held.iter().find(|(_, held)| is_due(held)).map(|(of, _)| of.clone());
         due.or_else(|| self.rebuild.due(at_stop, self.snapshot_records))
+    }
+
+    /// Begins a snapshot of another state of this partition, at its committed position. One that is under way is left.
+    pub(crate) fn begin_snapshot(&mut self, of: &TopicPartition, state_version: &str, state: Vec<u8>) {
+        self.abandon();
+        if let Some(held) = self.held.get(of) {
+            let (at, source_id) = (at(of, held.position), &*held.source_id);
+            let id = SnapshotId { group: &self.group, at: &at, state_version, source_id };
+            self.writing = Some((of.clone(), Writing::new(id, state, held.slots, self.chunk_bytes)));
+            self.spent = Duration::ZERO;
+        }
+    }
+
+    /// Whether there are pieces left of a snapshot.
+    pub(crate) fn is_writing(&self) -> bool {
+        self.writing.is_some()
     }
 
     /// The next piece of a snapshot, if one is due or under way. Nothing may be pending.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -25,7 +26,8 @@ pub(crate) fn stateless(setting: &Setting) -> Ran {
     run(setting, false)
 }
 
-/// Each record of a key becomes one that counts them, and names the one before: all of it from state.
+/// Each record of a key becomes one that counts them, and names the one before: all of it from state. The rules by
+/// which they are counted change meanwhile, as a scorer's model does.
 pub(crate) fn stateful(setting: &Setting) -> Ran {
     run(setting, true)
 }
@@ -36,6 +38,8 @@ struct Shape {
     instances: usize,
     max_records: usize,
     snapshot_records: u64,
+    /// After so many records the rules change.
+    rules_for: u64,
     input: Vec<Outputs>,
 }
 
@@ -62,6 +66,7 @@ impl Shape {
             instances: random.between(1, 3) as usize,
             max_records: random.between(1, 8) as usize,
             snapshot_records: *random.one_of(&[1, 1, 3, 6, 1000]),
+            rules_for: *random.one_of(&[3, 8, 20, u64::MAX]),
             input,
         }
     }
@@ -80,6 +85,7 @@ fn run(setting: &Setting, is_stateful: bool) -> Ran {
     }
     let (of_role, lie) = (cluster.clone(), setting.lie);
     let (max_records, snapshot_records) = (shape.max_records, shape.snapshot_records);
+    let rules = Rules { applied: Arc::default(), last_for: shape.rules_for };
     let role = Role {
         name: "stage",
         instances: shape.instances,
@@ -89,7 +95,8 @@ fn run(setting: &Setting, is_stateful: bool) -> Ran {
             let shutdown = stopped_by(process);
             let metrics = Metrics::new(&mut Registry::default(), "stage");
             let ran = if is_stateful {
-                pipeline::run(options, &mut Count { lie, seen: HashMap::new() }, &metrics, &shutdown)
+                let mut count = Count { lie, rules: rules.clone(), successor: None, seen: HashMap::new() };
+                pipeline::run(options, &mut count, &metrics, &shutdown)
             } else {
                 pipeline::run(options, &mut Name, &metrics, &shutdown)
             };
@@ -138,14 +145,24 @@ fn judge(log: &Arc<dyn Log>, is_stateful: bool) -> Vec<String> {
             expected.insert(found.place(), (count + 1, before));
             last.insert(&found.key, (count + 1, found.offset as i64));
         }
+        let mut rules_at = BTreeMap::new();
         for (found, made) in &made {
-            let wanted = expected.get(&made.of).copied();
-            if wanted.is_some_and(|wanted| wanted != made.state) {
-                let ((partition, offset), state, key) = (made.of, made.state, &found.key);
+            let (count, before) = made.state;
+            rules_at.insert(made.of, count / RULES);
+            let (wanted, state) = (expected.get(&made.of).copied(), (count % RULES, before));
+            if wanted.is_some_and(|wanted| wanted != state) {
+                let ((partition, offset), key) = (made.of, &found.key);
                 findings.push(format!(
                     "the state was not exact: {IN}/{partition} offset {offset} (key {key}) gave {state:?}, not \
                      {wanted:?}"
                 ));
+            }
+        }
+        let rules_at: Vec<_> = rules_at.into_iter().collect();
+        for pair in rules_at.windows(2) {
+            let [((partition, offset), rules), ((next_partition, next), rules_of_next)] = pair else { continue };
+            if partition == next_partition && rules > rules_of_next {
+                findings.push(format!("{IN}/{partition} offset {next} is counted by older rules than offset {offset}"));
             }
         }
     }
@@ -189,16 +206,46 @@ impl Transform for Name {
     }
 }
 
+/// Rules that change while records are counted.
+#[derive(Clone)]
+struct Rules {
+    applied: Arc<AtomicU64>,
+    last_for: u64,
+}
+
+impl Rules {
+    fn newest(&self) -> u64 {
+        self.applied.load(Ordering::Relaxed) / self.last_for
+    }
+}
+
+/// Counts begin with so many times the number of their rules.
+const RULES: u64 = 1_000;
+
+/// By key: the count, and the offset of the last record.
+type Seen = BTreeMap<String, (u64, i64)>;
+
 /// Counts the records of each key, and knows the one before.
 struct Count {
     lie: Lie,
-    seen: HashMap<u32, BTreeMap<String, (u64, i64)>>,
+    rules: Rules,
+    /// It is one, of these rules.
+    successor: Option<u64>,
+    /// With the rules of each partition.
+    seen: HashMap<u32, (u64, Seen)>,
 }
 
 impl Count {
+    /// The rules of a partition are those of its first record, good or bad.
+    fn of(&mut self, partition: u32) -> &mut (u64, Seen) {
+        let newest = || self.successor.unwrap_or_else(|| self.rules.newest());
+        self.seen.entry(partition).or_insert_with(|| (newest(), Seen::new()))
+    }
+
     fn take(&mut self, partition: u32, key: &[u8], offset: u64) -> (u64, i64) {
         let key = String::from_utf8_lossy(key).into_owned();
-        let seen = self.seen.entry(partition).or_default().entry(key).or_insert((0, -1));
+        let (rules, seen) = self.of(partition);
+        let seen = seen.entry(key).or_insert((*rules * RULES, -1));
         let said = (seen.0 + 1, seen.1);
         *seen = (said.0, offset as i64);
         said
@@ -221,15 +268,17 @@ impl Transform for Count {
     }
 
     fn snapshot(&self, _topic: &Arc<str>, partition: u32) -> Vec<u8> {
-        let seen = self.seen.get(&partition).into_iter().flatten();
-        let lines = seen.map(|(key, (count, last))| format!("{key} {count} {last}\n"));
-        lines.collect::<String>().into_bytes()
+        let (rules, seen) = &self.seen[&partition];
+        let lines = seen.iter().map(|(key, (count, last))| format!("{key} {count} {last}\n"));
+        format!("{rules}\n{}", lines.collect::<String>()).into_bytes()
     }
 
     fn restore(&mut self, _topic: &Arc<str>, partition: u32, snapshot: &[u8]) -> anyhow::Result<()> {
-        let seen = self.seen.entry(partition).or_default();
-        assert!(seen.is_empty() || self.lie == Lie::StateKept, "the partition was not reset");
-        for line in std::str::from_utf8(snapshot)?.lines() {
+        let mut lines = std::str::from_utf8(snapshot)?.lines();
+        let rules = lines.next().context("there are no rules")?.parse()?;
+        assert!(!self.seen.contains_key(&partition) || self.lie == Lie::StateKept, "the partition was not reset");
+        let (_, seen) = self.seen.entry(partition).or_insert((rules, Seen::new()));
+        for line in lines {
             let mut parts = line.split(' ');
             let mut next = || parts.next().context("a line is too short");
             seen.insert(next()?.to_owned(), (next()?.parse()?, next()?.parse()?));
@@ -238,13 +287,27 @@ impl Transform for Count {
     }
 
     fn replay(&mut self, batch: &Batch) -> anyhow::Result<()> {
-        for record in batch.iter().filter(|r| !r.value.is_some_and(|value| value.starts_with(b"bad"))) {
+        self.of(batch.partition());
+        let is_late = self.lie == Lie::LateSuccessor && self.successor.is_some();
+        let records = batch.iter().take(batch.len() - usize::from(is_late));
+        for record in records.filter(|r| !r.value.is_some_and(|value| value.starts_with(b"bad"))) {
             self.take(batch.partition(), record.key, record.offset);
         }
         Ok(())
     }
 
+    fn is_outdated(&self, _topic: &Arc<str>, partition: u32) -> bool {
+        self.seen.get(&partition).is_some_and(|(rules, _)| *rules != self.rules.newest())
+    }
+
+    fn successor(&self, _topic: &Arc<str>, _partition: u32) -> anyhow::Result<Box<dyn Transform>> {
+        let (lie, rules, successor) = (self.lie, self.rules.clone(), Some(self.rules.newest()));
+        Ok(Box::new(Self { lie, rules, successor, seen: HashMap::new() }))
+    }
+
     fn apply(&mut self, batch: &Batch, emit: &mut Emit) -> anyhow::Result<()> {
+        self.of(batch.partition());
+        self.rules.applied.fetch_add(batch.len() as u64, Ordering::Relaxed);
         for record in batch.iter() {
             if record.value.is_some_and(|value| value.starts_with(b"bad")) {
                 emit.dead_letter(&record, "bad", "says so itself");

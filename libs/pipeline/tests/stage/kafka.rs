@@ -12,8 +12,9 @@ use prometheus_client::registry::Registry;
 use test_support::clock::now_ms;
 use tokio_util::sync::CancellationToken;
 
+use crate::prepare::{Rules, Running, check_counts};
 use crate::rebuild::Looking;
-use crate::support::{Number, PATIENCE, append, check_numbers_in, options, run_with};
+use crate::support::{Number, PATIENCE, append, check_numbers_in, contents, options, run_with};
 
 /// The cluster; without it the test is skipped, but not in CI.
 fn kafka() -> Option<Arc<dyn Log>> {
@@ -101,6 +102,42 @@ impl Names {
         let transform = Number { out: Some(self.of("out")), ..Number::default() };
         run_with(self.options(log, 100), transform, |applied| applied >= records).unwrap()
     }
+}
+
+/// Two instances, partitions that move between them, and rules that change: before, while, and after they do.
+#[test]
+fn a_successor_takes_over_on_kafka() {
+    let Some(log) = kafka_with(&["session.timeout.ms=6000"]) else { return };
+    let names = Names::new(&log, "successors");
+    let (input, out) = (names.of("in"), names.of("out"));
+    let rules = Rules::new(&out);
+    let mut fed = 0;
+    let mut feed = |records: usize| {
+        append(&log, &input, (fed..fed + records).map(|i| (format!("key{}", i % 7), i.to_string())));
+        fed += records;
+        fed
+    };
+    let is_counted = |all: usize| contents(&log, &out).len() == all;
+    let instance = |name: &str| Options { instance: name.into(), ..names.options(&log, 20) };
+    std::thread::scope(|scope| {
+        let first = Running::start(scope, instance("a"), &rules);
+        let all = feed(350);
+        first.until("the first", || is_counted(all));
+        rules.want(2);
+        let all = feed(70);
+        let second = Running::start(scope, instance("b"), &rules);
+        second.until("a switch beside a second instance", || is_counted(all) && rules.are_in_force());
+        rules.want(3);
+        let all = feed(70);
+        let of_first = first.stop();
+        second.until("a switch after the first has left", || is_counted(all) && rules.are_in_force());
+        let all = feed(70);
+        second.until("the last", || is_counted(all));
+        assert!(of_first.states_replaced.get() + second.stop().states_replaced.get() >= 3);
+    });
+    let versions = check_counts(&log, &out);
+    assert!(versions.len() == 7 && versions.values().all(|of_key| of_key.is_sorted()), "{versions:?}");
+    assert!(versions.values().all(|of_key| of_key[70..] == [3; 10]), "{versions:?}");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 mod behind;
 mod kafka;
+mod prepare;
 mod rebuild;
 mod restarts;
 mod state;

@@ -177,15 +177,15 @@ fn a_snapshot_that_cannot_be_written_leaves_the_state_alone() {
 }
 
 /// A log that counts how often the group is asked, and refuses snapshots if it is told to.
-struct Watched {
+pub(crate) struct Watched {
     log: Arc<dyn Log>,
     polls: AtomicU64,
-    refuses: AtomicBool,
-    refused: AtomicU64,
+    pub(crate) refuses: AtomicBool,
+    pub(crate) refused: AtomicU64,
 }
 
 impl Watched {
-    fn new(log: Arc<dyn Log>) -> Self {
+    pub(crate) fn new(log: Arc<dyn Log>) -> Self {
         Self { log, polls: AtomicU64::new(0), refuses: AtomicBool::new(false), refused: AtomicU64::new(0) }
     }
 }
