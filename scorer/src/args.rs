@@ -13,8 +13,8 @@ use service::{ConfigError, ContractArgs, DrainArgs, ServiceArgs, settings};
 ///
 /// Reads topic `telemetry`, writes `scores` (one per reading) and `alerts` to the same log. The model is either a
 /// fixed one (--model), or the one that was announced last on topic `models` of --cloud-log (or of --log without
-/// one), taken from the lake; a newly announced model takes over between two batches. Without any model the scorer
-/// waits.
+/// one), taken from the lake. Another model than before first replays the readings that the log holds, while the one
+/// before scores on; then it takes over between two batches. Without any model the scorer waits.
 ///
 /// The state of each car is kept across restarts, in topic `scorer.state` of the same log.
 #[derive(Debug, Clone, Parser)]

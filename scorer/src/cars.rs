@@ -6,20 +6,17 @@
 //! alert     │ length u16, pseudonym │ AlertState 5 bytes
 //! ```
 //!
-//! In the order of the pseudonyms; little-endian. Format 2 had no clock and no days.
+//! In the order of the pseudonyms; little-endian.
 
 use std::collections::HashMap;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use model::features::Row;
 use model::{AlertRule, AlertState, CarState, Model, Verdict};
 use pipeline::{ForgetAfter, RecordClock};
 
 /// What comes first. A new number whenever the same state would make other bytes.
 pub const FORMAT: u8 = 3;
-
-/// Still read.
-const WITHOUT_TIME: u8 = 2;
 
 /// A new number whenever the same readings would make other state: snapshots with another one are not restored.
 pub const RULES: u8 = 2;
@@ -116,18 +113,10 @@ impl Cars {
     /// From bytes of [`Cars::to_bytes`].
     pub fn from_bytes(bytes: &[u8]) -> anyhow::Result<Self> {
         let (format, mut rest) = bytes.split_first().context("the state of cars is empty")?;
-        let (clock, states) = match *format {
-            FORMAT => {
-                let clock = RecordClock::from_bytes(take(&mut rest)?).context("the state of cars has no clock")?;
-                let today = clock.day();
-                (clock, get_all(&mut rest, |bytes| Car::from_bytes(bytes, today))?)
-            }
-            WITHOUT_TIME => {
-                let car = |bytes: &_| Ok(Car { state: CarState::from_bytes(bytes), heard: 0 });
-                (RecordClock::default(), get_all(&mut rest, car)?)
-            }
-            found => bail!("the state of cars has format {found}, this program reads {FORMAT}"),
-        };
+        ensure!(*format == FORMAT, "the state of cars has format {format}, this program reads {FORMAT}");
+        let clock = RecordClock::from_bytes(take(&mut rest)?).context("the state of cars has no clock")?;
+        let today = clock.day();
+        let states = get_all(&mut rest, |bytes| Car::from_bytes(bytes, today))?;
         let alerts = get_all(&mut rest, |bytes| Ok(AlertState::from_bytes(*bytes)))?;
         ensure!(rest.is_empty(), "the state of cars has {} bytes after its end", rest.len());
         Ok(Self { clock, states, alerts })
@@ -234,16 +223,6 @@ mod tests {
         assert_eq!(cars.clock.day(), 91, "{day}: ninety whole days after the first ones were heard of");
         assert!(cars.states.values().all(|car| car.heard > 0) && !cars.states.is_empty());
         assert!(cars.alerts.keys().all(|car| cars.states.contains_key(car)) && !cars.alerts.is_empty());
-    }
-
-    /// Written by a release that forgot no car.
-    #[test]
-    fn the_state_of_the_format_before_is_still_known() {
-        let state = CarState::new(&Scaling::fit(std::iter::empty()));
-        let bytes = [&[WITHOUT_TIME, 1, 0, 0, 0, 3, 0][..], b"car", &state.to_bytes(), &[0; 4]].concat();
-        let cars = Cars::from_bytes(&bytes).unwrap();
-        assert_eq!(cars.states["car"], Car { state, heard: 0 });
-        assert_eq!(cars.clock, RecordClock::default());
     }
 
     #[test]

@@ -3,8 +3,8 @@
 //! ```text
 //!                     topic models, lake; or --model DIR
 //!                                  │
-//!                               models    a newer one is loaded and checked beside the scoring,
-//!                                  │      then takes over between two batches
+//!                               models    a newer one is loaded and checked beside the scoring; what it makes of the
+//!                                  │      readings is prepared, and takes over partition by partition
 //!                                  ▼
 //!  telemetry ──► pipeline::run( Scoring ) ──► scores, alerts      outputs and positions in one transaction
 //!                                  └────────► scorer.dead-letter
@@ -12,9 +12,12 @@
 //!
 //! A car's state (running means, windows, smoothed residuals) is a function of the model and of its readings. It is put
 //! into snapshots on topic `scorer.state`; whenever a partition is assigned or a commit is rolled back, the loop
-//! restores the newest one and replays the partition from there up to the committed position. Another model has no
-//! snapshot yet: its state comes from all readings that are still held. So a score never depends on when a process was
-//! started or stopped.
+//! restores the newest one and replays the partition from there up to the committed position. So a score never depends
+//! on when a process was started or stopped.
+//!
+//! The state of a newer model comes from all readings that are still held. It is prepared beside the one in force,
+//! which scores on; the transaction that completes its first snapshot is the switch. A snapshot contains its model: so
+//! the newest one says which model a partition is scored with, over restarts and on any instance.
 //!
 //! The scorer needs its log and a model, and nothing else: no cloud, no lake with `--model`.
 
@@ -23,27 +26,25 @@ mod args;
 pub mod cars;
 mod metrics;
 mod models;
+mod state;
 mod transform;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context;
 use contract::{Contract, ModelDefinition, Problem, Topic};
 use event_log::Log;
 use lake::Lake;
 use model::Model;
-use pipeline::ForgetAfter;
 use schema_registry::SchemaSource;
 use service::{ConfigError, Waiting};
 use tokio::runtime::Handle;
-use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
 pub use args::{Args, DEFAULT_GROUP};
 pub use metrics::{Metrics, ModelInForce};
-use models::ModelFollower;
+use models::{ModelFollower, Models};
 use transform::Scoring;
 
 /// The model that this program scores with: the key of its announcements.
@@ -115,22 +116,17 @@ pub async fn run_on(
     };
     let gaps = contract.expect_topic(GAPS).clone();
     let flow = Flow { place, gaps, schemas };
-    let (latest, newest) = watch::channel(None);
     match models {
         ModelSource::Fixed(model) => {
-            latest.send_replace(Some(Arc::new(*model)));
             if !ensure_topics(log.clone(), own_topics(&flow), &metrics, &shutdown).await? {
                 return Ok(());
             }
-            // The sender is kept until here, so that the channel stays open.
-            let scored = score(args, log, flow, newest, metrics, shutdown).await;
-            drop(latest);
-            scored
+            score(args, log, flow, Models::fixed(Arc::new(*model)), metrics, shutdown).await
         }
         ModelSource::Announced { log: announcing, lake } => {
             let topic = flow.place.announcements.name.clone();
-            let follower = ModelFollower::new(announcing, topic, lake, latest, metrics.clone(), Handle::current());
-            follow_and_score(args, log, flow, follower, newest, metrics, shutdown).await
+            let follower = ModelFollower::new(announcing, topic, lake, metrics.clone(), Handle::current());
+            follow_and_score(args, log, flow, follower, metrics, shutdown).await
         }
     }
 }
@@ -141,7 +137,6 @@ async fn follow_and_score(
     log: Arc<dyn Log>,
     flow: Flow,
     follower: ModelFollower,
-    models: watch::Receiver<Option<Arc<Model>>>,
     metrics: Metrics,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
@@ -153,7 +148,7 @@ async fn follow_and_score(
     if !ensure_topics(log.clone(), topics, &metrics, &shutdown).await? {
         return Ok(());
     }
-    let stop = shutdown.child_token();
+    let (stop, models) = (shutdown.child_token(), follower.models());
     let following = {
         let stop = stop.clone();
         spawn_blocking(move || follower.run(&stop))
@@ -164,12 +159,12 @@ async fn follow_and_score(
     scored
 }
 
-/// Scores with the newest model until shutdown, or until no more models can come.
+/// Scores until shutdown and the drain after it, from the first model on.
 async fn score(
     args: &Args,
     log: Arc<dyn Log>,
     flow: Flow,
-    mut models: watch::Receiver<Option<Arc<Model>>>,
+    mut models: Models,
     metrics: Metrics,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
@@ -182,23 +177,33 @@ async fn score(
     let (log, group, topic) = (&options.source, &options.group, &options.topics[0]);
     metrics.pipeline.begin(topic);
     let _lag = metrics.lag.watch(log, group, topic, &readiness).context("cannot start a thread")?;
-    let (drain_timeout, forget_after) = (args.drain.timeout, args.forget.forget_after);
-    let scorer = Scorer { options, flow, forget_after, metrics, drain_timeout, shutdown };
-    loop {
-        let model = tokio::select! {
-            () = scorer.shutdown.cancelled() => return Ok(()),
-            model = models.wait_for(Option::is_some) => model.map(|model| model.clone()),
-        };
-        let Ok(Some(model)) = model else { return Ok(()) };
-        let manifest = model.manifest();
-        tracing::info!("scoring with model {}, threshold {}", manifest.version, manifest.threshold);
-        scorer.metrics.set_model(&model);
-        readiness.available(A_MODEL);
-        match scorer.score_with(model, &mut models).await? {
-            Next::NewerModel => {}
-            Next::Stop => return Ok(()),
-        }
+    let first = tokio::select! {
+        () = shutdown.cancelled() => None,
+        first = models.first() => first,
+    };
+    if first.is_none() {
+        return Ok(());
     }
+    readiness.available(A_MODEL);
+    let stop = CancellationToken::new();
+    let mut scoring = {
+        let (options, stop, forget_after) = (options.clone(), stop.clone(), args.forget.forget_after);
+        spawn_blocking(move || {
+            // The wait for the end of the log must not wait for a failed scorer.
+            let _ended = stop.clone().drop_guard();
+            let mut transform = Scoring::new(models, forget_after, &flow.place, flow.schemas, metrics.clone())?;
+            pipeline::run(options, &mut transform, &metrics.pipeline, &stop)
+        })
+    };
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        scored = &mut scoring => return scored.context("the scoring panicked")?,
+    }
+    // What the log holds now is scored first, unless the loop ends before.
+    let (timeout, ended) = (args.drain.timeout, stop.clone());
+    spawn_blocking(move || pipeline::drain(&options, timeout, &ended)).await.context("the drain panicked")?;
+    stop.cancel();
+    scoring.await.context("the scoring panicked")?
 }
 
 fn loop_options(args: &Args, place: &ModelDefinition, log: Arc<dyn Log>) -> pipeline::Options {
@@ -229,65 +234,6 @@ struct Flow {
     /// Decisions about partitions that had stopped.
     gaps: Topic,
     schemas: SchemaSource,
-}
-
-/// What a loop of the pipeline is made of, whichever the model.
-struct Scorer {
-    options: pipeline::Options,
-    flow: Flow,
-    forget_after: ForgetAfter,
-    metrics: Metrics,
-    drain_timeout: Duration,
-    shutdown: CancellationToken,
-}
-
-/// What follows when the loop with one model has ended in good order.
-enum Next {
-    NewerModel,
-    Stop,
-}
-
-impl Scorer {
-    /// Scores with one model until there is a newer one, or until shutdown and the drain after it.
-    async fn score_with(
-        &self,
-        model: Arc<Model>,
-        models: &mut watch::Receiver<Option<Arc<Model>>>,
-    ) -> anyhow::Result<Next> {
-        let stop = CancellationToken::new();
-        let mut scoring = {
-            let (options, flow, metrics) = (self.options.clone(), self.flow.clone(), self.metrics.clone());
-            let (stop, forget_after) = (stop.clone(), self.forget_after);
-            spawn_blocking(move || {
-                // The wait for the end of the log must not wait for a failed scorer.
-                let _ended = stop.clone().drop_guard();
-                let mut transform = Scoring::new(model, forget_after, &flow.place, flow.schemas, metrics.clone())?;
-                pipeline::run(options, &mut transform, &metrics.pipeline, &stop)
-            })
-        };
-        let next = tokio::select! {
-            biased; // at shutdown the models' follower ends, too
-            () = self.shutdown.cancelled() => {
-                self.drain(stop.clone()).await?;
-                Next::Stop
-            }
-            scored = &mut scoring => {
-                scored.context("the scoring panicked")??;
-                return Ok(Next::Stop);
-            }
-            newer = models.changed() => if newer.is_ok() { Next::NewerModel } else { Next::Stop },
-        };
-        stop.cancel();
-        scoring.await.context("the scoring panicked")??;
-        Ok(next)
-    }
-
-    /// Waits until what the log holds now is scored, at most for the time-out, or until the loop has ended.
-    async fn drain(&self, ended: CancellationToken) -> anyhow::Result<()> {
-        let (options, timeout) = (self.options.clone(), self.drain_timeout);
-        let drained = spawn_blocking(move || pipeline::drain(&options, timeout, &ended));
-        drained.await.context("the drain panicked")
-    }
 }
 
 /// What of the settings, the contract and a fixed model cannot work.

@@ -109,13 +109,20 @@ impl Metrics {
         }
     }
 
-    /// Which model is in force, and since when; `None` while the scorer waits for its first.
+    /// Which model is in force for all partitions of this instance, and since when; `None` before the first. While
+    /// partitions change from one to another, it is the one before.
     pub fn model_in_force(&self) -> watch::Receiver<Option<ModelInForce>> {
         self.in_force.subscribe()
     }
 
+    /// Shows this model, and logs it, unless it is shown already.
     pub(crate) fn set_model(&self, model: &model::Model) {
         let manifest = model.manifest();
+        let is_it = |shown: &ModelInForce| shown.version == manifest.version && shown.threshold == manifest.threshold;
+        if self.in_force.borrow().as_ref().is_some_and(is_it) {
+            return;
+        }
+        tracing::info!("scoring with model {}, threshold {}", manifest.version, manifest.threshold);
         self.model_trained_until_seconds.set(manifest.training.event_time_ms[1] as f64 / 1000.0);
         self.model_wanted_false_alarms.set(manifest.metrics.wanted_alarms_per_car_day / SECONDS_PER_DAY);
         self.model_info.clear();

@@ -11,6 +11,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use event_log::{Log, LogUrl};
@@ -25,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::MODEL_NAME;
 use crate::metrics::Metrics;
 
-/// A new model comes into force at most this much later, beside loading and replay. Also how late a shutdown is seen.
+/// A new model is prepared at most this much later, beside the time to load it. Also how late a shutdown is seen.
 const POLL_MS: u64 = 100;
 
 /// What is not a file of a model in `directory`: one line each, in words for the user.
@@ -71,11 +72,47 @@ fn remedy(log: &LogUrl) -> &'static str {
     }
 }
 
+/// The models that readings are to be scored with, as far as they are known.
+#[derive(Debug, Clone)]
+pub(crate) struct Models {
+    newest: watch::Receiver<Option<Arc<Model>>>,
+    /// See [`looks`](Self::looks).
+    looks: Arc<AtomicU64>,
+}
+
+impl Models {
+    /// This one, for ever.
+    pub(crate) fn fixed(model: Arc<Model>) -> Self {
+        // The value outlives the sender.
+        Self { newest: watch::channel(Some(model)).1, looks: Arc::new(AtomicU64::new(u64::MAX)) }
+    }
+
+    /// The first one, once there is any; `None`: there will be none.
+    pub(crate) async fn first(&mut self) -> Option<Arc<Model>> {
+        self.newest.wait_for(Option::is_some).await.ok().and_then(|newest| newest.clone())
+    }
+
+    /// The newest one.
+    ///
+    /// # Panics
+    /// If there is none yet.
+    pub(crate) fn newest(&self) -> Arc<Model> {
+        self.newest.borrow().clone().expect("nothing is scored before there is a model")
+    }
+
+    /// How often the follower has looked, and found nothing newer than [`newest`](Self::newest): a model that is in
+    /// force elsewhere, and is neither, was announced later than the last look began.
+    pub(crate) fn looks(&self) -> u64 {
+        self.looks.load(Ordering::Acquire)
+    }
+}
+
 /// Follows topic `models`, and gives out what is announced.
 pub(crate) struct ModelFollower {
     announcements: Announcements,
     lake: Lake,
     latest: watch::Sender<Option<Arc<Model>>>,
+    looks: Arc<AtomicU64>,
     metrics: Metrics,
     /// Where the lake's requests run.
     runtime: Handle,
@@ -85,16 +122,15 @@ pub(crate) struct ModelFollower {
 }
 
 impl ModelFollower {
-    pub(crate) fn new(
-        log: Arc<dyn Log>,
-        topic: Arc<str>,
-        lake: Lake,
-        latest: watch::Sender<Option<Arc<Model>>>,
-        metrics: Metrics,
-        runtime: Handle,
-    ) -> Self {
+    pub(crate) fn new(log: Arc<dyn Log>, topic: Arc<str>, lake: Lake, metrics: Metrics, runtime: Handle) -> Self {
         let announcements = Announcements::follow(log, topic.clone(), MODEL_NAME);
-        Self { announcements, lake, latest, metrics, runtime, topic, newest: None }
+        let latest = watch::Sender::new(None);
+        Self { announcements, lake, latest, looks: Arc::default(), metrics, runtime, topic, newest: None }
+    }
+
+    /// What it gives out.
+    pub(crate) fn models(&self) -> Models {
+        Models { newest: self.latest.subscribe(), looks: self.looks.clone() }
     }
 
     /// The log whose announcements it follows.
@@ -110,14 +146,16 @@ impl ModelFollower {
         let mut topic = Waiting::new(format!("topic {} in {log}", self.topic));
         let mut artefact = Waiting::new(format!("the announced model in the lake {}", self.lake.url()));
         while !shutdown.is_cancelled() {
-            match self.announcements.newest() {
-                Ok(newest) => {
-                    topic.resolved();
-                    self.newest = newest.or(self.newest.take());
-                }
+            let looked = self.announcements.newest().map(|newest| self.newest = newest.or(self.newest.take()));
+            let taken = self.take_newest(shutdown);
+            if looked.is_ok() && taken.is_ok() {
+                self.looks.fetch_add(1, Ordering::Release);
+            }
+            match looked {
+                Ok(()) => topic.resolved(),
                 Err(error) => topic.note(&error),
             }
-            match self.take_newest(shutdown) {
+            match taken {
                 Ok(()) => artefact.resolved(),
                 Err(error) => artefact.note(&error),
             }

@@ -1,4 +1,4 @@
-//! Readings to scores and alerts: a deterministic function of the model and of a partition's readings so far.
+//! Readings to scores and alerts: a deterministic function of a partition's model and of its readings so far.
 //!
 //! ```text
 //!              ┌──────────────── advance: changes state ────────────────┐
@@ -11,6 +11,9 @@
 //! `apply` and `replay` change state through the one function `advance`, so state after a replay is, to the bit, the
 //! state without the interruption; and so is the state of a snapshot. Neither a clock nor how records were cut into
 //! batches has a part in it.
+//!
+//! Each partition has a model in force, which is part of its state. While a newer one is announced, the loop prepares
+//! the state that this makes of the readings held, and puts it in the place of the other between two batches.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -26,32 +29,41 @@ use model::features::Readings;
 use model::{FEATURES, Model, Verdict};
 use pipeline::{Emit, ForgetAfter, Transform};
 use schema_registry::SchemaSource;
-use sha2::{Digest, Sha256};
 use telemetry::Reject;
 use telemetry::avro::{AvroDecoder, AvroEncoder};
 
 use crate::alerts::{Alert, AlertStatus, Announced};
-use crate::cars::{self, Cars};
+use crate::cars;
+use crate::cars::Cars;
 use crate::metrics::Metrics;
+use crate::models::Models;
+use crate::state::PartitionState;
 
-/// Scores readings with one model.
+/// Scores readings.
 pub(crate) struct Scoring {
-    model: Arc<Model>,
+    models: Models,
     forget_after: ForgetAfter,
-    state_version: String,
+    place: ModelDefinition,
     schemas: SchemaSource,
     decoder: AvroDecoder,
     encoder: AvroEncoder,
     score_schema: SchemaRef,
-    partitions: HashMap<u32, Cars>,
+    partitions: HashMap<u32, Known>,
     announced: Announced,
-    scores: Arc<str>,
-    alerts: Arc<str>,
     metrics: Metrics,
+}
+
+/// What is known of a partition.
+struct Known {
+    state: PartitionState,
+    /// [`Models::looks`] when its model came into force here.
+    since: u64,
 }
 
 /// What a batch came to.
 struct Advanced {
+    /// The model in force.
+    model: Arc<Model>,
     /// The readings, in offset order.
     readings: Identities,
     /// One for each reading.
@@ -91,7 +103,7 @@ impl Identities {
 
 impl Scoring {
     pub(crate) fn new(
-        model: Arc<Model>,
+        models: Models,
         forget_after: ForgetAfter,
         place: &ModelDefinition,
         schemas: SchemaSource,
@@ -99,20 +111,16 @@ impl Scoring {
     ) -> anyhow::Result<Self> {
         let (readings, scores) = (ModelDefinition::schema(&place.readings), ModelDefinition::schema(&place.scores));
         let score = schemas.schemas().file(scores).with_context(|| format!("the contract has no {scores}"))?;
-        // All of the model: the manifest has the hash of the weights.
-        let hash = hex::encode(Sha256::digest(model.manifest().to_json()));
         Ok(Self {
-            state_version: format!("cars-{}-{}-{}", cars::RULES, model.manifest().version, &hash[..16]),
-            model,
+            models,
             forget_after,
+            place: place.clone(),
             decoder: schemas.decoder(readings)?,
             encoder: schemas.encoder(scores)?,
             score_schema: score.arrow.clone(),
             schemas,
             partitions: HashMap::new(),
             announced: Announced::default(),
-            scores: place.scores.name.clone(),
-            alerts: place.alerts.name.clone(),
             metrics,
         })
     }
@@ -137,7 +145,8 @@ impl Scoring {
         }
         let rows = self.decoder.finish();
         let readings = Readings::new(&rows)?;
-        let cars = self.partitions.entry(batch.partition()).or_default();
+        let new = || Known { state: PartitionState::new(self.models.newest()), since: self.models.looks() };
+        let PartitionState { model, cars } = &mut self.partitions.entry(batch.partition()).or_insert_with(new).state;
         let (mut verdicts, mut alert_open) = (Vec::with_capacity(rows.num_rows()), Vec::new());
         let car_of = |(readings_before, request): &(usize, u32)| {
             (*readings_before, String::from_utf8_lossy(batch.get(*request as usize).key).into_owned())
@@ -148,32 +157,34 @@ impl Scoring {
                 forgotten.extend(Some(request).filter(|(_, car)| cars.forget(car)));
             }
             forgotten.extend(cars.pass_time(time_ms, self.forget_after).into_iter().map(|car| (i, car)));
-            let (verdict, open) = cars.judge(&self.model, readings.car(i), readings.event_time_ms(i), &readings.row(i));
+            let (verdict, open) = cars.judge(model, readings.car(i), readings.event_time_ms(i), &readings.row(i));
             verdicts.push(verdict);
             alert_open.push(open);
         }
         forgotten.extend(asked.filter(|(_, car)| cars.forget(car)));
-        Ok(Advanced { readings: Identities::of(&rows)?, verdicts, alert_open, forgotten, requests })
+        let (model, readings) = (model.clone(), Identities::of(&rows)?);
+        Ok(Advanced { model, readings, verdicts, alert_open, forgotten, requests })
     }
 
     /// Writes the scores, and each request to forget a car behind those of its readings.
     fn emit_scores(&mut self, batch: &Batch, advanced: &Advanced, emit: &mut Emit) -> anyhow::Result<()> {
-        let rows = score_rows(&self.score_schema, advanced, &self.model.manifest().version)?;
+        let Advanced { model, readings, verdicts, requests, .. } = advanced;
+        let rows = score_rows(&self.score_schema, readings, verdicts, &model.manifest().version)?;
         let encoded = self.encoder.encode(&rows)?;
-        let timestamp_ms = service::now_ms();
+        let (scores, timestamp_ms) = (&self.place.scores.name, service::now_ms());
         let pass_on = |request: u32, emit: &mut Emit| {
             let request = batch.get(request as usize);
             let when = request.headers.get(contract::FORGET).unwrap_or_default();
             let headers: [(&str, &[u8]); 1] = [(contract::FORGET, when)];
-            emit.send(&self.scores, &Record { key: request.key, value: None, headers: &headers, timestamp_ms });
+            emit.send(scores, &Record { key: request.key, value: None, headers: &headers, timestamp_ms });
         };
-        let mut requests = advanced.requests.iter().peekable();
-        for (i, (car, value)) in advanced.readings.cars.iter().flatten().zip(encoded.iter()).enumerate() {
+        let mut requests = requests.iter().peekable();
+        for (i, (car, value)) in readings.cars.iter().flatten().zip(encoded.iter()).enumerate() {
             while let Some((_, request)) = requests.next_if(|(readings_before, _)| *readings_before <= i) {
                 pass_on(*request, emit);
             }
             let record = Record { key: car.as_bytes(), value: Some(value), headers: &[], timestamp_ms };
-            emit.send(&self.scores, &record);
+            emit.send(scores, &record);
         }
         requests.for_each(|(_, request)| pass_on(*request, emit));
         Ok(())
@@ -181,7 +192,8 @@ impl Scoring {
 
     /// Writes an alert wherever what should be open differs from what the outside knows.
     fn emit_alerts(&mut self, partition: u32, advanced: &Advanced, emit: &mut Emit) -> anyhow::Result<()> {
-        let Advanced { readings, verdicts, alert_open, forgotten, .. } = advanced;
+        let Advanced { model, readings, verdicts, alert_open, forgotten, .. } = advanced;
+        let version = &*model.manifest().version;
         let mut forgotten = forgotten.iter().peekable();
         for (i, (verdict, should_be_open)) in verdicts.iter().zip(alert_open).enumerate() {
             while let Some((_, car)) = forgotten.next_if(|(readings_before, _)| *readings_before <= i) {
@@ -191,8 +203,8 @@ impl Scoring {
             let alert = match (self.announced.open(car), should_be_open) {
                 _ if verdict.late || !verdict.judged => continue,
                 (None, false) | (Some(_), true) => continue,
-                (None, true) => self.opened(readings, i, verdict),
-                (Some(opened), false) => self.closed(opened.clone(), readings.event_times.value(i), verdict),
+                (None, true) => opened(readings, i, verdict, version),
+                (Some(opened), false) => closed(opened.clone(), readings.event_times.value(i), verdict, version),
             };
             self.emit_alert(partition, alert, emit)?;
         }
@@ -214,35 +226,9 @@ impl Scoring {
         }
         let value = serde_json::to_vec(&alert).context("an alert has no JSON form")?;
         let (key, timestamp_ms) = (alert.car.as_bytes(), service::now_ms());
-        emit.send(&self.alerts, &Record { key, value: Some(&value), headers: &[], timestamp_ms });
+        emit.send(&self.place.alerts.name, &Record { key, value: Some(&value), headers: &[], timestamp_ms });
         self.announced.write(partition, alert);
         Ok(())
-    }
-
-    fn opened(&self, readings: &Identities, i: usize, verdict: &Verdict) -> Alert {
-        let (car, event_time_ms) = (readings.cars.value(i), readings.event_times.value(i));
-        Alert {
-            alert_id: Alert::id(car, readings.boot_ids.value(i), readings.seqs.value(i)),
-            car: car.to_owned(),
-            state: AlertStatus::Open,
-            opened_ms: event_time_ms,
-            event_time_ms,
-            score: verdict.score,
-            threshold: verdict.threshold,
-            features: verdict.contributors.map(|(feature, _)| FEATURES[feature].to_owned()).to_vec(),
-            model_version: self.model.manifest().version.clone(),
-        }
-    }
-
-    fn closed(&self, opened: Alert, event_time_ms: i64, verdict: &Verdict) -> Alert {
-        Alert {
-            state: AlertStatus::Closed,
-            event_time_ms,
-            score: verdict.score,
-            threshold: verdict.threshold,
-            model_version: self.model.manifest().version.clone(),
-            ..opened
-        }
     }
 
     fn count(&self, advanced: &Advanced, emit: &mut Emit) {
@@ -265,9 +251,45 @@ impl Scoring {
     }
 
     fn show_cars(&self) {
-        let cars = self.partitions.values();
+        let cars = self.partitions.values().map(|known| &known.state.cars);
         self.metrics.open_alerts.set(cars.clone().map(Cars::open_alerts).sum::<usize>() as i64);
         self.metrics.cars.set(cars.map(|cars| cars.states.len()).sum::<usize>() as i64);
+    }
+
+    /// Shows the model in force once all partitions have the same.
+    fn show_model(&self) {
+        let mut models = self.partitions.values().map(|known| &known.state.model);
+        match models.next() {
+            None => self.metrics.set_model(&self.models.newest()),
+            Some(first) if models.all(|model| is_same(model, first)) => self.metrics.set_model(first),
+            Some(_) => {}
+        }
+    }
+}
+
+fn opened(readings: &Identities, i: usize, verdict: &Verdict, model_version: &str) -> Alert {
+    let (car, event_time_ms) = (readings.cars.value(i), readings.event_times.value(i));
+    Alert {
+        alert_id: Alert::id(car, readings.boot_ids.value(i), readings.seqs.value(i)),
+        car: car.to_owned(),
+        state: AlertStatus::Open,
+        opened_ms: event_time_ms,
+        event_time_ms,
+        score: verdict.score,
+        threshold: verdict.threshold,
+        features: verdict.contributors.map(|(feature, _)| FEATURES[feature].to_owned()).to_vec(),
+        model_version: model_version.to_owned(),
+    }
+}
+
+fn closed(opened: Alert, event_time_ms: i64, verdict: &Verdict, model_version: &str) -> Alert {
+    Alert {
+        state: AlertStatus::Closed,
+        event_time_ms,
+        score: verdict.score,
+        threshold: verdict.threshold,
+        model_version: model_version.to_owned(),
+        ..opened
     }
 }
 
@@ -283,18 +305,38 @@ impl Transform for Scoring {
         true
     }
 
-    /// Another model makes other state of the same readings.
     fn state_version(&self) -> String {
-        self.state_version.clone()
+        format!("model-and-cars-{}", cars::RULES)
     }
 
     fn snapshot(&self, _topic: &Arc<str>, partition: u32) -> Vec<u8> {
-        self.partitions.get(&partition).map_or_else(|| Cars::default().to_bytes(), Cars::to_bytes)
+        let known = self.partitions.get(&partition).map(|known| known.state.to_bytes());
+        known.unwrap_or_else(|| PartitionState::new(self.models.newest()).to_bytes())
     }
 
     fn restore(&mut self, _topic: &Arc<str>, partition: u32, snapshot: &[u8]) -> anyhow::Result<()> {
-        self.partitions.insert(partition, Cars::from_bytes(snapshot)?);
+        let (mut state, newest) = (PartitionState::from_bytes(snapshot)?, self.models.newest());
+        if newest.is_same(&state.model) {
+            state.model = newest;
+        }
+        self.partitions.insert(partition, Known { state, since: self.models.looks() });
         Ok(())
+    }
+
+    /// If it has another model than the newest one. An instance that has not heard of a model yet, and gets a partition
+    /// from one that has, must not bring the one before back: so it looks once more, from beginning to end.
+    fn is_outdated(&self, _topic: &Arc<str>, partition: u32) -> bool {
+        self.show_model();
+        let looks_seen = |known: &Known| self.models.looks() >= known.since.saturating_add(2);
+        let is_older = |known: &Known| !is_same(&known.state.model, &self.models.newest()) && looks_seen(known);
+        self.partitions.get(&partition).is_some_and(is_older)
+    }
+
+    fn successor(&self, _topic: &Arc<str>, partition: u32) -> anyhow::Result<Box<dyn Transform>> {
+        let newest = self.models.newest();
+        tracing::info!(partition, "model {} is prepared for this partition", newest.manifest().version);
+        let (models, schemas, metrics) = (Models::fixed(newest), self.schemas.clone(), self.metrics.clone());
+        Ok(Box::new(Self::new(models, self.forget_after, &self.place, schemas, metrics)?))
     }
 
     /// Writers of other releases: who they are is asked of the schema registry, if there is one.
@@ -335,6 +377,10 @@ impl Transform for Scoring {
     }
 }
 
+fn is_same(one: &Arc<Model>, other: &Arc<Model>) -> bool {
+    Arc::ptr_eq(one, other) || one.is_same(other)
+}
+
 /// Which of two schemas the scorer cannot work with.
 #[derive(Debug)]
 pub(crate) enum Misfit {
@@ -353,14 +399,17 @@ pub(crate) fn check_schemas(readings: &SchemaRef, scores: &SchemaRef) -> Result<
     let rows = RecordBatch::new_empty(readings.clone());
     Readings::new(&rows).map_err(|error| Misfit::Readings(error.into()))?;
     let readings = Identities::of(&rows).map_err(Misfit::Readings)?;
-    let (verdicts, alert_open, forgotten, requests) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let none = Advanced { readings, verdicts, alert_open, forgotten, requests };
-    score_rows(scores, &none, "").map(drop).map_err(Misfit::Scores)
+    score_rows(scores, &readings, &[], "").map(drop).map_err(Misfit::Scores)
 }
 
 /// The rows of the topic of scores.
-fn score_rows(schema: &SchemaRef, advanced: &Advanced, version: &str) -> anyhow::Result<RecordBatch> {
-    let Advanced { readings: Identities { cars, boot_ids, seqs, event_times }, verdicts, .. } = advanced;
+fn score_rows(
+    schema: &SchemaRef,
+    readings: &Identities,
+    verdicts: &[Verdict],
+    version: &str,
+) -> anyhow::Result<RecordBatch> {
+    let Identities { cars, boot_ids, seqs, event_times } = readings;
     let mut columns: Vec<ArrayRef> =
         vec![Arc::new(cars.clone()), Arc::new(boot_ids.clone()), Arc::new(seqs.clone()), Arc::new(event_times.clone())];
     columns.push(Arc::new(Float32Array::from_iter_values(verdicts.iter().map(|v| v.score))));

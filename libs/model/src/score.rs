@@ -54,6 +54,21 @@ impl Model {
         &self.manifest
     }
 
+    /// Its parameters.
+    pub fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    /// Whether both have the same version and score alike. How good they are, and what they come from, is not compared.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let (one, two) = (&self.manifest, &other.manifest);
+        one.version == two.version
+            && self.weights == other.weights
+            && (&one.settings, &one.scaling) == (&two.settings, &two.scaling)
+            && (one.residual_sigma, one.smoothed_sigma) == (two.residual_sigma, two.smoothed_sigma)
+            && (one.threshold, one.alert) == (two.threshold, two.alert)
+    }
+
     /// The state of a car that has not been seen yet.
     pub fn new_car(&self) -> CarState {
         CarState::new(&self.manifest.scaling)

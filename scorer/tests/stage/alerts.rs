@@ -70,8 +70,10 @@ async fn another_model_closes_what_it_would_not_have_opened() {
     site.append_readings(&readings(4, 0, 30, broken));
     run_to_end(site.args_with(&strict)).await;
     assert_eq!(site.alerts().len(), 1);
+    let running = Running::start(site.args_with(&lenient));
+    running.until_model(&lenient.version).await;
     site.append_readings(&readings(4, 30, 32, broken));
-    run_to_end(site.args_with(&lenient)).await;
+    running.stop().await;
     let alerts = site.alerts();
     let (_, closed) = the_pair(&alerts);
     assert_eq!(closed.event_time_ms, START_MS + 30_000, "at the car's next reading");
@@ -139,7 +141,9 @@ async fn a_car_is_forgotten_on_request_and_its_alert_is_closed() {
     let requests: Vec<_> = (0..).zip(&scores).filter(|(_, score)| score.value.is_empty()).collect();
     assert_eq!(requests.iter().map(|(i, _)| *i).collect::<Vec<_>>(), [40]);
     assert_eq!((&*requests[0].1.headers[contract::FORGET], scores.len()), ("1795219200000", 81));
+    let running = Running::start(site.args_with(&other));
+    running.until_model(&other.version).await;
     site.append_readings(&between(80, 90));
-    run_to_end(site.args_with(&other)).await;
+    running.stop().await;
     check(&site.scores(), &other, 80, 90);
 }

@@ -1,8 +1,13 @@
 //! Where models come from, what is refused, and how one takes over from another.
 
-use event_log::LogUrl;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use event_log::{Error, Log, LogUrl, TopicDescription};
 use lake::LakeUrl;
-use scorer::Metrics;
+use scorer::{Metrics, ModelSource};
 use service::ConfigError;
 use tokio_util::sync::CancellationToken;
 
@@ -40,6 +45,111 @@ async fn an_announced_model_takes_over_and_scores_as_if_it_had_always_been_there
     wanted.retain(|(_, seq), _| *seq < 30);
     wanted.extend(expected(&second, &all).into_iter().filter(|((_, seq), _)| *seq >= 30));
     assert_eq!(site.scores(), wanted);
+}
+
+/// Each score is, to the bit, the one that its model would give if it had scored all readings; and the models of a car
+/// follow each other as they were announced, through restarts and whenever a switch comes.
+#[tokio::test(flavor = "multi_thread")]
+async fn while_models_change_each_reading_has_the_score_of_the_model_it_names() {
+    let site = Site::new();
+    let models: Vec<_> = (1..=5).map(|seed| small_model(seed, 3.0)).collect();
+    let mut next = 0;
+    for files in &models {
+        site.announce(files).await;
+        let running = Running::start(site.args());
+        for _ in 0..4 {
+            site.append_readings(&readings(6, next, next + 10, |_, _| false));
+            next += 10;
+            running.until("the scores", || site.count("scores") == 6 * next as usize).await;
+        }
+        if files.version == models[2].version {
+            running.until_model(&files.version).await;
+        }
+        running.stop().await;
+    }
+    let running = Running::start(site.args());
+    running.until_model(&models[4].version).await;
+    site.append_readings(&readings(6, next, next + 10, |_, _| false));
+    running.stop().await;
+    next += 10;
+    let (scores, all) = (site.scores(), readings(6, 0, next, |_, _| false));
+    assert_eq!(scores.len(), all.len());
+    let expected: Vec<_> = models.iter().map(|files| expected(files, &all)).collect();
+    let mut newest: BTreeMap<&str, usize> = BTreeMap::new();
+    for reading in &all {
+        let identity = (reading.car.clone(), reading.seq);
+        let score = &scores[&identity];
+        let model = models.iter().position(|files| files.version == score.model_version).unwrap();
+        assert_eq!(*score, expected[model][&identity]);
+        let before = newest.insert(&reading.car, model).unwrap_or(0);
+        assert!(before <= model, "{} {}: model {model} after model {before}", reading.car, reading.seq);
+    }
+    assert!(newest.values().all(|model| *model == 4), "{newest:?}");
+}
+
+/// Edited by hand, it has the version of before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fixed_model_that_was_edited_is_another_one() {
+    let (site, model) = (Site::new(), small_model(1, 4.0));
+    site.append_readings(&readings(4, 0, 30, |_, _| false));
+    run_to_end(site.args_with(&model)).await;
+    let manifest = String::from_utf8(model.manifest.clone()).unwrap();
+    let manifest = manifest.replace("\"threshold\": 4.0", "\"threshold\": 3.0").into_bytes();
+    let edited = Files { manifest, ..model };
+    let running = Running::start(site.args_with(&edited));
+    let models = running.metrics.model_in_force();
+    running.until("the threshold", || models.borrow().as_ref().is_some_and(|model| model.threshold == 3.0)).await;
+    site.append_readings(&readings(4, 30, 40, |_, _| false));
+    running.stop().await;
+    let (scores, expected) = (site.scores(), expected(&edited, &readings(4, 0, 40, |_, _| false)));
+    assert_eq!(scores.values().filter(|score| score.threshold == 3.0).count(), 40);
+    assert!(expected.iter().filter(|((_, seq), _)| *seq >= 30).all(|(identity, score)| scores[identity] == *score));
+}
+
+/// An instance that does not know yet of the model that another one has switched to leaves it in force until it has
+/// looked once more.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_is_behind_brings_no_model_back() {
+    let (site, cloud) = (Site::new(), Site::new());
+    let (old, new) = (small_model(1, 4.0), small_model(2, 3.0));
+    site.append_readings(&readings(4, 0, 20, |_, _| false));
+    run_to_end(site.args_with(&new)).await;
+    cloud.announce(&old).await;
+    let once = Arc::new(Once { log: cloud.log.clone(), looks: AtomicI64::new(1) });
+    let source = ModelSource::Announced { log: once.clone(), lake: cloud.lake() };
+    let running = Running::start_on(site.args(), site.log.clone(), source);
+    running.until_model(&new.version).await;
+    site.append_readings(&readings(4, 20, 30, |_, _| false));
+    running.until("the scores", || site.count("scores") == 120).await;
+    assert_eq!(running.metrics.pipeline.states_replaced.get(), 0);
+    // It is what was meant: announced last, in a log that answers again.
+    once.looks.store(i64::MAX, Ordering::Relaxed);
+    running.until_model(&old.version).await;
+    running.stop().await;
+    assert!(site.scores().values().all(|score| score.model_version == new.version));
+}
+
+/// A log that tells what is on topic `models` so many times.
+struct Once {
+    log: Arc<dyn Log>,
+    looks: AtomicI64,
+}
+
+impl fmt::Debug for Once {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Once({:?})", self.log)
+    }
+}
+
+impl Log for Once {
+    test_support::passes_on!(log: url ensure_topic committed appender reader consumer transactor);
+
+    fn describe(&self, topic: &str) -> Result<TopicDescription, Error> {
+        if self.looks.fetch_sub(1, Ordering::Relaxed) > 0 {
+            return self.log.describe(topic);
+        }
+        Err(Error::Unavailable { operation: "describe", log: self.url().to_string(), source: "no uplink".into() })
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -24,7 +24,7 @@ use model_registry::ModelFiles;
 use prometheus_client::registry::Registry;
 pub(crate) use scorer::Args;
 use scorer::alerts::Alert;
-use scorer::{MODEL_NAME, Metrics, ModelInForce};
+use scorer::{MODEL_NAME, Metrics, ModelInForce, ModelSource};
 use sha2::{Digest, Sha256};
 use telemetry::avro::{AvroDecoder, AvroEncoder};
 use test_support::clock::yesterday_ms;
@@ -226,6 +226,16 @@ impl Running {
         let metrics = Metrics::new(&mut registry);
         let shutdown = CancellationToken::new();
         let stage = tokio::spawn(scorer::run_with(args, metrics.clone(), shutdown.clone()));
+        Self { stage, shutdown: shutdown.drop_guard(), metrics, registry }
+    }
+
+    /// With its log and its models opened already.
+    pub(crate) fn start_on(args: Args, log: Arc<dyn Log>, models: ModelSource) -> Self {
+        let mut registry = Registry::default();
+        let metrics = Metrics::new(&mut registry);
+        let (shutdown, of_stage) = (CancellationToken::new(), metrics.clone());
+        let stop = shutdown.clone();
+        let stage = tokio::spawn(async move { scorer::run_on(&args, log, models, of_stage, stop).await });
         Self { stage, shutdown: shutdown.drop_guard(), metrics, registry }
     }
 
