@@ -13,7 +13,7 @@ use arrow::datatypes::{DataType, Field, Schema};
 use carstream::audit::{Kind, Report, Sources};
 use carstream::forget::{self, forget};
 use event_log::partition_for_key;
-use lake::{Days, ObjectName};
+use lake::{Days, Encodings, ObjectName, ObjectWriter};
 use support::{At, BOOT, CARS, SEQS, Site, carstream, ends, vin};
 use telemetry::pseudonym::PseudonymKey;
 use test_support::clock::now_ms;
@@ -107,13 +107,14 @@ async fn without_a_request_what_is_erased_is_lost() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_excuses_nothing_else() {
-    // Another car's reading was lost, and one of the car's own before there was anything to erase.
-    for lost in [(2, 5), (ASKS, 5)] {
+    // Another car's reading was lost, or one of the car's own before there was anything to erase.
+    for lost in [(0, 5), (2, 5), (ASKS, 5)] {
         let site = Site::with(|at, car, seq| usize::from(at != At::Lake || (car, seq) != lost)).await;
         ask(&site, None).await;
         let erased = erase(&site).await;
         let report = site.audit().await;
         assert_eq!((report.counts[&Kind::Missing], report.ledger.lost, report.erased), (1, 1, erased), "{report}");
+        assert_eq!(report.discrepancies[0].car, Some(place_of(&site, lost.0).0), "{report}");
     }
     // A reading that the car sent after its request.
     let last = SEQS - 1;
@@ -124,6 +125,26 @@ async fn a_request_excuses_nothing_else() {
     let report = site.audit().await;
     let of_car: Vec<_> = report.discrepancies.iter().map(|missing| missing.car.clone()).collect();
     assert_eq!((report.ledger.lost, of_car), (1, vec![Some(place_of(&site, ASKS).0)]), "{report}");
+}
+
+/// Of another boot, which is judged before the one that was erased.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_later_reading_that_is_lost_is_told_from_erased_ones() {
+    let site = Site::with(|_, _, _| 1).await;
+    ask(&site, None).await;
+    erase(&site).await;
+    let (_, partition) = place_of(&site, ASKS);
+    let start = ends(&site.cloud, "telemetry")[partition as usize];
+    site.avro(At::Cloud, &[(ASKS, BOOT - 1, 0)], now_ms());
+    // The sink has passed it.
+    let schema = &contract::Contract::builtin().schemas().file("telemetry.v2.avsc").unwrap().arrow;
+    let name = ObjectName::new("telemetry", partition, start, now_ms());
+    let writer = ObjectWriter::new(name, schema, 2, Encodings::default()).unwrap();
+    site.lake.put_object(&writer.finish(start + 1).unwrap()).await.unwrap();
+    let sources = Sources::new(None, Some(site.cloud.clone()), Some(site.lake.clone()));
+    let report = site.audit_with(sources, false).await.unwrap();
+    let missing = &report.discrepancies[0];
+    assert_eq!((report.counts[&Kind::Missing], missing.boot_id, missing.seq), (1, Some(BOOT - 1), Some(0)), "{report}");
 }
 
 /// Its later rows stay, and the numbers before them are no gap.

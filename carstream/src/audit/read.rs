@@ -99,7 +99,7 @@ pub(crate) fn each_batch(
 }
 
 /// The records of a topic of readings that should be readings: not those that ask for a car to be forgotten.
-fn readings(batch: &Batch) -> impl Iterator<Item = RecordRef<'_>> {
+pub(crate) fn readings(batch: &Batch) -> impl Iterator<Item = RecordRef<'_>> {
     batch.iter().filter(|record| !contract::is_forget(record.value, record.headers.get(contract::FORGET)))
 }
 

@@ -11,7 +11,7 @@ use anyhow::{Context, bail};
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{Float32Type, Int64Type, TimestampMillisecondType};
 use contract::{Contract, ModelDefinition, Topic};
-use event_log::{Batch, Log};
+use event_log::{Batch, Log, RecordRef};
 use telemetry::avro::AvroDecoder;
 use telemetry::pseudonym::PseudonymKey;
 use tokio_util::sync::CancellationToken;
@@ -71,17 +71,17 @@ impl Account {
         let readings = &self.place.readings.clone();
         self.each_reading(cloud, readings, |batch, _| {
             let until = until.get(&batch.partition()).copied().unwrap_or(0);
-            Ok(Box::new(move |index, reading| reading.trained_on |= batch.get(index).offset < until))
+            Ok(Box::new(move |_, record, reading| reading.trained_on |= record.offset < until))
         })
     }
 
     /// Notes the scores.
     pub(crate) fn note_scores(&mut self, edge: &Arc<dyn Log>) -> anyhow::Result<()> {
         let scores = &self.place.scores.clone();
-        self.each_reading(edge, scores, |batch, rows| {
+        self.each_reading(edge, scores, |_, rows| {
             let scores = column::<Float32Type>(rows, "score")?;
-            Ok(Box::new(move |index, reading| {
-                reading.score = Some(Scored { score: scores[index], at_ms: batch.get(index).timestamp_ms });
+            Ok(Box::new(move |index, record, reading| {
+                reading.score = Some(Scored { score: scores[index], at_ms: record.timestamp_ms });
             }))
         })
     }
@@ -95,7 +95,9 @@ impl Account {
     ) -> anyhow::Result<()> {
         let mut decoder = AvroDecoder::new(self.contract.schemas(), ModelDefinition::schema(topic))?;
         each_batch(log, &topic.name, |batch| {
-            for record in batch.iter() {
+            // Those that ask for a car to be forgotten are none.
+            let records: Vec<_> = read::readings(batch).collect();
+            for record in &records {
                 if let Err(reject) = decoder.decode(record.value.unwrap_or_default()) {
                     bail!("{}/{} offset {}: {}", topic.name, batch.partition(), record.offset, reject.detail);
                 }
@@ -104,11 +106,11 @@ impl Account {
             let mut note = of_batch(batch, &rows)?;
             let cars = rows.column_by_name("car").context("no column car")?.as_string::<i32>();
             let (boot_ids, seqs) = (column::<Int64Type>(&rows, "boot_id")?, column::<Int64Type>(&rows, "seq")?);
-            for index in 0..rows.num_rows() {
+            for (index, record) in records.iter().enumerate() {
                 let Some(car) = self.cars.find_pseudonym(cars.value(index)) else { continue };
                 let identity = Identity { car, boot_id: boot_ids[index], seq: seqs[index] };
                 if let Some(reading) = self.readings.get_mut(&identity) {
-                    note(index, reading);
+                    note(index, record, reading);
                 }
             }
             Ok(())
@@ -127,7 +129,7 @@ impl Account {
 }
 
 /// Notes something of the reading of a row.
-type Note<'b> = Box<dyn FnMut(usize, &mut Reading) + 'b>;
+type Note<'b> = Box<dyn FnMut(usize, &RecordRef<'_>, &mut Reading) + 'b>;
 
 /// Reads a topic from its beginning to its present end.
 pub(crate) fn each_batch(
