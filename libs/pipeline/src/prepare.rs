@@ -22,7 +22,7 @@ use event_log::{Error, Outcome, Position, Range, Read, Reader, TopicPartition};
 
 use crate::{Metrics, REPLAY_RECORDS, Stage, Transform};
 
-/// Offsets that the last round may have: it takes some tenths of a second.
+/// Offsets that the last round may have: nothing is applied meanwhile.
 const LAST_ROUND: u64 = 32_768;
 /// How long the last round may take: a log that has just answered may be gone.
 const LAST_ROUND_BUDGET: Duration = Duration::from_secs(5);
