@@ -285,11 +285,13 @@ fn explain(kind: Kind, seeds: &[u64], failures: &[Failure]) -> String {
 
 /// Runs some schedules on top of a lie, and fails if it goes unnoticed.
 fn expect_failures(kind: Kind, lie: Lie, said: &str) {
-    let seeds: Vec<u64> = (0..200).collect();
+    // One schedule in 23 has an instance that must be fenced, and is in the way: of few their number is chance.
+    let schedules = if lie == Lie::Unfenced { 800 } else { 200 };
+    let seeds: Vec<u64> = (0..schedules).collect();
     let (failures, _) = run_all(kind, &seeds, lie);
     let named: Vec<_> = failures.iter().filter(|failure| failure.what.contains(said)).collect();
     println!("{}, {lie:?}: {} of {} failed, {} named records", kind.name, failures.len(), seeds.len(), named.len());
-    assert!(named.len() >= 5, "{}: {lie:?} was hardly noticed: {:?}", kind.name, failures.first());
+    assert!(named.len() >= seeds.len() / 40, "{}: {lie:?} was hardly noticed: {:?}", kind.name, failures.first());
 }
 
 fn run_one(kind: Kind, seed: u64, lie: Lie) -> Ran {
