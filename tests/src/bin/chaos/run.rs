@@ -263,7 +263,10 @@ impl Sabotage {
             Self::PubackFirst => [2_000; 3].map(|hold_ms| Step::fixed(3_000, Kind::Strand(Bridge), 1, hold_ms)).into(),
             Self::PositionsFirst => {
                 crew[2] = (Preprocessor, 2);
-                [1, 2, 1, 2].map(|instance| Step::fixed(3_000, Kind::Kill(Preprocessor), instance, 0)).into()
+                // A kill must fall between the two transactions of an instance that has something to do.
+                [1, 2, 1, 2, 1, 2, 1, 2]
+                    .map(|instance| Step::fixed(2_500, Kind::Kill(Preprocessor), instance, 0))
+                    .into()
             }
             Self::PlainPut => {
                 crew.push((Sink, 2));
