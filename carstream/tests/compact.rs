@@ -25,7 +25,7 @@ const OBJECTS: u64 = 12;
 const ROWS: u64 = 5;
 const END: u64 = DAYS * OBJECTS * ROWS;
 
-/// What happens, happens within this time.
+/// How long a test waits before it fails.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 async fn fill(lake: &Lake) {

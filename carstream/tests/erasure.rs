@@ -19,7 +19,7 @@ use telemetry::pseudonym::PseudonymKey;
 use test_support::clock::now_ms;
 use tokio_util::sync::CancellationToken;
 
-/// What happens, happens within this time.
+/// How long a test waits before it fails.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The car that asks.
@@ -189,7 +189,7 @@ async fn process(site: &Site, key_file: &Path) {
     sink::run_on(&args, log, site.lake.clone(), metrics, stop).await.unwrap();
 }
 
-/// Whether any file of the readings in the lake has a row of this car, whether it counts or not, or names it elsewhere.
+/// Whether any file of the lake contains this pseudonym, in a row or elsewhere, counted or not.
 async fn is_in_the_lake(site: &Site, car: &str) -> bool {
     let schema = Arc::new(Schema::new(vec![Field::new(contract::CAR, DataType::Utf8, false)]));
     for file in site.lake.list("").await.unwrap() {

@@ -18,7 +18,7 @@ use super::extent::LakeExtent;
 use super::read::PlaceRef;
 use super::readings::Reading;
 
-/// What is known of erased rows.
+/// The proof that rows were erased on request.
 #[derive(Debug, Default)]
 pub(crate) struct Erased {
     requests: ErasureRequests,
@@ -26,7 +26,7 @@ pub(crate) struct Erased {
     pub(crate) rows: u64,
     /// Rows that are still there although a request asks for them to be erased.
     pub(crate) to_go: u64,
-    /// Whether a car has asked, by its number.
+    /// By the number of a car in this audit: whether it asked to be forgotten.
     asked: HashMap<u32, bool>,
 }
 
@@ -56,7 +56,7 @@ impl Erased {
         }
     }
 
-    /// Whether a car has asked.
+    /// Whether the car with this pseudonym asked to be forgotten.
     pub(crate) fn has_asked(&self, pseudonym: &str) -> bool {
         self.requests.count() > 0 && self.requests.has(pseudonym)
     }

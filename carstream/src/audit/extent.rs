@@ -84,7 +84,7 @@ pub(crate) struct LakeExtent {
     pub(crate) kept_since_ms: Option<i64>,
     /// Objects that cannot be used, and why.
     pub(crate) unusable: Vec<(String, String)>,
-    /// What cars have asked to be erased.
+    /// Requests to erase the rows of cars.
     pub(crate) requests: ErasureRequests,
 }
 

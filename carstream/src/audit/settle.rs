@@ -159,7 +159,7 @@ impl Judge<'_> {
         let Tally { present, .. } = self.tally;
         let is_erased = has_asked && !reading.is(Reading::STAYS) && missing(reading, present).0 == Some(Hop::Lake);
         if is_erased && self.erased(1) == 1 {
-            // It was there.
+            // It had reached the lake, and was erased there.
             reading.see(Hop::Lake);
         }
         let (mut missing, excused) = missing(reading, present);

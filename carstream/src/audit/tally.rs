@@ -89,7 +89,7 @@ pub(crate) struct Tally {
     pub(crate) unread: Vec<Unread>,
     dead_letters_kept_since: Option<i64>,
     refusals: Refusals,
-    /// What was erased from the lake.
+    /// The proof that rows were erased from the lake on request.
     pub(crate) erased: Erased,
 }
 
